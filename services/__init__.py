@@ -1,0 +1,1 @@
+"""Comity's five services and the chassis they stand on."""

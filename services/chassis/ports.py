@@ -1,0 +1,109 @@
+"""What services need from the outside, as shapes. tests/contract holds what every adapter must do."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from services.chassis.errors import ServiceError
+from services.chassis.events import Append, Appended, LogPosition, RecordedEvent
+
+
+class EventStore(Protocol):
+    """The append-only log of one service."""
+
+    async def append(self, append: Append) -> Appended:
+        """Record events durably; waiting appends are committed together.
+
+        Raises:
+            ServiceError: CONFLICT (VERSION_CONFLICT) when the stream does not stand at the expected version;
+                ALREADY_EXISTS (REQUEST_ID_REUSED) when the request id was used for another command;
+                UNAVAILABLE when the outcome is unknown even after looking it up.
+        """
+        ...
+
+    async def append_many(self, appends: Sequence[Append]) -> list[Appended | ServiceError]:
+        """Record each append on its own merits, all in one transaction; refusals are returned, not raised."""
+        ...
+
+    async def read_stream(self, stream_id: str, *, after_version: int = 0) -> list[RecordedEvent]:
+        """The stream's events in order of version."""
+        ...
+
+    async def read_log(self, after: LogPosition, *, limit: int) -> list[RecordedEvent]:
+        """Up to *limit* committed events after a position, in commit order; never skips one that commits later."""
+        ...
+
+    async def head(self) -> LogPosition:
+        """Position of the newest event that read_log can return."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A message taken from a channel."""
+
+    channel: str
+    payload: bytes
+    headers: Mapping[str, str]
+    deliveries_count: int
+
+
+class Delivery(Protocol):
+    """A message that waits for its verdict."""
+
+    message: Message
+
+    async def ack(self) -> None:
+        """It had its effect; never deliver it again."""
+        ...
+
+    async def retry(self, *, delay_s: float) -> None:
+        """Deliver it again after the delay; the ones behind it wait."""
+        ...
+
+
+class Bus(Protocol):
+    """Durable channels between services: at least once, in order within a channel."""
+
+    async def publish(self, channel: str, payload: bytes, *, message_id: str, headers: Mapping[str, str]) -> None:
+        """Returns once the message is stored; the same id within the dedup window is stored once.
+
+        Raises:
+            ServiceError: UNAVAILABLE when it could not be stored in time; trying again is safe.
+        """
+        ...
+
+    def consume(self, channels: str, *, durable: str) -> AsyncIterator[Delivery]:
+        """Deliveries on the channels (`*` one token, `>` the rest), one at a time, from where *durable* stands."""
+        ...
+
+
+class Cache(Protocol):
+    """Values that can all be rebuilt. Calls are coalesced: those that wait leave together."""
+
+    async def get(self, key: str) -> bytes | None:
+        """The value, or None.
+
+        Raises:
+            ServiceError: UNAVAILABLE.
+        """
+        ...
+
+    async def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
+        """One value or None a key, in that order."""
+        ...
+
+    async def set_many(self, values: Mapping[str, bytes], *, ttl_s: float | None = None) -> None:
+        """Set all of them."""
+        ...
+
+    async def set_newer_many(self, values: Mapping[str, tuple[int, bytes]]) -> None:
+        """Set each value unless one with a higher version is there.
+
+        The version is stored in front of the value as 8 bytes, big endian, so that a late filler never puts an old state over a new one.
+        """
+        ...
+
+    async def delete_many(self, keys: Sequence[str]) -> None:
+        """Remove them; absent ones are no error."""
+        ...
