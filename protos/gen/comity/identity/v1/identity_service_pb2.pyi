@@ -42,19 +42,27 @@ Global___ResolveRequest: _TypeAlias = ResolveRequest  # noqa: Y015
 
 @_typing.final
 class ResolveQuery(_message.Message):
+    """Either identities, or a pseudonym."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     IDENTITIES_FIELD_NUMBER: _builtins.int
+    SUBJECT_ID_FIELD_NUMBER: _builtins.int
+    subject_id: _builtins.str
+    """Any member of the person, where a reader of facts has nothing else: says who that is now. A member
+    that was never linked is a person of its own, so an unknown one is no error; the level is unset.
+    """
     @_builtins.property
     def identities(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Identity]: ...
     def __init__(
         self,
         *,
         identities: _abc.Iterable[_types_pb2.Identity] | None = ...,
+        subject_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["identities", b"identities"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["identities", b"identities", "subject_id", b"subject_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
