@@ -1,0 +1,94 @@
+"""What a service is told from outside: environment variables, and secrets as files.
+
+One frozen class a service, derived from ServiceSettings with an `env_prefix` of its own. Where a secret lies is a
+setting; what it says never is, so settings can be logged (`public`).
+"""
+
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+# A key that an HMAC or AES-256 can use in full.
+SECRET_BYTES_MIN = 32
+# A secret is a key, not a document: a wrong path must not be read into memory whole.
+SECRET_BYTES_MAX = 4096
+
+
+class ServiceSettings(BaseSettings):
+    """What every service is told; a service adds fields and sets `env_prefix="COMITY_<SERVICE>_"`.
+
+    Args:
+        listen: host:port of the gRPC server; port 0 takes a free one.
+        database_url: of the service's own Postgres database.
+        nats_url: of JetStream.
+        redis_url: of Redis or Valkey; empty where the service uses none.
+        traces_dir: folder for OTLP-JSON lines when there is no otlp_endpoint; empty: no spans are kept.
+        otlp_endpoint: host:port that takes OTLP over gRPC.
+        trace_ratio: share of calls that are sampled when their caller did not decide.
+        metrics_port: of the Prometheus endpoint; 0: none.
+        metrics_host: address the Prometheus endpoint binds to.
+        drain_s: between "not serving" and the last new call, so that balancers can look away.
+        stop_grace_s: for calls in flight to end, after that.
+        reuse_port: several processes share the port; off, so that a second start fails instead of taking half the calls.
+        concurrent_calls_max: above it a call is refused at once with RESOURCE_EXHAUSTED.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="COMITY_", frozen=True, extra="ignore", hide_input_in_errors=True)
+
+    listen: str = "127.0.0.1:0"
+    database_url: SecretStr
+    nats_url: str
+    redis_url: str = ""
+    traces_dir: str = ""
+    otlp_endpoint: str = ""
+    trace_ratio: float = Field(default=1.0, ge=0.0, le=1.0)
+    metrics_port: int = Field(default=0, ge=0, le=65535)
+    metrics_host: str = "127.0.0.1"
+    log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
+    drain_s: float = Field(default=5.0, ge=0.0, le=30.0)
+    stop_grace_s: float = Field(default=10.0, ge=0.0, le=30.0)
+    reuse_port: bool = False
+    concurrent_calls_max: int = Field(default=2000, ge=1)
+
+    def public(self) -> dict[str, Any]:
+        """The settings as a log may hold them: secrets masked, no user or password in URLs."""
+        return {name: _masked(value) for name, value in self.model_dump().items()}
+
+    def secret_files(self) -> dict[str, Path]:
+        """The files that must hold a secret: every field whose name ends in `_file`."""
+        return {
+            name: value for name, value in self if name.endswith("_file") and isinstance(value, Path) and value.parts
+        }
+
+
+def read_secret(path: Path) -> bytes:
+    """The secret in a file, without the newline that editors leave at its end.
+
+    Raises:
+        ValueError: the file cannot be read, or holds fewer than 32 or more than 4,096 bytes.
+    """
+    try:
+        with path.open("rb") as file:
+            secret = file.read(SECRET_BYTES_MAX + 1).rstrip(b"\r\n")
+    except OSError as error:
+        raise ValueError(f"{path}: the secret cannot be read ({error.strerror})") from error
+    if not SECRET_BYTES_MIN <= len(secret) <= SECRET_BYTES_MAX:
+        raise ValueError(
+            f"{path}: the secret has {len(secret)} bytes; {SECRET_BYTES_MIN} to {SECRET_BYTES_MAX} are allowed"
+        )
+    return secret
+
+
+def _masked(value: Any) -> Any:
+    """The value without what only its owner may know."""
+    if isinstance(value, SecretStr):
+        return "***"
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, str) and "@" in value and "://" in value:
+        parts = urlsplit(value)
+        return urlunsplit(parts._replace(netloc=f"***@{parts.netloc.rpartition('@')[2]}"))
+    return value
