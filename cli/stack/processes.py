@@ -1,0 +1,201 @@
+"""Processes that are known by pid and start time, so that a pid used again is never taken for ours."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from services.chassis.errors import Kind, ServiceError
+
+LAUNCHER = Path(__file__).with_name("launch.py")
+POLL_S = 0.02
+LOG_TAIL_BYTES = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessRecord:
+    """A process as state.json knows it; *started* tells it from a later one with the same pid."""
+
+    pid: int
+    started: str
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """How a process is started.
+
+    Args:
+        uid: user to run as; None for the user who asks.
+        stop_signals: what to send in turn, each with the seconds to wait before the next.
+    """
+
+    name: str
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    log: Path
+    cwd: Path
+    uid: int | None = None
+    stop_signals: tuple[tuple[signal.Signals, float], ...] = ((signal.SIGTERM, 15.0), (signal.SIGKILL, 5.0))
+
+
+def start_time(pid: int) -> str | None:
+    """When the process started, as an opaque string; None when no such process runs.
+
+    Linux counts from boot in ticks, which no change of the clock moves; a zombie counts as gone.
+    """
+    if sys.platform != "linux":
+        return _start_time_elsewhere(pid)
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = stat.rpartition(")")[2].split()
+    state, ticks = fields[0], fields[19]
+    return None if state in "ZX" else f"{boot}/{ticks}"
+
+
+def _start_time_elsewhere(pid: int) -> str | None:
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else f"{process.create_time():.2f}"
+    except psutil.NoSuchProcess:
+        return None
+
+
+class Process:
+    """One process of a stack: started by us, or found in state.json.
+
+    Args:
+        record: of a process that was started earlier, if any.
+        tied: whether the kernel ends the process when this one dies, however it dies.
+    """
+
+    def __init__(self, name: str, *, record: ProcessRecord | None = None, tied: bool = True) -> None:
+        self.name = name
+        self.record = record
+        self._tied = tied
+        self._child: subprocess.Popen[bytes] | None = None
+        self._stopped = False
+
+    def spawn(self, command: Command, on_spawn: Callable[[ProcessRecord], None] | None = None) -> None:
+        """Start it; *on_spawn* writes its record down before the command begins.
+
+        Must be called on the main thread: the kernel ties a process to the thread that started it.
+        """
+        death_signal = command.stop_signals[0][0] if self._tied else 0
+        uid = -1 if command.uid is None else command.uid
+        launcher = [sys.executable, "-I", "-S", str(LAUNCHER), str(uid), str(os.getpid()), str(int(death_signal))]
+        command.log.parent.mkdir(parents=True, exist_ok=True)
+        with command.log.open("ab") as log:
+            self._child = subprocess.Popen(
+                [*launcher, *command.argv],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=dict(command.env),
+                cwd=command.cwd,
+                start_new_session=True,  # Ctrl-C reaches the supervisor alone, which stops things in order
+            )
+        self.record = ProcessRecord(self._child.pid, start_time(self._child.pid) or "")
+        self._stopped = False
+        if on_spawn is not None:
+            on_spawn(self.record)
+        assert self._child.stdin is not None
+        with contextlib.suppress(BrokenPipeError), self._child.stdin as stdin:
+            stdin.write(b"g")
+
+    @property
+    def pid(self) -> int | None:
+        """Its pid; None when it was never started."""
+        return self.record.pid if self.record else None
+
+    def alive(self) -> bool:
+        """Whether it runs, and is the one that was started."""
+        if self._child is not None:
+            return self._child.poll() is None
+        return self.record is not None and start_time(self.record.pid) == self.record.started
+
+    @property
+    def crashed(self) -> bool:
+        """Whether it ended without being asked to."""
+        return self.record is not None and not self._stopped and not self.alive()
+
+    async def stop(self, signals: Sequence[tuple[signal.Signals, float]]) -> None:
+        """Send the signals in turn until it is gone; nothing to do when it is not running."""
+        self._stopped = True
+        for number, patience_s in signals:
+            if not self.alive():
+                return
+            self.send(number)
+            if number != signal.SIGKILL:
+                self.send(signal.SIGCONT)  # a paused process takes no signal but SIGKILL
+            if await self.wait_gone(patience_s):
+                return
+        if self.alive():
+            raise ServiceError(Kind.UNAVAILABLE, "PROCESS_WILL_NOT_STOP", f"{self.name} (pid {self.pid}) does not stop")
+
+    async def kill(self) -> None:
+        """End it and its children at once, as a power cut would, and wait until they are gone."""
+        self._stopped = True
+        family = self.family()
+        for member in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
+        await wait_until(lambda: not self.alive() and not any(_runs(member) for member in family), 10.0)
+
+    def family(self) -> list[psutil.Process]:
+        """The process and all its children, the process first; empty when it is not running."""
+        if not self.alive() or self.pid is None:
+            return []
+        try:
+            process = psutil.Process(self.pid)
+            return [process, *process.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal, to this process only."""
+        if self.alive() and self.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    async def wait_gone(self, timeout_s: float) -> bool:
+        """Whether it is gone, after waiting for that at most *timeout_s*."""
+        return await wait_until(lambda: not self.alive(), timeout_s)
+
+
+async def wait_until(holds: Callable[[], bool], timeout_s: float) -> bool:
+    """Whether *holds* became true, asked again and again for at most *timeout_s*."""
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        if time.monotonic() >= deadline:
+            return False
+        await asyncio.sleep(POLL_S)
+    return True
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def log_tail(log: Path) -> str:
+    """The last lines of a log, for an error message; empty when there is none."""
+    try:
+        with log.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - LOG_TAIL_BYTES))
+            return file.read().decode(errors="replace").strip()
+    except FileNotFoundError:
+        return ""

@@ -1,0 +1,82 @@
+"""Each service's own database and role, and the tables in it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import quote, urlsplit, urlunsplit
+
+import asyncpg
+
+import services
+
+SERVICES = ("identity", "consent", "features", "decision", "feedback")
+ADMIN_TIMEOUT_S = 60.0
+
+# SQL here names roles and databases, which cannot be parameters. The names are ours, and quoted all the same.
+ROLE_EXISTS_SQL = "SELECT 1 FROM pg_catalog.pg_roles WHERE rolname = $1"
+DATABASE_EXISTS_SQL = "SELECT 1 FROM pg_catalog.pg_database WHERE datname = $1"
+QUOTE_SQL = "SELECT pg_catalog.quote_ident($1), pg_catalog.quote_literal($2)"
+
+
+def database_name(service: str) -> str:
+    """Name of a service's database, and of the role that owns it."""
+    return f"comity_{service}"
+
+
+async def provision(admin_url: str, passwords: Mapping[str, str]) -> dict[str, str]:
+    """Create or correct every service's role and database; their addresses by service.
+
+    Args:
+        admin_url: of a role that may create roles and databases.
+        passwords: of each service's role.
+    """
+    connection = await asyncpg.connect(admin_url, timeout=10.0, command_timeout=ADMIN_TIMEOUT_S)
+    try:
+        for service, password in passwords.items():
+            name = database_name(service)
+            await ensure_role(connection, name, password)
+            await ensure_database(connection, name, owner=name)
+    finally:
+        await connection.close(timeout=5.0)
+    return {service: url_for(admin_url, database_name(service), password) for service, password in passwords.items()}
+
+
+async def ensure_role(connection: "asyncpg.Connection[asyncpg.Record]", role: str, password: str) -> None:
+    """A role that may log in and nothing else, with this password."""
+    name, secret = await connection.fetchrow(QUOTE_SQL, role, password) or ("", "")
+    exists = await connection.fetchval(ROLE_EXISTS_SQL, role)
+    verb = "ALTER" if exists else "CREATE"
+    rights = "LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION"
+    await connection.execute(f"{verb} ROLE {name} {rights} PASSWORD {secret}")
+
+
+async def ensure_database(
+    connection: "asyncpg.Connection[asyncpg.Record]", database: str, *, owner: str, template: str = "template0"
+) -> None:
+    """A database that only its owner (and the administrator) can connect to."""
+    name, _ = await connection.fetchrow(QUOTE_SQL, database, "") or ("", "")
+    role, _ = await connection.fetchrow(QUOTE_SQL, owner, "") or ("", "")
+    if not await connection.fetchval(DATABASE_EXISTS_SQL, database):
+        # An administrator that is no superuser must be a member of the owner to give it the database.
+        await connection.execute(f"GRANT {role} TO CURRENT_USER")
+        await connection.execute(f"CREATE DATABASE {name} OWNER {role} TEMPLATE {template}")
+    await connection.execute(f"REVOKE ALL ON DATABASE {name} FROM PUBLIC")
+
+
+async def migrate_service(url: str, service: str) -> list[str]:
+    """Bring a service's database up to date; the names of the files that were applied."""
+    # Here and not at the top: the servers alone can be started without the chassis' drivers.
+    from services.chassis.migrations import migrate
+
+    root = Path(services.__file__).parent
+    applied: list[str] = []
+    for folder in (root / "chassis" / "migrations", root / service / "migrations"):
+        applied += await migrate(url, folder)
+    return applied
+
+
+def url_for(admin_url: str, role: str, password: str, database: str | None = None) -> str:
+    """The administrator's address with another role, and the database of the same name."""
+    parts = urlsplit(admin_url)
+    host = parts.netloc.rpartition("@")[2]
+    netloc = f"{quote(role, safe='')}:{quote(password, safe='')}@{host}"
+    return urlunsplit(parts._replace(netloc=netloc, path=f"/{database or role}"))
