@@ -489,6 +489,9 @@ class DecisionInputs(_message.Message):
     POPULARITY_FIELD_NUMBER: _builtins.int
     SUBJECT_POSITION_FIELD_NUMBER: _builtins.int
     COLUMNS_POSITION_FIELD_NUMBER: _builtins.int
+    DRAW_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    LOG_FIELD_NUMBER: _builtins.int
     slate_size: _builtins.int
     identity: Global___StageOutcome.ValueType
     consent: Global___StageOutcome.ValueType
@@ -506,6 +509,16 @@ class DecisionInputs(_message.Message):
     """float32 LE, one score an eligible candidate."""
     popularity: _builtins.bytes
     """float32 LE, one value of the popular_by column an eligible candidate; only where the popular rung answered."""
+    draw: _builtins.float
+    """The draw, in [0, 1), that chose between ranking and exploring; a seed with one flipped bit draws another.
+    0 where nothing was drawn.
+    """
+    digest: _builtins.bytes
+    """SHA-256 over everything above that a decision was computed from: a flipped bit that no score shows is caught too."""
+    log: Global___StageOutcome.ValueType
+    """Whether the log took the decision in time; LATE or UNAVAILABLE: the default was answered. Such a correction is
+    recorded as the next version of the decision's stream, and the newest version is the decision.
+    """
     @_builtins.property
     def item_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -536,10 +549,13 @@ class DecisionInputs(_message.Message):
         popularity: _builtins.bytes = ...,
         subject_position: _types_pb2.LogPosition | None = ...,
         columns_position: _types_pb2.LogPosition | None = ...,
+        draw: _builtins.float = ...,
+        digest: _builtins.bytes = ...,
+        log: Global___StageOutcome.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["columns_position", b"columns_position", "subject_position", b"subject_position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns_count", b"columns_count", "columns_position", b"columns_position", "consent", b"consent", "exclusions", b"exclusions", "features", b"features", "identity", b"identity", "item_ids", b"item_ids", "late", b"late", "matrix", b"matrix", "popularity", b"popularity", "ranker", b"ranker", "scores", b"scores", "slate_size", b"slate_size", "subject_position", b"subject_position", "subject_states", b"subject_states", "subject_vector", b"subject_vector", "variant_ids", b"variant_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns_count", b"columns_count", "columns_position", b"columns_position", "consent", b"consent", "digest", b"digest", "draw", b"draw", "exclusions", b"exclusions", "features", b"features", "identity", b"identity", "item_ids", b"item_ids", "late", b"late", "log", b"log", "matrix", b"matrix", "popularity", b"popularity", "ranker", b"ranker", "scores", b"scores", "slate_size", b"slate_size", "subject_position", b"subject_position", "subject_states", b"subject_states", "subject_vector", b"subject_vector", "variant_ids", b"variant_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
