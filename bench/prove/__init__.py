@@ -1,0 +1,1 @@
+"""`make prove`: the promises at full size, each with its teeth shown."""

@@ -1,0 +1,48 @@
+"""The consent checker tells lawful histories from unlawful ones."""
+
+import math
+
+from bench.prove.histories import Act, Call, violations
+
+
+def history(*calls: tuple[Act, float, float]) -> list[Call]:
+    return [Call(act, began, ended) for act, began, ended in calls]
+
+
+def test_a_personal_decision_after_a_grant_is_lawful() -> None:
+    """The plain case."""
+    assert violations(history((Act.GRANT, 0, 1), (Act.DECIDE_PERSONAL, 2, 3))) == []
+
+
+def test_a_personal_decision_sent_after_a_revocation_returned_is_caught() -> None:
+    """The promise itself."""
+    told = history((Act.GRANT, 0, 1), (Act.REVOKE, 2, 3), (Act.DECIDE_PERSONAL, 3.5, 4))
+    assert violations(told) == [told[2]]
+
+
+def test_a_decision_that_overlaps_the_revocation_may_go_either_way() -> None:
+    """It can take its place in the order before the revocation."""
+    assert violations(history((Act.GRANT, 0, 1), (Act.REVOKE, 2, 3), (Act.DECIDE_PERSONAL, 2.9, 4))) == []
+
+
+def test_a_decision_without_any_grant_is_caught() -> None:
+    """Nobody was asked."""
+    assert len(violations(history((Act.DECIDE_PERSONAL, 0, 1)))) == 1
+
+
+def test_a_grant_in_flight_allows_and_a_later_one_does_not() -> None:
+    """A grant may have taken effect as soon as it was sent, and never before."""
+    assert violations(history((Act.GRANT, 1, 5), (Act.DECIDE_PERSONAL, 2, 3))) == []
+    assert len(violations(history((Act.DECIDE_PERSONAL, 2, 3), (Act.GRANT, 4, 5)))) == 1
+
+
+def test_a_revocation_without_an_answer_binds_nobody_yet() -> None:
+    """It may never have arrived."""
+    told = history((Act.GRANT, 0, 1), (Act.REVOKE, 2, math.inf), (Act.DECIDE_PERSONAL, 9, 10))
+    assert violations(told) == []
+
+
+def test_a_grant_after_the_revocation_counts_again() -> None:
+    """A person who comes back is personalized again."""
+    told = history((Act.GRANT, 0, 1), (Act.REVOKE, 2, 3), (Act.GRANT, 4, 5), (Act.DECIDE_PERSONAL, 6, 7))
+    assert violations(told) == []
