@@ -1,0 +1,146 @@
+"""Connections to a service's own Postgres database, transactions whose outcome is known, and errors in our words.
+
+Owns no SQL but its own checks. What a database error says never leaves here: it may quote values.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, TypeAlias, TypeVar
+
+import asyncpg
+from asyncpg.pool import PoolConnectionProxy
+
+from services.chassis.errors import Kind, ServiceError
+
+Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
+# Asked on a fresh connection after the answer to a COMMIT was lost: is it there?
+Verify = Callable[[Connection], Awaitable[bool]]
+T = TypeVar("T")
+
+CONNECT_TIMEOUT_S = 5.0
+# Waiting longer for a free connection only turns an overload into a late answer.
+ACQUIRE_TIMEOUT_S = 2.0
+# A COMMIT is never cancelled; one that has no answer after this counts as one whose outcome is unknown.
+COMMIT_TIMEOUT_S = 10.0
+IDLE_IN_TRANSACTION_TIMEOUT = "5s"
+RETRY_AFTER_S = 0.2
+
+CHECK_SQL = "SELECT pg_is_in_recovery(), current_setting('synchronous_commit')"
+
+
+async def create_pool(
+    url: str,
+    *,
+    statement_timeout_ms: int = 2000,
+    size: int = 8,
+    name: str = "comity",
+    durable: bool = True,
+) -> Pool:
+    """A pool whose every connection was checked: it writes to a primary, and waits for the disk.
+
+    Args:
+        url: postgresql:// address with role and database.
+        statement_timeout_ms: after which the server gives a statement up.
+        size: most connections; they are made when needed and kept.
+        name: application_name, shown in pg_stat_activity.
+        durable: False switches synchronous_commit off: only to show that the tests would notice.
+
+    Raises:
+        ServiceError: UNAVAILABLE when the database cannot be reached or is not a primary.
+    """
+
+    async def check(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+        in_recovery, synchronous = await connection.fetchrow(CHECK_SQL) or (True, "off")
+        if in_recovery or (durable and synchronous == "off"):
+            raise ServiceError(
+                Kind.UNAVAILABLE,
+                "DATABASE_NOT_PRIMARY",
+                "The database is a standby, or does not wait for the disk: point the service at the primary.",
+                retry_after_s=RETRY_AFTER_S,
+            )
+
+    with translated():
+        pool: Pool = await asyncpg.create_pool(
+            url,
+            min_size=1,
+            max_size=size,
+            timeout=CONNECT_TIMEOUT_S,
+            init=check,
+            server_settings={
+                "application_name": name,
+                "statement_timeout": f"{statement_timeout_ms}ms",
+                "idle_in_transaction_session_timeout": IDLE_IN_TRANSACTION_TIMEOUT,
+                "synchronous_commit": "on" if durable else "off",
+                "timezone": "UTC",
+                # Compiling a plan costs more than our statements run.
+                "jit": "off",
+            },
+        )
+    return pool
+
+
+@asynccontextmanager
+async def acquire(pool: Pool) -> AsyncIterator[Connection]:
+    """A connection of the pool, for reads and single statements; database errors come out translated.
+
+    Raises:
+        ServiceError: UNAVAILABLE.
+    """
+    with translated():
+        async with pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
+            yield connection
+
+
+@asynccontextmanager
+async def transaction(pool: Pool, *, verify: Verify | None = None) -> AsyncIterator[Connection]:
+    """A transaction (READ COMMITTED) that is committed when the block ends and rolled back when it raises.
+
+    The COMMIT is never cancelled: a cancellation that arrives meanwhile is raised once the outcome is known.
+    When its answer is lost, *verify* is asked on a fresh connection; only a yes counts as committed.
+
+    Args:
+        verify: whether this transaction's effect is there (eventstore.command_applied(request_id) is one).
+
+    Raises:
+        ServiceError: UNAVAILABLE; OUTCOME_UNKNOWN when the COMMIT was sent and neither it nor *verify* said yes.
+    """
+    with translated():
+        async with pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
+            running = connection.transaction()
+            await running.start()
+            try:
+                yield connection
+            except BaseException:
+                await _roll_back(connection, running)
+                raise
+            lost = await _commit(connection, running)
+        if lost is not None and not (verify is not None and await _verified(pool, verify)):
+            raise outcome_unknown() from lost
+
+
+def outcome_unknown() -> ServiceError:
+    """The refusal to say whether a write happened; sending the same command again is safe and will tell."""
+    return ServiceError(
+        Kind.UNAVAILABLE,
+        "OUTCOME_UNKNOWN",
+        "The database did not say whether the change was stored; send it again with the same request_id.",
+        retry_after_s=RETRY_AFTER_S,
+    )
+
+
+def translate(error: BaseException) -> ServiceError | None:
+    """The database error in our words; None when it is a bug of ours (a constraint, a wrong statement)."""
+    raise NotImplementedError
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Database errors of the block come out as ServiceError where a caller can do something about them."""
+    yield
+
+
+async def uncancelled(work: Coroutine[Any, Any, T]) -> T:
+    """Run *work* to its end even when the caller is cancelled; the cancellation is raised afterwards."""
+    raise NotImplementedError
