@@ -1,0 +1,182 @@
+"""What a bundle must hold beyond its form: everything that one file says about another."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from difflib import get_close_matches
+from typing import Any, TypeVar
+
+from comity.decision.v1 import site_pb2 as site_pb
+from comity.features.v1 import feature_set_pb2 as features_pb
+from google.protobuf.message import Message
+
+from cli.bundle.bundle import Bundle, Declared
+from cli.bundle.problem import Problem
+from cli.bundle.rules import rule_problem
+
+M = TypeVar("M", bound=Message)
+
+# Kinds of features that "popular" can order by: one value an item, the same for everybody.
+ITEM_KINDS = ("item_attribute", "item_count", "item_rate")
+PERSONAL_KINDS = ("subject_count", "subject_rate", "subject_recency", "category_affinity", "similarity")
+
+
+def cross_problems(bundle: Bundle) -> list[Problem]:
+    """Every contradiction between the parts of the bundle."""
+    checks: tuple[Callable[[Bundle], Iterable[Problem]], ...] = (
+        _doubled_ids,
+        _unknown_purposes,
+        _feature_events,
+        _personal_features,
+        _item_attributes,
+        _placements,
+        _policies,
+    )
+    return [problem for check in checks for problem in check(bundle)]
+
+
+def _doubled_ids(bundle: Bundle) -> Iterator[Problem]:
+    yield from _doubled(bundle.purposes, "id")
+    yield from _doubled(bundle.events, "type")
+    yield from _doubled(bundle.features, "name")
+    yield from _doubled(bundle.placements, "id")
+    yield from _doubled(bundle.policies, "id")
+    yield from _doubled(bundle.items, "id")
+    for event in bundle.events:
+        names: set[str] = set()
+        for i, declared in enumerate(event.message.properties):
+            if declared.name in names:
+                yield event.problem(
+                    f".properties[{i}].name", f"{declared.name!r} is declared twice", "keep one of them"
+                )
+            names.add(declared.name)
+
+
+def _doubled(things: Sequence[Declared[M]], key: str) -> Iterator[Problem]:
+    first: dict[str, Declared[M]] = {}
+    for thing in things:
+        name = getattr(thing.message, key)
+        if name in first:
+            where = first[name].problem(f".{key}", "", "")
+            yield thing.problem(
+                f".{key}", f"{name!r} is declared already in {where.file}:{where.line}", "rename or remove one of them"
+            )
+        first.setdefault(name, thing)
+
+
+def _unknown_purposes(bundle: Bundle) -> Iterator[Problem]:
+    known = [purpose.message.id for purpose in bundle.purposes]
+    things: tuple[Declared[Any], ...] = (*bundle.events, *bundle.features, *bundle.placements)
+    for thing in things:
+        for i, purpose in enumerate(thing.message.purposes):
+            if purpose not in known:
+                yield _unknown(thing, f".purposes[{i}]", "purpose", purpose, known, "purposes.yaml")
+
+
+def _feature_events(bundle: Bundle) -> Iterator[Problem]:
+    known = [event.message.type for event in bundle.events]
+    for feature in bundle.features:
+        kind, body = _kind_of(feature.message)
+        for field in ("event_type", "numerator", "denominator"):
+            value = getattr(body, field, "")
+            if value and value not in known:
+                yield _unknown(feature, f".{kind}.{field}", "event type", value, known, "events/*.yaml")
+
+
+def _personal_features(bundle: Bundle) -> Iterator[Problem]:
+    for feature in bundle.features:
+        kind, _ = _kind_of(feature.message)
+        if kind in PERSONAL_KINDS and not feature.message.purposes:
+            yield feature.problem(
+                ".purposes", f"is empty, but {kind} tells something about a person", "name the purposes it is used for"
+            )
+
+
+def _item_attributes(bundle: Bundle) -> Iterator[Problem]:
+    if not bundle.items_given:
+        return
+    numbers = sorted({name for item in bundle.items for name in item.message.numbers})
+    categories = sorted({name for item in bundle.items for name in item.message.categories})
+    for feature in bundle.features:
+        kind, body = _kind_of(feature.message)
+        known = numbers if kind == "item_attribute" else categories
+        if attribute := getattr(body, "attribute", ""):
+            named = [(f".{kind}.attribute", attribute)]
+        else:
+            named = [(f".{kind}.attributes[{i}]", name) for i, name in enumerate(getattr(body, "attributes", ()))]
+        for path, name in named:
+            if name not in known:
+                yield _unknown(feature, path, "attribute of an item", name, known, "the items")
+
+
+def _placements(bundle: Bundle) -> Iterator[Problem]:
+    policies = [policy.message.id for policy in bundle.policies]
+    for placement in bundle.placements:
+        message = placement.message
+        if message.policy_id not in policies:
+            yield _unknown(placement, ".policy_id", "policy", message.policy_id, policies, "policies.yaml")
+        if len(message.default_slate) != message.slate_size:
+            yield placement.problem(
+                ".default_slate",
+                f"has {len(message.default_slate)} entries, but slate_size is {message.slate_size}",
+                "make them agree, so that the fallback fills the placement",
+            )
+        yield from _default_entries(bundle, placement)
+
+
+def _default_entries(bundle: Bundle, placement: Declared[site_pb.Placement]) -> Iterator[Problem]:
+    items = {item.message.id: item.message for item in bundle.items}
+    seen: set[str] = set()
+    for i, entry in enumerate(placement.message.default_slate):
+        path = f".default_slate[{i}].item_id"
+        if entry.item_id in seen:
+            yield placement.problem(path, f"{entry.item_id!r} stands in the slate twice", "show another item")
+        seen.add(entry.item_id)
+        if not bundle.items_given:
+            continue
+        item = items.get(entry.item_id)
+        if item is None:
+            yield _unknown(placement, path, "item", entry.item_id, sorted(items), "items.yaml or the feed")
+        elif item.retired:
+            yield placement.problem(path, f"{entry.item_id!r} is retired", "show another item")
+        elif entry.variant_id and entry.variant_id not in item.variants:
+            path = f".default_slate[{i}].variant_id"
+            yield _unknown(placement, path, "variant", entry.variant_id, list(item.variants), f"item {item.id!r}")
+    yield from _placement_variants(bundle, placement)
+
+
+def _placement_variants(bundle: Bundle, placement: Declared[site_pb.Placement]) -> Iterator[Problem]:
+    known = sorted({variant for item in bundle.items for variant in item.message.variants})
+    for i, variant in enumerate(placement.message.variants):
+        if bundle.items_given and variant not in known:
+            yield _unknown(placement, f".variants[{i}]", "variant of an item", variant, known, "the items")
+
+
+def _policies(bundle: Bundle) -> Iterator[Problem]:
+    rankable = {feature.message.name: _kind_of(feature.message)[0] for feature in bundle.features}
+    popular = sorted(name for name, kind in rankable.items() if kind in ITEM_KINDS)
+    for policy in bundle.policies:
+        message = policy.message
+        for rule, text in (("eligibility", message.eligibility), ("audience", message.audience)):
+            if text and (wrong := rule_problem(rule, text)):
+                yield policy.problem(f".{rule}", f"is no valid CEL: {wrong}", "mend the rule")
+        if message.popular_by not in popular:
+            yield _unknown(
+                policy, ".popular_by", "feature with one value an item", message.popular_by, popular, "features.yaml"
+            )
+        kind = message.ranker.WhichOneof("kind")
+        if kind is not None and not getattr(message.ranker, kind):
+            yield policy.problem(f".ranker.{kind}", "is empty", f"name the {kind}")
+        # Some kinds give several columns, named after the feature; which ones, the features service knows.
+        column = message.ranker.column
+        if column and not any(column == name or column.startswith(f"{name}_") for name in rankable):
+            yield _unknown(policy, ".ranker.column", "feature", column, sorted(rankable), "features.yaml")
+
+
+def _kind_of(feature: features_pb.Feature) -> tuple[str, Message | None]:
+    kind = feature.WhichOneof("kind")
+    return ("", None) if kind is None else (kind, getattr(feature, kind))
+
+
+def _unknown(thing: Declared[Any], path: str, what: str, name: str, known: Sequence[str], where: str) -> Problem:
+    close = get_close_matches(name, known, n=1)
+    remedy = f"did you mean {close[0]!r}?" if close else f"declare it in {where}"
+    return thing.problem(path, f"{name!r} is no {what} that is declared", remedy)

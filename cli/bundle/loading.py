@@ -1,0 +1,144 @@
+"""Files → Bundle, with every problem of their form: syntax, unknown keys, wrong types, limits."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import yaml
+from comity.consent.v1 import consent_service_pb2 as consent_pb
+from comity.decision.v1 import site_pb2 as site_pb
+from comity.features.v1 import feature_set_pb2 as features_pb
+from comity.feedback.v1 import feedback_service_pb2 as feedback_pb
+from google.protobuf import json_format
+from google.protobuf.message import Message
+
+from cli.bundle.bundle import Bundle, Declared
+from cli.bundle.document import Place, read_document
+from cli.bundle.problem import Problem
+from cli.bundle.schema import Reader
+from services.chassis.limits import problems_of
+
+M = TypeVar("M", bound=Message)
+
+FILES = ("site.yaml", "purposes.yaml", "features.yaml", "placements.yaml", "policies.yaml", "items.yaml")
+EVENTS_FOLDER = "events"
+# A feed line that is longer is no item; it bounds what one line can make us hold.
+FEED_LINE_BYTES_MAX = 65_536
+FEED_PROBLEMS_MAX = 20
+# The head of a site holds these; the rest of the message comes from other files.
+_HEAD_KEYS = ("name", "holdout_share")
+
+
+class Loader:
+    """Reads one bundle folder and keeps what is wrong with it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.problems: list[Problem] = []
+
+    def load(self, feed: Path | None) -> Bundle:
+        """The bundle, as far as it could be read; look at `problems` before using it."""
+        if not self._folder.is_dir():
+            self._lack(str(self._folder), "is no folder", "name the folder that holds site.yaml")
+        self._refuse_unknown_files()
+        items_given = feed is not None or (self._folder / "items.yaml").exists()
+        items = self._list("items.yaml", site_pb.Item, required=False)
+        return Bundle(
+            folder=self._folder,
+            head=self._head(),
+            purposes=self._list("purposes.yaml", consent_pb.Purpose),
+            events=self._events(),
+            features=self._list("features.yaml", features_pb.Feature),
+            placements=self._list("placements.yaml", site_pb.Placement),
+            policies=self._list("policies.yaml", site_pb.Policy),
+            items=items + (tuple(self._feed(feed)) if feed is not None else ()),
+            items_given=items_given,
+        )
+
+    def _head(self) -> Declared[site_pb.Site]:
+        declared = next(iter(self._list("site.yaml", site_pb.Site, skip=("placements", "policies"))), None)
+        if declared is None:
+            return Declared(site_pb.Site(), "site.yaml", "")
+        for descriptor, _ in declared.message.ListFields():
+            if descriptor.name not in _HEAD_KEYS:
+                remedy = f"move it to {descriptor.name}.yaml" if descriptor.is_repeated else "remove it"
+                self.problems.append(declared.problem(f".{descriptor.name}", "does not belong here", remedy))
+        return declared
+
+    def _events(self) -> tuple[Declared[feedback_pb.EventSchema], ...]:
+        files = sorted((self._folder / EVENTS_FOLDER).glob("*.yaml"))
+        if not files:
+            self._lack(EVENTS_FOLDER, "holds no *.yaml", "declare at least one type of event in it")
+        return tuple(
+            event for file in files for event in self._list(f"{EVENTS_FOLDER}/{file.name}", feedback_pb.EventSchema)
+        )
+
+    def _list(
+        self, file: str, kind: type[M], *, required: bool = True, skip: tuple[str, ...] = ()
+    ) -> tuple[Declared[M], ...]:
+        """Every entry of a file that holds a list, or the one entry of a file that holds one (site, events)."""
+        if not self._has(file):
+            if required:
+                self._lack(file, "is missing", f"write it: it holds {kind.DESCRIPTOR.name}")
+            return ()
+        document, problems = read_document(self._folder / file, file=file)
+        self.problems += problems
+        if document.root is None:
+            if not problems:
+                self._lack(file, "is empty", f"write {kind.DESCRIPTOR.name} into it")
+            return ()
+        reader = Reader(document)
+        if isinstance(document.root, yaml.SequenceNode):
+            nodes = [(f"[{i}]", node) for i, node in enumerate(document.root.value)]
+        else:
+            nodes = [("", document.root)]
+        read = [(path, reader.message(node, kind, path)) for path, node in nodes]
+        self.problems += reader.problems
+        found = tuple(Declared(message, file, path, document.places) for path, message in read if message is not None)
+        for declared in found:
+            self._check_limits(declared, skip=skip)
+        return found
+
+    def _feed(self, feed: Path) -> Iterator[Declared[site_pb.Item]]:
+        """Items of a JSON-lines feed: one protobuf JSON Item a line."""
+        refused = 0
+        with feed.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if not line.strip():
+                    continue
+                place = {"": Place(number, 0)}
+                try:
+                    if len(line) > FEED_LINE_BYTES_MAX:
+                        raise ValueError(f"has {len(line)} bytes, more than {FEED_LINE_BYTES_MAX}")
+                    item = json_format.ParseDict(json.loads(line), site_pb.Item())
+                except (ValueError, json_format.ParseError) as error:
+                    what = f"is no item: {str(error).splitlines()[0]}"
+                    self.problems.append(Problem(feed.name, number, 0, "", what, "write one JSON Item a line"))
+                    refused += 1
+                    if refused == FEED_PROBLEMS_MAX:
+                        return
+                    continue
+                declared = Declared(item, feed.name, "", place)
+                self._check_limits(declared)
+                yield declared
+
+    def _check_limits(self, declared: Declared[M], *, skip: tuple[str, ...] = ()) -> None:
+        for found in problems_of(declared.message):
+            if found.field not in skip:
+                problem = declared.problem(f".{found.field}", found.problem, "mend the value")
+                self.problems.append(problem)
+
+    def _refuse_unknown_files(self) -> None:
+        """A file whose name is mistyped would be left out without a word."""
+        for path in sorted(self._folder.glob("*.y*ml")):
+            if path.name not in FILES:
+                self._lack(
+                    path.name, "is no file of a bundle", f"known are {', '.join(FILES)} and {EVENTS_FOLDER}/*.yaml"
+                )
+
+    def _has(self, file: str) -> bool:
+        return (self._folder / file).is_file()
+
+    def _lack(self, file: str, problem: str, remedy: str) -> None:
+        self.problems.append(Problem(file, 0, 0, "", problem, remedy))
