@@ -1,4 +1,14 @@
 """Everything a site needs on one machine: real servers from wheels and the five services, started and stopped.
 
+`async with Stack(folder) as stack:` runs it all and gives addresses; `Servers` are Postgres, NATS and Valkey alone;
+`addresses(folder)` says where a stack that was started by `comity up` answers.
+
 Owns the data directory (`.comity/`). Knows how services are started, nothing of what they do.
 """
+
+from cli.stack.provision import SERVICES
+from cli.stack.servers import Servers
+from cli.stack.status import StackStatus, addresses, look
+from cli.stack.supervisor import Stack
+
+__all__ = ["SERVICES", "Servers", "Stack", "StackStatus", "addresses", "look"]

