@@ -3,7 +3,8 @@
 Adaptive gathering, one Gatherer for each downstream. A fixed window is bistable (slow → small batches → slower) and
 taxes the idle; "send when the previous returned" hardly batches at all; both were measured. So:
 
-1. a request that is alone, or finds at least half of the active requests waiting here, sends at the end of the loop turn;
+1. a request that is alone, or finds at least half of the active requests waiting here, sends at the end of the loop
+   turn;
 2. otherwise a timer is armed at a quarter of the moving average of request latency, at most 10 ms, from the first
    waiting item on;
 3. it is cut short once half of the active requests, or batch_max, wait;
@@ -22,10 +23,10 @@ from contextvars import Context, copy_context
 from types import TracebackType
 from typing import Generic, TypeVar
 
-from opentelemetry.trace import Span
+from opentelemetry.trace import Link, Span
 
 from services.chassis import deadline, metrics, tracing
-from services.chassis.errors import Kind, ServiceError
+from services.chassis.errors import ServiceError
 
 Q = TypeVar("Q")
 R = TypeVar("R")
@@ -150,7 +151,7 @@ class Gatherer(Generic[Q, R]):
             self._timer = loop.call_later(min(WINDOW_S_MAX, WINDOW_SHARE * self._load.latency_s), self._flush)
 
     def _flush(self) -> None:
-        """Send what waits, as far as the limit of batches in flight allows; the rest leaves with the next completion."""
+        """Send what waits, as far as the limit of batches allows; the rest leaves with the next completion."""
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self._turn_end = None
@@ -214,7 +215,7 @@ class Gatherer(Generic[Q, R]):
 
 
 def _linked_span(name: str, since_ns: int, to: Span) -> Span:
-    return tracing.tracer().start_span(name, start_time=since_ns, links=[tracing.Link(to.get_span_context())])
+    return tracing.tracer().start_span(name, start_time=since_ns, links=[Link(to.get_span_context())])
 
 
 def _settle(future: "asyncio.Future[R]", result: R | Exception) -> None:
@@ -232,15 +233,14 @@ def _settle(future: "asyncio.Future[R]", result: R | Exception) -> None:
 def _fail(batch: list[_Waiter[Q, R]], error: Exception) -> None:
     """Tell every waiter that its batch failed, each with an error of its own: a shared one would collect tracebacks."""
     for waiter in batch:
+        own = error
         if isinstance(error, ServiceError):
-            own: Exception = ServiceError(
+            own = ServiceError(
                 error.kind,
                 error.reason,
                 error.message,
                 problems=error.problems,
                 retry_after_s=error.retry_after_s,
             )
-        else:
-            own = ServiceError(Kind.INTERNAL, "GATHER_FAILED", "the batch that the call was part of failed")
-        own.__cause__ = error
+            own.__cause__ = error
         _settle(waiter.future, own)

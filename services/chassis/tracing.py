@@ -37,12 +37,20 @@ TRACEPARENT = "traceparent"
 Attributes = Mapping[str, AttributeValue]
 
 _propagator = TraceContextTextMapPropagator()
+_tracer: trace.Tracer = trace.NoOpTracer()
 _NO_SPAN: AbstractContextManager[Span] = nullcontext(INVALID_SPAN)
 
 
 def tracer() -> trace.Tracer:
-    """The process's tracer."""
-    return trace.get_tracer("comity")
+    """The process's tracer; one that creates nothing until telemetry is set up."""
+    return _tracer
+
+
+def use_tracer(new: trace.Tracer | None) -> None:
+    """Make this the process's tracer, or with None no longer have one."""
+    # Not OpenTelemetry's global: that can be set only once, and tests set up and shut down many times.
+    global _tracer
+    _tracer = new if new is not None else trace.NoOpTracer()
 
 
 def sampled() -> bool:
@@ -60,7 +68,7 @@ def span(name: str, attributes: Attributes | None = None) -> AbstractContextMana
 def root_span(
     name: str, attributes: Attributes | None = None, *, links: Sequence[str] = (), kind: SpanKind = SpanKind.INTERNAL
 ) -> AbstractContextManager[Span]:
-    """A span that begins a trace of its own, linked to the given traceparents; the sampler decides whether it records."""
+    """A span that begins a trace of its own, linked to the given traceparents; the sampler decides if it records."""
     contexts = [context for context in map(_span_context, links) if context is not None]
     return tracer().start_as_current_span(
         name, context=Context(), kind=kind, attributes=attributes, links=[Link(context) for context in contexts]

@@ -1,0 +1,164 @@
+"""Where spans go when they leave the process, and what of them goes.
+
+Instrumentations put exception texts and addresses on spans. A text may hold a value (`Key (value)=(…) already exists`),
+so what leaves is an allow-list: attributes with known names, exceptions by type, statuses by code. Chosen over filters
+in each instrumentation because this holds for the ones that come later, too.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.json_format import MessageToDict
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.sdk.trace import Event, ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from opentelemetry.trace import SpanKind, Status
+from opentelemetry.util.types import AttributeValue
+
+_logger = logging.getLogger(__name__)
+
+# One file holds a few thousand traced Decides; four of them a service fit on any machine and still reach back hours.
+FILE_BYTES_MAX = 32 * 1024 * 1024
+FILES_MAX = 4
+
+ALLOWED_PREFIXES = ("comity.", "rpc.", "db.", "messaging.", "network.", "server.")
+ALLOWED_NAMES = frozenset({"error.type", "exception.type", "net.peer.name", "net.peer.port", "net.transport"})
+# Parameters are values.
+REFUSED_PREFIXES = ("db.statement.parameters", "db.query.parameter")
+
+
+class ScrubbingExporter(SpanExporter):
+    """Hands on to another exporter only what may leave the process."""
+
+    def __init__(self, exporter: SpanExporter) -> None:
+        self._exporter = exporter
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Export the spans without what may be personal."""
+        return self._exporter.export([scrubbed(span) for span in spans])
+
+    def shutdown(self) -> None:
+        """Shut the exporter behind it down."""
+        self._exporter.shutdown()
+
+    def force_flush(self, timeout_millis: int = 30000) -> bool:
+        """Flush the exporter behind it."""
+        return self._exporter.force_flush(timeout_millis)
+
+
+class FileExporter(SpanExporter):
+    """Appends one OTLP/JSON ExportTraceServiceRequest a line to `<folder>/<service>-<pid>.jsonl`.
+
+    A full file is put aside under a number; of all files of the service the newest four are kept.
+    """
+
+    def __init__(
+        self, folder: Path, service: str, *, file_bytes_max: int = FILE_BYTES_MAX, files_max: int = FILES_MAX
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._service = service
+        self._path = folder / f"{service}-{os.getpid()}.jsonl"
+        self._file_bytes_max = file_bytes_max
+        self._files_max = files_max
+        self._rotations = 0
+        self._file = self._path.open("ab")
+        self._prune()
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Append the spans as one line."""
+        line = json.dumps(otlp_json(spans), separators=(",", ":")).encode() + b"\n"
+        try:
+            if self._file.tell() + len(line) > self._file_bytes_max and self._file.tell() > 0:
+                self._rotate()
+            self._file.write(line)
+            self._file.flush()
+        except OSError:
+            _logger.exception("spans could not be written")
+            return SpanExportResult.FAILURE
+        return SpanExportResult.SUCCESS
+
+    def shutdown(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _rotate(self) -> None:
+        self._file.close()
+        self._rotations += 1
+        self._path.replace(self._path.with_suffix(f".{self._rotations}.jsonl"))
+        self._file = self._path.open("ab")
+        self._prune()
+
+    def _prune(self) -> None:
+        """Delete the service's oldest files, those of earlier processes too; never the one being written."""
+        files = [path for path in self._path.parent.glob(f"{self._service}-*.jsonl") if path != self._path]
+        files.sort(key=_modified_ns, reverse=True)
+        for path in files[self._files_max - 1 :]:
+            path.unlink(missing_ok=True)
+
+
+def otlp_json(spans: Sequence[ReadableSpan]) -> dict[str, Any]:
+    """The spans as an ExportTraceServiceRequest in OTLP/JSON: ids in hex, enums as integers, 64-bit numbers as text."""
+    request: dict[str, Any] = MessageToDict(encode_spans(spans), use_integers_for_enums=True)
+    ids = iter(spans_in_order(spans))
+    for resource_spans in request.get("resourceSpans", ()):
+        for scope_spans in resource_spans.get("scopeSpans", ()):
+            for span in scope_spans.get("spans", ()):
+                _put_hex_ids(span, next(ids))
+    return request
+
+
+def spans_in_order(spans: Sequence[ReadableSpan]) -> list[ReadableSpan]:
+    """The spans in the order that encode_spans groups them in: by resource, then by scope, as they first occur."""
+    groups: dict[Any, dict[Any, list[ReadableSpan]]] = {}
+    for span in spans:
+        groups.setdefault(span.resource, {}).setdefault(span.instrumentation_scope, []).append(span)
+    return [span for scopes in groups.values() for group in scopes.values() for span in group]
+
+
+def _put_hex_ids(encoded: dict[str, Any], span: ReadableSpan) -> None:
+    """Protobuf's JSON has bytes in base64; OTLP's has ids in hex."""
+    encoded["traceId"] = f"{span.context.trace_id:032x}"
+    encoded["spanId"] = f"{span.context.span_id:016x}"
+    if span.parent is not None:
+        encoded["parentSpanId"] = f"{span.parent.span_id:016x}"
+    for encoded_link, link in zip(encoded.get("links", ()), span.links, strict=True):
+        encoded_link["traceId"] = f"{link.context.trace_id:032x}"
+        encoded_link["spanId"] = f"{link.context.span_id:016x}"
+
+
+def scrubbed(span: ReadableSpan) -> ReadableSpan:
+    """The span without what may be personal."""
+    return ReadableSpan(
+        name=span.name,
+        context=span.context,
+        parent=span.parent,
+        resource=span.resource,
+        attributes=_allowed(span.attributes or {}),
+        events=[Event(event.name, _allowed(event.attributes or {}), event.timestamp) for event in span.events],
+        links=span.links,
+        kind=span.kind,
+        # A server span's description is a ServiceError's message, which is for everyone's eyes; others may hold anything.
+        status=span.status if span.kind is SpanKind.SERVER else Status(span.status.status_code),
+        start_time=span.start_time,
+        end_time=span.end_time,
+        instrumentation_scope=span.instrumentation_scope,
+    )
+
+
+def _allowed(attributes: Any) -> dict[str, AttributeValue]:
+    return {
+        name: value
+        for name, value in attributes.items()
+        if (name in ALLOWED_NAMES or name.startswith(ALLOWED_PREFIXES)) and not name.startswith(REFUSED_PREFIXES)
+    }
+
+
+def _modified_ns(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
