@@ -1,10 +1,123 @@
-"""The event log of a service in Postgres: optimistic concurrency, idempotent commands, group commit, commit order."""
+"""The event log of a service in Postgres: optimistic concurrency, idempotent commands, group commit, commit order.
 
-from collections.abc import Callable, Sequence
+A position alone is not the order to read in: a transaction can take a low position and commit late. Readers
+go by (epoch, xid, position) and stop before the oldest transaction that still runs, so nothing they have passed can
+appear behind them.
+"""
 
-from services.chassis.errors import ServiceError
-from services.chassis.events import Append, Appended, LogPosition, RecordedEvent
-from services.chassis.postgres import Connection, Pool, Verify
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from uuid import UUID
+
+import asyncpg
+
+from services.chassis.errors import Kind, ServiceError, invalid
+from services.chassis.events import ORIGIN, Append, Appended, LogPosition, NewEvent, RecordedEvent, Sealed
+from services.chassis.group_commit import GroupCommit
+from services.chassis.postgres import (
+    Connection,
+    Pool,
+    Verify,
+    acquire,
+    outcome_unknown,
+    to_the_end,
+    transaction,
+)
+
+APPENDS_MAX = 500
+BATCH_BYTES_MAX = 8 * 2**20
+# What fits one message of the bus with its envelope; refused here, where the caller can still do something about it.
+PAYLOAD_BYTES_MAX = 900 * 2**10
+BATCH_TIMEOUT_S = 10.0
+# A Postgres that was killed is back within a second or two; waiters with less time leave by their own deadlines.
+RETRY_PAUSES_S = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
+
+# The first event of each append decides it: it goes in where the stream stands at the expected version and nobody
+# else is faster (ON CONFLICT waits for one who may be). The rest follow those that went in. Both are inserted in a
+# fixed order, so that two batches never wait for each other. Scalar subqueries, because they are always index
+# look-ups, whatever the planner believes about the size of the arrays.
+APPEND_SQL = """
+WITH asked AS (
+    SELECT stream_id, expected, events_count, request_id, digest, event_id, type, subject_id, occurred_at,
+           key_id, nonce, payload, traceparent
+    FROM unnest($1::text[], $2::int[], $3::int[], $4::text[], $5::bytea[], $6::uuid[], $7::text[], $8::text[],
+                $9::timestamptz[], $10::text[], $11::bytea[], $12::bytea[], $13::text[])
+        AS a(stream_id, expected, events_count, request_id, digest, event_id, type, subject_id, occurred_at,
+             key_id, nonce, payload, traceparent)
+    WHERE (request_id IS NULL OR (SELECT true FROM commands c WHERE c.request_id = a.request_id) IS NULL)
+      AND (expected = 0
+           OR (SELECT true FROM events e WHERE e.stream_id = a.stream_id AND e.version = a.expected))
+), firsts AS (
+    INSERT INTO events (epoch, event_id, stream_id, version, type, subject_id, occurred_at,
+                        key_id, nonce, payload, traceparent)
+    SELECT (SELECT epoch FROM log_epoch), event_id, stream_id, expected + 1, type, subject_id, occurred_at,
+           key_id, nonce, payload, traceparent
+    FROM asked ORDER BY stream_id
+    ON CONFLICT DO NOTHING
+    RETURNING epoch, xid, position, stream_id, version
+), rest AS (
+    INSERT INTO events (epoch, event_id, stream_id, version, type, subject_id, occurred_at,
+                        key_id, nonce, payload, traceparent)
+    SELECT f.epoch, r.event_id, r.stream_id, r.version, r.type, r.subject_id, r.occurred_at,
+           r.key_id, r.nonce, r.payload, r.traceparent
+    FROM firsts f
+    JOIN unnest($14::text[], $15::int[], $16::uuid[], $17::text[], $18::text[], $19::timestamptz[],
+                $20::text[], $21::bytea[], $22::bytea[], $23::text[])
+        AS r(stream_id, version, event_id, type, subject_id, occurred_at, key_id, nonce, payload, traceparent)
+        USING (stream_id)
+    ORDER BY r.stream_id, r.version
+    RETURNING epoch, xid, position, stream_id, version
+), noted AS (
+    INSERT INTO commands (request_id, digest, stream_id, version)
+    SELECT a.request_id, a.digest, a.stream_id, a.expected + a.events_count
+    FROM asked a JOIN firsts f USING (stream_id)
+    WHERE a.request_id IS NOT NULL ORDER BY a.request_id
+)
+SELECT stream_id, version, epoch, xid, position FROM firsts
+UNION ALL
+SELECT stream_id, version, epoch, xid, position FROM rest
+"""
+
+# Why an append did not go in: its command was applied (by now), or who stands where its first event was to go.
+LOOK_UP_SQL = """
+SELECT a.ordinality, c.digest, l.version, l.epoch, l.xid, l.position,
+       f.event_id, o.epoch AS own_epoch, o.xid AS own_xid, o.position AS own_position
+FROM unnest($1::text[], $2::int[], $3::int[], $4::text[]) WITH ORDINALITY
+    AS a(stream_id, first_version, last_version, request_id, ordinality)
+LEFT JOIN commands c ON c.request_id = a.request_id
+LEFT JOIN events l ON l.stream_id = c.stream_id AND l.version = c.version
+LEFT JOIN events f ON f.stream_id = a.stream_id AND f.version = a.first_version
+LEFT JOIN events o ON o.stream_id = a.stream_id AND o.version = a.last_version
+ORDER BY a.ordinality
+"""
+
+COMMAND_SQL = """
+SELECT c.digest, e.version, e.epoch, e.xid, e.position
+FROM commands c JOIN events e ON e.stream_id = c.stream_id AND e.version = c.version
+WHERE c.request_id = $1
+"""
+COMMAND_EXISTS_SQL = "SELECT EXISTS (SELECT FROM commands WHERE request_id = $1)"
+
+STREAM_SQL = """
+SELECT epoch, xid, position, event_id, stream_id, version, type, subject_id, occurred_at,
+       key_id, nonce, payload, traceparent
+FROM events WHERE stream_id = $1 AND version > $2 ORDER BY version
+"""
+
+# Everything below the oldest running transaction has ended; ids of an earlier epoch ended with their cluster.
+LOG_SQL = """
+SELECT epoch, xid, position, event_id, stream_id, version, type, subject_id, occurred_at,
+       key_id, nonce, payload, traceparent
+FROM events
+WHERE (epoch, xid, position) > ($1, $2, $3)
+  AND (epoch < (SELECT epoch FROM log_epoch) OR xid < pg_snapshot_xmin(pg_current_snapshot()))
+ORDER BY epoch, xid, position LIMIT $4
+"""
+HEAD_SQL = """
+SELECT epoch, xid, position FROM events
+WHERE epoch < (SELECT epoch FROM log_epoch) OR xid < pg_snapshot_xmin(pg_current_snapshot())
+ORDER BY epoch DESC, xid DESC, position DESC LIMIT 1
+"""
 
 
 async def append_in(connection: Connection, appends: Sequence[Append]) -> list[Appended]:
@@ -16,7 +129,17 @@ async def append_in(connection: Connection, appends: Sequence[Append]) -> list[A
         ServiceError: CONFLICT (VERSION_CONFLICT), ALREADY_EXISTS (REQUEST_ID_REUSED), INVALID (EVENT_TOO_LARGE);
             the transaction must be rolled back, which chassis.postgres.transaction does.
     """
-    raise NotImplementedError
+    _check(appends)
+    try:
+        results = await _record(connection, appends, again=False)
+    except asyncpg.UniqueViolationError as error:
+        raise _racing() from error
+    done: list[Appended] = []
+    for result in results:
+        if isinstance(result, ServiceError):
+            raise result
+        done.append(result)
+    return done
 
 
 async def find_command(connection: Connection, request_id: str, digest: bytes) -> Appended | None:
@@ -25,12 +148,21 @@ async def find_command(connection: Connection, request_id: str, digest: bytes) -
     Raises:
         ServiceError: ALREADY_EXISTS (REQUEST_ID_REUSED) when it was another command.
     """
-    raise NotImplementedError
+    row = await connection.fetchrow(COMMAND_SQL, request_id)
+    if row is None:
+        return None
+    if row["digest"] != digest:
+        raise _reused()
+    return Appended(row["version"], _position(row), duplicate=True)
 
 
 def command_applied(request_id: str) -> Verify:
     """For `transaction(pool, verify=...)`: whether the command with this request id is in the log."""
-    raise NotImplementedError
+
+    async def verify(connection: Connection) -> bool:
+        return bool(await connection.fetchval(COMMAND_EXISTS_SQL, request_id))
+
+    return verify
 
 
 class PostgresEventStore:
@@ -42,28 +174,264 @@ class PostgresEventStore:
     """
 
     def __init__(self, pool: Pool, *, on_commit: Callable[[], None] | None = None) -> None:
-        raise NotImplementedError
+        self._pool = pool
+        self._on_commit = on_commit
+        self._group: GroupCommit[Append, Appended | ServiceError] = GroupCommit(
+            self._commit, batch_max=APPENDS_MAX, bytes_max=BATCH_BYTES_MAX
+        )
 
     async def append(self, append: Append) -> Appended:
         """See ports.EventStore. A caller that is cancelled does not cancel the batch its append left in."""
-        raise NotImplementedError
+        _check((append,))
+        result = await self._group(
+            append, bytes_count=_bytes_count(append), traced=any(event.traceparent for event in append.events)
+        )
+        assert isinstance(result, Appended), "refusals are raised"
+        return result
 
     async def append_many(self, appends: Sequence[Append]) -> list[Appended | ServiceError]:
         """See ports.EventStore."""
-        raise NotImplementedError
+        _check(appends)
+        return await self._persist(appends)
 
     async def read_stream(self, stream_id: str, *, after_version: int = 0) -> list[RecordedEvent]:
         """See ports.EventStore."""
-        raise NotImplementedError
+        async with acquire(self._pool) as connection:
+            return [recorded(row) for row in await connection.fetch(STREAM_SQL, stream_id, after_version)]
 
     async def read_log(self, after: LogPosition, *, limit: int) -> list[RecordedEvent]:
         """See ports.EventStore. Sees only transactions that ended before every one still running began."""
-        raise NotImplementedError
+        async with acquire(self._pool) as connection:
+            rows = await connection.fetch(LOG_SQL, after.epoch, after.xid, after.position, limit)
+        return [recorded(row) for row in rows]
 
     async def head(self) -> LogPosition:
         """See ports.EventStore."""
-        raise NotImplementedError
+        async with acquire(self._pool) as connection:
+            row = await connection.fetchrow(HEAD_SQL)
+        return ORIGIN if row is None else _position(row)
 
     async def drain(self) -> None:
         """Returns when no append waits or is in flight: before the pool is closed."""
-        raise NotImplementedError
+        await self._group.drain()
+
+    async def _commit(self, appends: list[Append]) -> Sequence[Appended | ServiceError | Exception]:
+        """A batch; one append that the database cannot take at all does not fail the others."""
+        try:
+            return await self._persist(appends)
+        except (asyncpg.PostgresError, asyncpg.DataError, ValueError) as error:
+            if len(appends) == 1:
+                return [error]
+        return [result for append in appends for result in await self._commit([append])]
+
+    async def _persist(self, appends: Sequence[Append]) -> list[Appended | ServiceError]:
+        """Record in one transaction; after a lost answer do it again, which finds out what became of the first try."""
+        for attempt, pause_s in enumerate((*RETRY_PAUSES_S, None)):
+            try:
+                results = await self._try(appends, again=attempt > 0)
+            except ServiceError as error:
+                if pause_s is None:
+                    raise outcome_unknown() from error
+                await asyncio.sleep(pause_s)
+                continue
+            except asyncpg.UniqueViolationError as error:
+                # Two commands with one request id for two streams at once: now the other one can be seen.
+                if attempt > 1:
+                    raise _racing() from error
+                continue
+            if self._on_commit is not None and any(isinstance(r, Appended) and not r.duplicate for r in results):
+                self._on_commit()
+            return results
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _try(self, appends: Sequence[Append], *, again: bool) -> list[Appended | ServiceError]:
+        if len(appends) <= APPENDS_MAX and _is_one_wave(appends):
+            async with acquire(self._pool) as connection:
+                # A single statement commits itself: no BEGIN and COMMIT to pay for.
+                return await to_the_end(
+                    connection, _record(connection, appends, again=again), timeout_s=BATCH_TIMEOUT_S
+                )
+        async with transaction(self._pool) as connection:
+            return await _record(connection, appends, again=again)
+
+
+async def _record(connection: Connection, appends: Sequence[Append], *, again: bool) -> list[Appended | ServiceError]:
+    """Append wave by wave: within a statement no append sees another, so those on one stream go one after another."""
+    results: list[Appended | ServiceError | None] = [None] * len(appends)
+    for wave in _waves(appends):
+        asked = [appends[index] for index in wave]
+        for index, result in zip(wave, await _record_wave(connection, asked, again=again), strict=True):
+            results[index] = result
+    return [result for result in results if result is not None]
+
+
+async def _record_wave(
+    connection: Connection, appends: Sequence[Append], *, again: bool
+) -> list[Appended | ServiceError]:
+    rows = await connection.fetch(APPEND_SQL, *_arguments(appends))
+    # In order of version, so that what stays is the last event.
+    written = {row["stream_id"]: row for row in sorted(rows, key=lambda row: int(row["version"]))}
+    results: list[Appended | ServiceError | None] = [None] * len(appends)
+    unsure: list[int] = []
+    for index, append in enumerate(appends):
+        row = written.get(append.stream_id)
+        if row is not None:
+            results[index] = Appended(row["version"], _position(row))
+        elif append.request_id is None and not again:
+            results[index] = _conflict()
+        else:
+            unsure.append(index)
+    if unsure:
+        found = await _look_up(connection, [appends[index] for index in unsure], again=again)
+        for index, result in zip(unsure, found, strict=True):
+            results[index] = result
+    return [result for result in results if result is not None]
+
+
+async def _look_up(connection: Connection, appends: Sequence[Append], *, again: bool) -> list[Appended | ServiceError]:
+    """What became of appends that did not go in just now.
+
+    When the answer to a first try was lost (*again*), an append whose event is there went in then. This is exact: from
+    here on the first try can no longer happen, because its place in the stream is taken.
+    """
+    rows = await connection.fetch(
+        LOOK_UP_SQL,
+        [append.stream_id for append in appends],
+        [append.expected_version + 1 for append in appends],
+        [append.expected_version + len(append.events) for append in appends],
+        [append.request_id for append in appends],
+    )
+    return [_judge(append, row, again=again) for append, row in zip(appends, rows, strict=True)]
+
+
+def _judge(append: Append, row: asyncpg.Record, *, again: bool) -> Appended | ServiceError:
+    if again and row["event_id"] is not None and row["event_id"] == UUID(append.events[0].event_id):
+        position = LogPosition(row["own_epoch"], row["own_xid"], row["own_position"])
+        return Appended(append.expected_version + len(append.events), position)
+    if row["digest"] is None:
+        return _conflict()
+    if row["digest"] != append.request_digest:
+        return _reused()
+    return Appended(row["version"], _position(row), duplicate=True)
+
+
+def _waves(appends: Sequence[Append]) -> Iterator[list[int]]:
+    """Indexes of appends that can go together: no stream and no request id twice, order kept for those that clash."""
+    left = list(range(len(appends)))
+    while left:
+        wave: list[int] = []
+        later: list[int] = []
+        taken: set[tuple[str, str | None]] = set()
+        for index in left:
+            names = {("stream", appends[index].stream_id)}
+            if appends[index].request_id is not None:
+                names |= {("request", appends[index].request_id or "")}
+            (later if taken & names or len(wave) == APPENDS_MAX else wave).append(index)
+            taken |= names
+        yield wave
+        left = later
+
+
+def _is_one_wave(appends: Sequence[Append]) -> bool:
+    requests = [append.request_id for append in appends if append.request_id is not None]
+    return len({append.stream_id for append in appends}) == len(appends) and len(set(requests)) == len(requests)
+
+
+def _check(appends: Sequence[Append]) -> None:
+    for append in appends:
+        assert append.events, "an append has events"
+        assert append.stream_id, "an append names its stream"
+        assert append.expected_version >= 0, "a version is not negative"
+        for event in append.events:
+            if len(_payload(event)) > PAYLOAD_BYTES_MAX:
+                raise invalid(
+                    "payload",
+                    f"an event may hold {PAYLOAD_BYTES_MAX} bytes; send fewer candidates or split it",
+                    reason="EVENT_TOO_LARGE",
+                )
+
+
+def _arguments(appends: Sequence[Append]) -> list[list[object]]:
+    """The columns of APPEND_SQL: each append with its first event, then the events that follow."""
+    heads = [
+        (append.stream_id, append.expected_version, len(append.events), append.request_id, append.request_digest)
+        for append in appends
+    ]
+    firsts = _columns([_values(append.events[0]) for append in appends], 8)
+    rest = [
+        (append.stream_id, append.expected_version + number, *_values(event))
+        for append in appends
+        for number, event in enumerate(append.events[1:], start=2)
+    ]
+    return [*_columns(heads, 5), *firsts, *_columns(rest, 10)]
+
+
+def _columns(rows: Sequence[tuple[object, ...]], width: int) -> list[list[object]]:
+    return [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(width)]
+
+
+def _values(event: NewEvent) -> tuple[object, ...]:
+    sealed = event.payload if isinstance(event.payload, Sealed) else None
+    return (
+        event.event_id,
+        event.type,
+        event.subject_id,
+        event.occurred_at,
+        sealed.key_id if sealed else None,
+        sealed.nonce if sealed else None,
+        _payload(event),
+        event.traceparent,
+    )
+
+
+def _payload(event: NewEvent) -> bytes:
+    return event.payload.ciphertext if isinstance(event.payload, Sealed) else event.payload
+
+
+def _bytes_count(append: Append) -> int:
+    return sum(len(_payload(event)) for event in append.events)
+
+
+def recorded(row: asyncpg.Record) -> RecordedEvent:
+    """The event of a row with the columns of LOG_SQL."""
+    payload = row["payload"]
+    return RecordedEvent(
+        event_id=str(row["event_id"]),
+        type=row["type"],
+        payload=payload if row["key_id"] is None else Sealed(row["key_id"], row["nonce"], payload),
+        occurred_at=row["occurred_at"],
+        subject_id=row["subject_id"],
+        traceparent=row["traceparent"],
+        stream_id=row["stream_id"],
+        version=row["version"],
+        position=_position(row),
+    )
+
+
+def _position(row: asyncpg.Record) -> LogPosition:
+    return LogPosition(row["epoch"], row["xid"], row["position"])
+
+
+def _conflict() -> ServiceError:
+    return ServiceError(
+        Kind.CONFLICT,
+        "VERSION_CONFLICT",
+        "The stream does not stand at the expected version: read it again and decide again.",
+    )
+
+
+def _reused() -> ServiceError:
+    return ServiceError(
+        Kind.ALREADY_EXISTS,
+        "REQUEST_ID_REUSED",
+        "This request_id was used for another command: use a new one for a new command.",
+    )
+
+
+def _racing() -> ServiceError:
+    return ServiceError(
+        Kind.CONFLICT,
+        "COMMAND_RACING",
+        "The same request_id, or an event with the same id, is being recorded at this moment: send it again.",
+        retry_after_s=0.05,
+    )

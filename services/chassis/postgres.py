@@ -4,12 +4,14 @@ Owns no SQL but its own checks. What a database error says never leaves here: it
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeAlias, TypeVar
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
+from asyncpg.transaction import Transaction
 
 from services.chassis.errors import Kind, ServiceError
 
@@ -24,6 +26,9 @@ CONNECT_TIMEOUT_S = 5.0
 ACQUIRE_TIMEOUT_S = 2.0
 # A COMMIT is never cancelled; one that has no answer after this counts as one whose outcome is unknown.
 COMMIT_TIMEOUT_S = 10.0
+# A Postgres that was killed is back within a second or two.
+VERIFY_FOR_S = 3.0
+VERIFY_PAUSE_S = 0.1
 IDLE_IN_TRANSACTION_TIMEOUT = "5s"
 RETRY_AFTER_S = 0.2
 
@@ -68,6 +73,7 @@ async def create_pool(
             max_size=size,
             timeout=CONNECT_TIMEOUT_S,
             init=check,
+            reset=_reset,
             server_settings={
                 "application_name": name,
                 "statement_timeout": f"{statement_timeout_ms}ms",
@@ -116,8 +122,8 @@ async def transaction(pool: Pool, *, verify: Verify | None = None) -> AsyncItera
                 await _roll_back(connection, running)
                 raise
             lost = await _commit(connection, running)
-        if lost is not None and not (verify is not None and await _verified(pool, verify)):
-            raise outcome_unknown() from lost
+    if lost is not None and not (verify is not None and await _verified(pool, verify)):
+        raise outcome_unknown() from lost
 
 
 def outcome_unknown() -> ServiceError:
@@ -132,15 +138,118 @@ def outcome_unknown() -> ServiceError:
 
 def translate(error: BaseException) -> ServiceError | None:
     """The database error in our words; None when it is a bug of ours (a constraint, a wrong statement)."""
-    raise NotImplementedError
+    if isinstance(error, _TIMEOUTS):
+        return _unavailable("DATABASE_TIMEOUT", "The database did not answer in time.")
+    if isinstance(error, _COLLISIONS):
+        return _unavailable("DATABASE_BUSY", "The database gave up one of several changes that waited for each other.")
+    if isinstance(error, _OUTAGES) or _is_closed(error):
+        return _unavailable("DATABASE_UNAVAILABLE", "The database cannot be reached.")
+    return None
 
 
 @contextmanager
 def translated() -> Iterator[None]:
     """Database errors of the block come out as ServiceError where a caller can do something about them."""
-    yield
+    try:
+        yield
+    except Exception as error:
+        known = translate(error)
+        if known is None:
+            raise
+        raise known from error
 
 
 async def uncancelled(work: Coroutine[Any, Any, T]) -> T:
     """Run *work* to its end even when the caller is cancelled; the cancellation is raised afterwards."""
-    raise NotImplementedError
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        # Looked at, so that asyncio does not report it as never retrieved.
+        task.cancelled() or task.exception()
+        raise cancelled
+    return task.result()
+
+
+async def to_the_end(connection: Connection, work: Coroutine[Any, Any, T], *, timeout_s: float) -> T:
+    """Run *work*, which uses only this connection, uncancelled; after *timeout_s* the connection is cut off.
+
+    Cut off, not cancelled: a cancelled COMMIT can be reported as done before it is safe on the disk or the standby.
+    """
+
+    async def bounded() -> T:
+        task = asyncio.ensure_future(work)
+        await asyncio.wait({task}, timeout=timeout_s)
+        if not task.done():
+            connection.terminate()
+        return await task
+
+    return await uncancelled(bounded())
+
+
+_OUTAGES = (
+    OSError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+    # A former primary that became a standby.
+    asyncpg.ReadOnlySQLTransactionError,
+)
+_TIMEOUTS = (TimeoutError, asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError)
+_COLLISIONS = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
+
+
+def _is_closed(error: BaseException) -> bool:
+    """Whether asyncpg refused because the connection or pool is closed: it has no class of its own for that."""
+    return isinstance(error, asyncpg.InterfaceError) and "clos" in str(error)
+
+
+def _unavailable(reason: str, message: str) -> ServiceError:
+    return ServiceError(Kind.UNAVAILABLE, reason, f"{message} Try again.", retry_after_s=RETRY_AFTER_S)
+
+
+async def _reset(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+    """Make a connection fit for the pool again.
+
+    asyncpg's own reset is a round trip after every use; nothing here leaves session state but an open transaction.
+    """
+    if connection.is_in_transaction():
+        await connection.reset()
+
+
+async def _roll_back(connection: Connection, running: Transaction) -> None:
+    """Roll back, or cut the connection off, which does the same."""
+    try:
+        await to_the_end(connection, running.rollback(), timeout_s=COMMIT_TIMEOUT_S)
+    except Exception:
+        # Whatever it is, the error that led here is the one to tell.
+        connection.terminate()
+
+
+async def _commit(connection: Connection, running: Transaction) -> BaseException | None:
+    """Commit; None when it is done, the error when its answer was lost."""
+    try:
+        await to_the_end(connection, running.commit(), timeout_s=COMMIT_TIMEOUT_S)
+    except Exception as error:
+        if isinstance(error, _OUTAGES) or _is_closed(error):
+            return error
+        raise
+    return None
+
+
+async def _verified(pool: Pool, verify: Verify) -> bool:
+    """Whether *verify* says yes within a bound; no answer is no."""
+    give_up_at = time.monotonic() + VERIFY_FOR_S
+    while True:
+        try:
+            async with acquire(pool) as connection:
+                return await verify(connection)
+        except ServiceError:
+            if time.monotonic() > give_up_at:
+                return False
+        await asyncio.sleep(VERIFY_PAUSE_S)
