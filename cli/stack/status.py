@@ -101,7 +101,10 @@ async def _answers(state: State, name: str, address: str) -> bool:
     if name in SERVICES:
         return await is_serving(address)
     if name == "postgres":
-        return await accepts(state.urls[name])
+        try:
+            return await accepts(state.urls[name])
+        except asyncpg.InvalidPasswordError:
+            return False
     greeting = {"nats": b"", "valkey": b"PING\r\n"}[name]
     expected = {"nats": b"INFO", "valkey": b"NOAUTH"}[name]
     return expected in await exchange(state.ports[name], greeting)

@@ -1,6 +1,7 @@
 """Starts, watches and stops a whole stack: servers, databases and the five services."""
 
 import asyncio
+import os
 import secrets as chance
 import signal
 from collections.abc import Callable, Collection, Mapping
@@ -18,7 +19,7 @@ from cli.stack.external import external_urls, require_reachable
 from cli.stack.ports import free_port, is_free
 from cli.stack.postgres import PostgresServer
 from cli.stack.probe import is_serving, wait_serving
-from cli.stack.processes import STOP_SIGNALS, Command, Process, ProcessRecord, log_tail
+from cli.stack.processes import STOP_SIGNALS, Command, Process, ProcessRecord, log_tail, start_time
 from cli.stack.provision import SERVICES, migrate_service, provision
 from cli.stack.server import Server
 from cli.stack.servers import NatsServer, ValkeyServer, together
@@ -162,6 +163,15 @@ class Stack:
         finally:
             self._lock.close()
 
+    async def take_over(self, service: str) -> Command:
+        """Start the servers and write this process down as the service; the command that it is to become."""
+        await self.start()
+        with self.data_dir.exclusive():
+            await self._processes[service].stop(STOP_SIGNALS)
+            self._take_ports([service])
+            self._record(service, ProcessRecord(os.getpid(), start_time(os.getpid()) or ""))
+            return self._command(service)
+
     # Faults, for tests that show what happens then.
 
     async def kill(self, name: str) -> None:
@@ -295,10 +305,6 @@ class Stack:
         self._progress(f"service: {name}")
         programs.rotate(self.log(name))
         self._processes[name].spawn(self._command(name), partial(self._record, name))
-
-    def command(self, service: str) -> Command:
-        """How the service is started here, once the servers run."""
-        return self._command(service)
 
     def _command(self, service: str) -> Command:
         names = {name for secrets in programs.SECRETS.values() for name in secrets.values()}

@@ -1,0 +1,96 @@
+"""`comity up`, `down`, `status` and `serve`: the stack on this machine."""
+
+import os
+import time
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from cli.failures import run
+from cli.options import DEFAULT_DATA_DIR, AsJson, DataDir
+from cli.output import console, errors, print_json, progress
+from cli.stack import SERVICES, Stack, StackStatus, look
+
+COLORS = {"up": "green", "external": "green", "down": "dim", "crashed": "red", "silent": "red", "unreachable": "red"}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the app."""
+    for command in (up, down, status, serve):
+        app.command()(command)
+
+
+def up(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJson = False) -> None:
+    """Start the servers and the five services, or what of them does not run; they outlive this command.
+
+    Postgres, NATS and Valkey come from wheels and listen on this machine only. A server that runs elsewhere is used
+    instead when COMITY_POSTGRES_URL, COMITY_NATS_URL or COMITY_REDIS_URL names it.
+    """
+    started_s = time.monotonic()
+    with progress(quiet=as_json) as tell:
+        run(Stack(data_dir, tied=False, progress=tell).start(), as_json=as_json)
+    found = run(look(data_dir), as_json=as_json)
+    _show(found, as_json=as_json)
+    if not as_json:
+        errors.print(f"up in {time.monotonic() - started_s:.1f} s; stop it with `comity down`")
+
+
+def down(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJson = False) -> None:
+    """Stop the services and the servers that `comity up` started; the data stays."""
+    before = run(look(data_dir), as_json=as_json)
+    running = [part.name for part in before.parts if part.pid]
+    if (data_dir / "state.json").exists():
+        run(Stack(data_dir, tied=False).stop(), as_json=as_json)
+    if as_json:
+        print_json({"data_dir": str(before.data_dir), "stopped": running})
+    else:
+        console.print(f"stopped {', '.join(running)}" if running else f"nothing ran in {before.data_dir}")
+
+
+def status(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJson = False) -> None:
+    """Show what really runs and answers; exit code 0 only when all of it does."""
+    found = run(look(data_dir), as_json=as_json)
+    _show(found, as_json=as_json)
+    if found.summary != "up":
+        raise typer.Exit(1)
+
+
+def serve(
+    service: Annotated[str, typer.Argument(help=f"One of {', '.join(SERVICES)}.", metavar="SERVICE")],
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """Run one service in the foreground, in place of the one in the background.
+
+    The servers are started if they do not run. Ctrl-C ends the service; `comity up` puts it back.
+    """
+    if service not in SERVICES:
+        raise typer.BadParameter(f"{service!r} is not a service; choose one of {', '.join(SERVICES)}")
+    with progress() as tell:
+        command = run(Stack(data_dir, services=(), tied=False, progress=tell).take_over(service))
+    os.chdir(command.cwd)
+    # The process stays, so the pid that was written down is the service's.
+    os.execve(command.argv[0], command.argv, dict(command.env))
+
+
+def _show(found: StackStatus, *, as_json: bool) -> None:
+    if as_json:
+        print_json(_as_object(found))
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("", "state", "address", "pid", "version"):
+        table.add_column(column)
+    for part in found.parts:
+        state = f"[{COLORS[part.state]}]{part.state}[/]"
+        table.add_row(part.name, state, part.address, str(part.pid or ""), part.version)
+    console.print(table)
+    console.print(f"{found.summary}: {found.data_dir}")
+
+
+def _as_object(found: StackStatus) -> dict[str, Any]:
+    return {
+        "data_dir": str(found.data_dir),
+        "summary": found.summary,
+        "parts": [asdict(part) for part in found.parts],
+    }
