@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 
 from cli.bundle.bundle import Bundle, Declared
 from cli.bundle.problem import Problem
-from cli.bundle.rules import rule_problem
+from services.decision.domain.rules import RuleError, compile_audience, compile_eligibility
 
 M = TypeVar("M", bound=Message)
 
@@ -155,9 +155,11 @@ def _policies(bundle: Bundle) -> Iterator[Problem]:
     popular = sorted(name for name, kind in rankable.items() if kind in ITEM_KINDS)
     for policy in bundle.policies:
         message = policy.message
-        for rule, text in (("eligibility", message.eligibility), ("audience", message.audience)):
-            if text and (wrong := rule_problem(rule, text)):
-                yield policy.problem(f".{rule}", f"is no valid CEL: {wrong}", "mend the rule")
+        for rule, compile_rule in (("eligibility", compile_eligibility), ("audience", compile_audience)):
+            try:
+                compile_rule(getattr(message, rule) or "true")
+            except RuleError as error:
+                yield policy.problem(f".{rule}", f"is no valid CEL: {error}", "mend the rule")
         if message.popular_by not in popular:
             yield _unknown(
                 policy, ".popular_by", "feature with one value an item", message.popular_by, popular, "features.yaml"

@@ -1,0 +1,19 @@
+"""Client of Comity: a decision for every placement, within the deadline, whatever happens.
+
+Owns the promise's last mile: when nothing answers in time, the caller's own defaults do.
+"""
+
+from comity_client.client import ComityClient
+from comity_client.errors import FieldProblem, InvalidRequestError, MissingDefaultError
+from comity_client.results import Decision, Entry, Page, Tracked
+
+__all__ = [
+    "ComityClient",
+    "Decision",
+    "Entry",
+    "FieldProblem",
+    "InvalidRequestError",
+    "MissingDefaultError",
+    "Page",
+    "Tracked",
+]

@@ -1,0 +1,56 @@
+"""The two mistakes of a program that the client raises; outages it never raises."""
+
+from dataclasses import dataclass
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+
+_DETAILS_KEY = "grpc-status-details-bin"
+
+
+@dataclass(frozen=True, slots=True)
+class FieldProblem:
+    """A field of the request, what is wrong with it and how to mend it."""
+
+    field: str
+    problem: str
+
+
+class MissingDefaultError(ValueError):
+    """A placement was asked for that has no default: then "never nothing" could not be kept."""
+
+    def __init__(self, placement_id: str) -> None:
+        super().__init__(
+            f"placement {placement_id!r} has no default: pass at least one entry for it in `defaults`, "
+            "to ComityClient or to decide"
+        )
+
+
+class InvalidRequestError(ValueError):
+    """The server refused the request as wrong; trying it again will not help.
+
+    Args:
+        reason: UPPER_SNAKE code that programs match on.
+        problems: the fields that are wrong.
+    """
+
+    def __init__(self, message: str, *, reason: str = "", problems: tuple[FieldProblem, ...] = ()) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.problems = problems
+
+
+def invalid_request(error: grpc.aio.AioRpcError) -> InvalidRequestError:
+    """The refusal with what its status details say."""
+    reason = ""
+    problems: tuple[FieldProblem, ...] = ()
+    for key, value in error.trailing_metadata() or ():
+        if key != _DETAILS_KEY or not isinstance(value, bytes):
+            continue
+        for detail in status_pb2.Status.FromString(value).details:
+            info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+            if detail.Unpack(info):
+                reason = info.reason
+            elif detail.Unpack(bad):
+                problems = tuple(FieldProblem(v.field, v.description) for v in bad.field_violations)
+    return InvalidRequestError(error.details() or "the request is not valid", reason=reason, problems=problems)

@@ -1,0 +1,77 @@
+"""What calls give back, in plain dataclasses."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+# slate: chosen for this person; fallback: what the server declares or what is popular; client_default: the caller's own.
+Source: TypeAlias = Literal["slate", "fallback", "client_default"]
+TrackedStatus: TypeAlias = Literal["ACCEPTED", "DUPLICATE", "REFUSED", "DROPPED_NO_CONSENT", "NOT_DELIVERED"]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One thing to show.
+
+    Args:
+        item_id: of the catalog.
+        variant_id: treatment to render; empty: the item's own.
+        slot: place in the slate, from 0.
+        score: the ranker's; 0 where nothing was scored.
+        propensity: probability, in (0, 1], that this entry was in this slot.
+        reason: why it is here, e.g. RANKED or EXPLORED; empty for the caller's own.
+    """
+
+    item_id: str
+    variant_id: str = ""
+    slot: int = 0
+    score: float = 0.0
+    propensity: float = 1.0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to show at one placement.
+
+    Args:
+        entries: in order of slot; never empty.
+        reason: e.g. RANKED, EXPLORED, HOLDOUT, POPULAR, DEFAULT; CLIENT_DEFAULT when the client answered.
+        fallback_reason: why the answer is not the one that was aimed for; empty when it is.
+        decision_id: names the decision in the log; empty when the client answered.
+        exposure_token: proof of the decision, for track; empty when the log does not hold it.
+        learnable: False: never train on it.
+        versions: part → version that decided (model, feature_set, consent_policy, …).
+    """
+
+    placement_id: str
+    entries: tuple[Entry, ...]
+    source: Source
+    reason: str
+    fallback_reason: str = ""
+    decision_id: str = ""
+    exposure_token: bytes = b""
+    learnable: bool = False
+    holdout: bool = False
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+# Placement id → its decision; every placement that was asked for is there.
+Page: TypeAlias = Mapping[str, Decision]
+
+
+@dataclass(frozen=True, slots=True)
+class Tracked:
+    """What became of one event.
+
+    Args:
+        event_id: send the event again under this id and it counts once.
+        status: NOT_DELIVERED: nobody took it in time; the others are the server's.
+        field: for REFUSED: the field that is wrong.
+        problem: for REFUSED: what is wrong with it and how to mend it; for NOT_DELIVERED: why.
+    """
+
+    event_id: str
+    status: TrackedStatus
+    field: str = ""
+    problem: str = ""

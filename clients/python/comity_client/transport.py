@@ -1,0 +1,105 @@
+"""Calls that come back on time: an answer, or the word for why there is none."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+
+from comity_client.errors import invalid_request
+from comity_client.timing import with_retries, within
+
+# What the way back to the caller takes: the server must be done by then.
+SHAVE_S = 0.002
+TIMEOUT_S_MIN = 0.001
+# Codes of a mistake in the program, not of an outage.
+_REFUSALS = (
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.ALREADY_EXISTS,
+)
+_OUTAGES = {
+    grpc.StatusCode.DEADLINE_EXCEEDED: "CLIENT_DEADLINE_EXCEEDED",
+    grpc.StatusCode.UNAVAILABLE: "CLIENT_UNAVAILABLE",
+    grpc.StatusCode.RESOURCE_EXHAUSTED: "CLIENT_OVERLOADED",
+}
+_OPTIONS = (
+    ("grpc.lb_policy_name", "round_robin"),
+    # Retries are ours: they must know the deadline and keep the request id.
+    ("grpc.enable_retries", 0),
+    # A server that comes back is used again within a second, not after gRPC's two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.keepalive_time_ms", 60_000),
+)
+
+
+class Transport:
+    """Channels to a few addresses, and unary calls over them.
+
+    Args:
+        retries_max: further tries while the server is unavailable and time is left.
+        raise_on_invalid: whether a refusal raises, or is the word CLIENT_REFUSED.
+        credentials: for TLS; None: plain text.
+    """
+
+    def __init__(
+        self, *, retries_max: int, raise_on_invalid: bool, credentials: grpc.ChannelCredentials | None
+    ) -> None:
+        self._retries_max = retries_max
+        self._raise_on_invalid = raise_on_invalid
+        self._credentials = credentials
+        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._closed = False
+
+    def connect(self, address: str) -> grpc.aio.Channel:
+        """The channel to the address; it begins to connect when it is first asked for."""
+        if self._closed:
+            raise ConnectionError("the client is closed")
+        channel = self._channels.get(address)
+        if channel is None:
+            if self._credentials is None:
+                channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+            else:
+                channel = grpc.aio.secure_channel(address, self._credentials, options=_OPTIONS)
+            channel.get_state(try_to_connect=True)
+            self._channels[address] = channel
+        return channel
+
+    async def close(self) -> None:
+        """Close the channels; calls in flight end without an answer."""
+        self._closed = True
+        channels, self._channels = self._channels, {}
+        for channel in channels.values():
+            await channel.close()
+
+    async def ask(
+        self, address: str, method: Callable[[grpc.aio.Channel], Any], request: Any, deadline_at: float
+    ) -> tuple[Any | None, str]:
+        """The answer and "", or None and why there is none, by *deadline_at* on the loop's clock.
+
+        Args:
+            method: gives the stub's method for a channel.
+
+        Raises:
+            InvalidRequestError: the server refused the request as wrong (unless raise_on_invalid is off).
+        """
+
+        async def once(left_s: float) -> Any:
+            call = method(self.connect(address))
+            return await call(request, timeout=max(TIMEOUT_S_MIN, left_s - SHAVE_S))
+
+        work = with_retries(once, deadline_at=deadline_at, retries_max=self._retries_max)
+        try:
+            return await within(work, deadline_at - asyncio.get_running_loop().time()), ""
+        except TimeoutError:
+            return None, "CLIENT_DEADLINE_EXCEEDED"
+        except grpc.aio.AioRpcError as error:
+            if error.code() not in _REFUSALS:
+                return None, _OUTAGES.get(error.code(), "CLIENT_ERROR")
+            if self._raise_on_invalid:
+                raise invalid_request(error) from error
+            return None, "CLIENT_REFUSED"
+        except Exception:  # whatever else goes wrong between here and the server is an outage to the caller
+            return None, "CLIENT_ERROR"

@@ -1,0 +1,164 @@
+"""Protobuf ↔ dataclasses, the only place that knows both; what is not a sound answer is refused here."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+from comity.common.v1 import types_pb2 as types_pb
+from comity.decision.v1 import decision_events_pb2 as decision_events_pb
+from comity.decision.v1 import decision_service_pb2 as decision_pb
+from comity.feedback.v1 import feedback_events_pb2 as feedback_events_pb
+from comity.feedback.v1 import feedback_service_pb2 as feedback_pb
+
+from comity_client.results import Decision, Entry, Tracked, TrackedStatus
+
+Fact = str | float | bool
+SLATE_ENTRIES_MAX = 100
+
+_STATUSES: Mapping[int, TrackedStatus] = {
+    feedback_pb.TRACK_STATUS_ACCEPTED: "ACCEPTED",
+    feedback_pb.TRACK_STATUS_DUPLICATE: "DUPLICATE",
+    feedback_pb.TRACK_STATUS_REFUSED: "REFUSED",
+    feedback_pb.TRACK_STATUS_DROPPED_NO_CONSENT: "DROPPED_NO_CONSENT",
+}
+
+
+class GarbageError(Exception):
+    """An answer that no correct server gives."""
+
+
+def identities_of(identities: Mapping[str, str]) -> list[types_pb.Identity]:
+    """Namespace → value, as messages."""
+    return [types_pb.Identity(namespace=namespace, value=value) for namespace, value in identities.items()]
+
+
+def decide_request(
+    request_id: str,
+    identities: Mapping[str, str],
+    placements: Sequence[str],
+    *,
+    context: Mapping[str, Fact],
+    candidate_ids: Sequence[str],
+    excluded_item_ids: Sequence[str],
+    gpc: str,
+    deferred: bool,
+) -> decision_pb.DecideRequest:
+    """The request for these placements."""
+    return decision_pb.DecideRequest(
+        request_id=request_id,
+        identities=identities_of(identities),
+        placements=[
+            decision_pb.PlacementRequest(
+                placement_id=placement, candidate_ids=candidate_ids, excluded_item_ids=excluded_item_ids
+            )
+            for placement in placements
+        ],
+        context={key: _context_fact(value) for key, value in context.items()},
+        consent_signals=decision_pb.ConsentSignals(gpc=gpc) if gpc else None,
+        activation=decision_events_pb.ACTIVATION_DEFERRED if deferred else decision_events_pb.ACTIVATION_IMMEDIATE,
+    )
+
+
+def decision_of(answer: decision_pb.PlacementDecision, *, placement_id: str) -> Decision:
+    """The answer for the placement.
+
+    Raises:
+        GarbageError: it is for another placement, empty, or not a slate.
+    """
+    which = answer.WhichOneof("answer")
+    if answer.placement_id != placement_id or which is None:
+        raise GarbageError
+    slate = answer.slate if which == "slate" else answer.fallback
+    entries = tuple(_entry(entry) for entry in slate.entries)
+    if not 0 < len(entries) <= SLATE_ENTRIES_MAX:
+        raise GarbageError
+    return Decision(
+        placement_id=placement_id,
+        entries=entries,
+        source="slate" if which == "slate" else "fallback",
+        reason=_name(decision_events_pb.Reason, answer.reason, "REASON_"),
+        fallback_reason=_name(decision_events_pb.FallbackReason, answer.fallback_reason, "FALLBACK_REASON_"),
+        decision_id=answer.decision_id,
+        exposure_token=answer.exposure_token,
+        learnable=answer.learnable,
+        holdout=answer.assignment.holdout,
+        versions={field.name: value for field, value in answer.versions.ListFields()},
+    )
+
+
+def tracked_event(
+    event_id: str,
+    type_: str,
+    identities: Mapping[str, str],
+    *,
+    item_ids: Sequence[str],
+    properties: Mapping[str, Fact],
+    decision: Decision | None,
+    occurred_at: datetime | None,
+) -> feedback_pb.TrackedEvent:
+    """The event; a decision that the client made itself is left out, for the log does not know it."""
+    event = feedback_pb.TrackedEvent(
+        event_id=event_id,
+        type=type_,
+        subject=types_pb.SubjectRef(identities=identities_of(identities)),
+        item_ids=item_ids,
+        properties={name: _property_value(value) for name, value in properties.items()},
+    )
+    if occurred_at is not None:
+        if occurred_at.tzinfo is None:
+            raise ValueError("occurred_at must be aware: give it a time zone")
+        event.occurred_at.FromDatetime(occurred_at)
+    if decision is not None and decision.exposure_token:
+        event.decision_id = decision.decision_id
+        event.exposure_token = decision.exposure_token
+    return event
+
+
+def tracked_of(result: feedback_pb.TrackResult, *, event_id: str) -> Tracked:
+    """What became of the event.
+
+    Raises:
+        GarbageError: the result is another event's, or says nothing.
+    """
+    status = _STATUSES.get(result.status)
+    if result.event_id != event_id or status is None:
+        raise GarbageError
+    return Tracked(event_id=event_id, status=status, field=result.field, problem=result.problem)
+
+
+def _entry(entry: decision_events_pb.SlateEntry) -> Entry:
+    if not entry.item_id or not 0.0 < entry.propensity <= 1.0:
+        raise GarbageError
+    return Entry(
+        item_id=entry.item_id,
+        variant_id=entry.variant_id,
+        slot=entry.slot,
+        score=entry.score,
+        propensity=entry.propensity,
+        reason=_name(decision_events_pb.Reason, entry.reason, "REASON_"),
+    )
+
+
+def _name(enum: object, number: int, prefix: str) -> str:
+    """RANKED for REASON_RANKED; empty for UNSPECIFIED; the number where a newer server knows a word that we do not."""
+    if not number:
+        return ""
+    try:
+        return str(enum.Name(number)).removeprefix(prefix)  # type: ignore[attr-defined]
+    except ValueError:
+        return str(number)
+
+
+def _context_fact(value: Fact) -> decision_events_pb.ContextFact:
+    if isinstance(value, bool):
+        return decision_events_pb.ContextFact(boolean_value=value)
+    if isinstance(value, str):
+        return decision_events_pb.ContextFact(string_value=value)
+    return decision_events_pb.ContextFact(number_value=value)
+
+
+def _property_value(value: Fact) -> feedback_events_pb.PropertyValue:
+    if isinstance(value, bool):
+        return feedback_events_pb.PropertyValue(boolean_value=value)
+    if isinstance(value, str):
+        return feedback_events_pb.PropertyValue(string_value=value)
+    return feedback_events_pb.PropertyValue(number_value=value)
