@@ -106,7 +106,30 @@ class SubjectsMerged(_message.Message):
 Global___SubjectsMerged: _TypeAlias = SubjectsMerged  # noqa: Y015
 
 @_typing.final
+class IdentityUnlinked(_message.Message):
+    """A link was taken back: from here on it is as though it had never been made."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LINK_ID_FIELD_NUMBER: _builtins.int
+    link_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        link_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["link_id", b"link_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IdentityUnlinked: _TypeAlias = IdentityUnlinked  # noqa: Y015
+
+@_typing.final
 class SubjectsUnmerged(_message.Message):
+    """Members of a subject belong to it no longer; each group that left stays together and has an event of its own."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     LINK_ID_FIELD_NUMBER: _builtins.int
