@@ -1,0 +1,1 @@
+"""What behavior is, which of it may be taken in, and which decision it answers. Pure and synchronous."""

@@ -1,0 +1,255 @@
+"""Behavior as it is sent, and whether it can be taken in; consent is asked elsewhere."""
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import Enum, StrEnum
+
+from services.chassis.errors import FieldProblem
+from services.feedback.domain.schemas import EXPOSURE, EventProperty, EventSchema, PropertyKind, SchemaBook
+
+AHEAD_MAX = timedelta(minutes=5)
+"""How far a sender's clock may be ahead of ours."""
+
+NAMED_TYPES_MAX = 20
+"""How many declared types a refusal of an unknown one names."""
+
+PropertyValue = str | float | bool
+
+
+class Status(StrEnum):
+    """How an event was answered."""
+
+    ACCEPTED = "ACCEPTED"
+    DUPLICATE = "DUPLICATE"
+    REFUSED = "REFUSED"
+    DROPPED_NO_CONSENT = "DROPPED_NO_CONSENT"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The answer to one event; *problem* is set where it was refused."""
+
+    event_id: str
+    status: Status
+    problem: FieldProblem | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """An identifier in a namespace; passed to identity, never kept."""
+
+    namespace: str
+    value: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """Whom an event is about: identities, or the pseudonym alone."""
+
+    identities: tuple[Identity, ...] = ()
+    subject_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TrackedEvent:
+    """An event as the caller sent it; *occurred_at* is None where it was left to us."""
+
+    event_id: str
+    type: str
+    person: Person
+    occurred_at: datetime | None = None
+    item_ids: tuple[str, ...] = ()
+    properties: Mapping[str, PropertyValue] = field(default_factory=dict)
+    decision_id: str = ""
+    exposure_token: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One of a person's pseudonyms, and when it was merged in (None: it began with it)."""
+
+    member_id: str
+    merged_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """The person that identity knows: the canonical pseudonym, the member to record under, all members."""
+
+    subject_id: str
+    member_id: str
+    members: tuple[Member, ...]
+
+    def has(self, member_id: str) -> bool:
+        """Whether the pseudonym is one of this person's."""
+        return member_id == self.subject_id or any(member.member_id == member_id for member in self.members)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a valid exposure token says was decided, and for whom; no member where identity could not say."""
+
+    decision_id: str
+    placement_id: str
+    member_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Behavior:
+    """A fact about to be recorded: what BehaviorRecorded holds."""
+
+    type: str
+    subject_id: str
+    item_ids: tuple[str, ...] = ()
+    properties: Mapping[str, PropertyValue] = field(default_factory=dict)
+    decision_id: str = ""
+    placement_id: str = ""
+    decision_proven: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NewBehavior:
+    """A behavior to record, under whom, when, and in which stream (it can be there once)."""
+
+    stream_id: str
+    member_id: str
+    occurred_at: datetime
+    behavior: Behavior
+
+
+class NotRecorded(Enum):
+    """Why a behavior was not recorded now."""
+
+    DUPLICATE = "its stream holds it already"
+    ERASED = "the person was erased: nothing about them is stored again"
+
+
+@dataclass(frozen=True, slots=True)
+class ConsentQuestion:
+    """Which of these purposes the person with these members allows."""
+
+    members: tuple[Member, ...]
+    purposes: tuple[str, ...]
+
+
+def problem_of(event: TrackedEvent, book: SchemaBook, now: datetime) -> FieldProblem | None:
+    """The first thing that keeps an event from being taken in, whoever it is about; None when nothing does."""
+    schema = book.get(event.type)
+    if schema is None:
+        return FieldProblem("type", unknown_type(book))
+    return _frame_problem(event, now) or _item_problem(event, schema) or _property_problem(event.properties, schema)
+
+
+def _frame_problem(event: TrackedEvent, now: datetime) -> FieldProblem | None:
+    if bool(event.person.identities) == bool(event.person.subject_id):
+        return FieldProblem("subject", "give either identities or subject_id")
+    if event.occurred_at is not None and event.occurred_at - now > AHEAD_MAX:
+        return FieldProblem("occurred_at", "is more than 5 minutes ahead of the server's clock; set the sender's clock")
+    return None
+
+
+def _item_problem(event: TrackedEvent, schema: EventSchema) -> FieldProblem | None:
+    if schema.item_required and not event.item_ids:
+        return FieldProblem("item_ids", f"an event of type {schema.type} needs at least one item")
+    if schema.type == EXPOSURE and not (event.item_ids or event.decision_id or event.exposure_token):
+        return FieldProblem("item_ids", "an exposure needs the items that were shown, or the decision that chose them")
+    if "" in event.item_ids:
+        return FieldProblem("item_ids", "an item id is empty; leave it out")
+    return None
+
+
+def unknown_type(book: SchemaBook) -> str:
+    """What to tell a caller whose type is not declared."""
+    if not book:
+        return "is not declared: no type is yet; publish the site's event schemas first"
+    names = sorted(book)
+    more = "" if len(names) <= NAMED_TYPES_MAX else f" and {len(names) - NAMED_TYPES_MAX} more"
+    return f"is not declared; declared types are {', '.join(names[:NAMED_TYPES_MAX])}{more}"
+
+
+def _property_problem(values: Mapping[str, PropertyValue], schema: EventSchema) -> FieldProblem | None:
+    declared = {entry.name: entry for entry in schema.properties}
+    for name, value in values.items():
+        entry = declared.get(name)
+        if entry is None:
+            # The name is the sender's and may hold anything: it is not repeated.
+            return FieldProblem(
+                "properties", f"holds one that {schema.type} does not declare; {_declared_names(schema)}"
+            )
+        problem = _value_problem(entry, value)
+        if problem is not None:
+            return problem
+    for entry in schema.properties:
+        if entry.required and entry.name not in values:
+            return FieldProblem(f"properties.{entry.name}", f"is required for an event of type {schema.type}")
+    return None
+
+
+def _declared_names(schema: EventSchema) -> str:
+    if not schema.properties:
+        return "it declares none"
+    return "it declares " + ", ".join(entry.name for entry in schema.properties)
+
+
+def _value_problem(entry: EventProperty, value: PropertyValue) -> FieldProblem | None:
+    field_name = f"properties.{entry.name}"
+    if _kind_of(value) is not entry.kind:
+        return FieldProblem(field_name, f"must be a {entry.kind.value}")
+    if isinstance(value, float) and not math.isfinite(value):
+        return FieldProblem(field_name, "must be a finite number")
+    return None
+
+
+def _kind_of(value: PropertyValue) -> PropertyKind:
+    if isinstance(value, bool):
+        return PropertyKind.BOOLEAN
+    return PropertyKind.STRING if isinstance(value, str) else PropertyKind.NUMBER
+
+
+def claim_problem(event: TrackedEvent, claim: Claim, subject: Subject) -> FieldProblem | None:
+    """Why a token, valid in itself, proves nothing for this event; None when it does."""
+    if event.decision_id and event.decision_id != claim.decision_id:
+        return FieldProblem("exposure_token", "was given out for another decision; send the one that came with it")
+    if claim.member_id and not subject.has(claim.member_id):
+        return FieldProblem("exposure_token", "was given out for another subject; send the one that came with it")
+    return None
+
+
+def behavior_of(event: TrackedEvent, subject: Subject, claim: Claim | None) -> Behavior:
+    """The fact that an event becomes."""
+    return Behavior(
+        type=event.type,
+        subject_id=subject.subject_id,
+        item_ids=event.item_ids,
+        properties=event.properties,
+        decision_id=claim.decision_id if claim is not None else event.decision_id,
+        placement_id=claim.placement_id if claim is not None else "",
+        decision_proven=claim is not None and claim.member_id != "",
+    )
+
+
+def stream_of(member_id: str, event_id: str) -> str:
+    """The stream that can hold this event of this member once: sending it again finds it taken.
+
+    The sender's id is hashed together with the member, so that two members may use the same one and so that
+    nothing the sender put into it is kept.
+    """
+    return "behavior-" + hashlib.sha256(f"{member_id}\0{event_id}".encode()).hexdigest()[:32]
+
+
+def exposure_stream_of(decision_id: str) -> str:
+    """The stream of the exposure that an immediate decision is by itself."""
+    return "behavior-" + hashlib.sha256(f"exposure\0{decision_id}".encode()).hexdigest()[:32]
+
+
+def first_of_each(keys: Sequence[str]) -> list[bool]:
+    """Whether each key is the first of its kind in the sequence."""
+    seen: set[str] = set()
+    first: list[bool] = []
+    for key in keys:
+        first.append(key not in seen)
+        seen.add(key)
+    return first

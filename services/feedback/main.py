@@ -1,0 +1,152 @@
+"""The feedback process: settings and wiring."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import grpc
+from comity.feedback.v1.feedback_service_pb2_grpc import add_FeedbackServiceServicer_to_server
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from services.chassis.bus import NatsBus
+from services.chassis.clock import SystemClock
+from services.chassis.eventstore import PostgresEventStore
+from services.chassis.inbox import Subscription
+from services.chassis.key_client import GrpcKeyReader
+from services.chassis.lifecycle import App, run
+from services.chassis.metrics import RELAY_LAG_S
+from services.chassis.migrations import CHASSIS, migrate
+from services.chassis.postgres import Pool, create_pool
+from services.chassis.relay import Relay
+from services.chassis.rpc_client import connect
+from services.chassis.sealing import Sealer
+from services.chassis.settings import ServiceSettings, read_secret
+from services.feedback.clients import ConsentAnswers, ExposureTokens, IdentitySubjects
+from services.feedback.handlers.join import AwaitJoined, JoinOutcomes
+from services.feedback.handlers.publish import PublishEventSchemas
+from services.feedback.handlers.replay import ReplayLog
+from services.feedback.handlers.track import TrackBehavior
+from services.feedback.service import FeedbackService
+from services.feedback.store import (
+    PostgresArchive,
+    PostgresDecisions,
+    PostgresProgress,
+    PostgresSchemas,
+    SealedBehaviorLog,
+)
+from services.feedback.subscribers import Joiner, on_decision_events
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+class Settings(ServiceSettings):
+    """What the feedback process is told.
+
+    Args:
+        identity_address: host:port of identity.
+        consent_address: host:port of consent.
+        token_key_file: the key that decision signs exposure tokens with.
+        downstream_timeout_s: of one call to identity or consent.
+        reward_window_days: how long after a decision an answer still counts.
+        decision_wait_s: how long an exposure without items waits for its decision to come in.
+        pool_size: most connections to Postgres.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="COMITY_FEEDBACK_", frozen=True)
+
+    identity_address: str
+    consent_address: str
+    token_key_file: Path
+    downstream_timeout_s: float = Field(default=2.0, gt=0, le=30)
+    reward_window_days: float = Field(default=7.0, gt=0, le=365)
+    decision_wait_s: float = Field(default=1.0, ge=0, le=10)
+    pool_size: int = Field(default=8, ge=2, le=64)
+
+
+async def build(settings: Settings, app: App) -> None:
+    """Wire the process; what is opened first is closed last."""
+    url = settings.database_url.get_secret_value()
+    await migrate(url, CHASSIS)
+    await migrate(url, MIGRATIONS)
+    pool = await create_pool(url, size=settings.pool_size, name="feedback")
+    app.on_stop("postgres", pool.close)
+    bus = await NatsBus.connect(settings.nats_url, name="feedback")
+    app.on_stop("bus", bus.close)
+    identity, consent = connect(settings.identity_address), connect(settings.consent_address)
+    app.on_stop("identity", identity.close)
+    app.on_stop("consent", consent.close)
+
+    def on_commit() -> None:
+        relay.wake()
+        joiner.wake()
+
+    store = PostgresEventStore(pool, on_commit=on_commit)
+    app.on_stop("event log", store.drain)
+    parts = _Parts(settings, pool, store, identity, consent)
+    relay = Relay(pool, store, bus, "feedback", on_lag=RELAY_LAG_S.labels(service="feedback").set)
+    joiner = Joiner(pool, parts.joining())
+    intake = Subscription(pool, bus, "decision", "feedback", on_decision_events, joiner.on_committed)
+    app.background("relay", relay.run)
+    app.background("joiner", joiner.run)
+    app.background("decisions", intake.run)
+    app.server.add(add_FeedbackServiceServicer_to_server, parts.servicer(intake))
+
+
+class _Parts:
+    """The adapters of this process, and the use cases over them."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        pool: Pool,
+        store: PostgresEventStore,
+        identity: grpc.aio.Channel,
+        consent: grpc.aio.Channel,
+    ) -> None:
+        timeout_s = settings.downstream_timeout_s
+        self.settings = settings
+        self.clock = SystemClock()
+        sealer = Sealer(GrpcKeyReader(identity, timeout_s=timeout_s))
+        self.subjects = IdentitySubjects(identity, timeout_s=timeout_s)
+        self.consents = ConsentAnswers(consent, timeout_s=timeout_s)
+        self.schemas = PostgresSchemas(pool, self.clock)
+        self.log = SealedBehaviorLog(pool, store, sealer, self.clock)
+        self.decisions = PostgresDecisions(pool, sealer)
+        self.progress = PostgresProgress(pool)
+        self.archive = PostgresArchive(pool, sealer)
+
+    def joining(self) -> JoinOutcomes:
+        """The joiner's use case."""
+        return JoinOutcomes(
+            log=self.log,
+            decisions=self.decisions,
+            progress=self.progress,
+            schemas=self.schemas,
+            subjects=self.subjects,
+            consents=self.consents,
+            clock=self.clock,
+            reward_window=timedelta(days=self.settings.reward_window_days),
+        )
+
+    def servicer(self, intake: Subscription) -> FeedbackService:
+        """The gRPC face."""
+        track = TrackBehavior(
+            subjects=self.subjects,
+            consents=self.consents,
+            tokens=ExposureTokens(read_secret(self.settings.token_key_file)),
+            schemas=self.schemas,
+            log=self.log,
+            decisions=self.decisions,
+            clock=self.clock,
+            decision_wait_s=self.settings.decision_wait_s,
+        )
+        return FeedbackService(
+            track=track,
+            replay=ReplayLog(archive=self.archive, subjects=self.subjects, consents=self.consents),
+            publish=PublishEventSchemas(self.schemas),
+            await_joined=AwaitJoined(arrived=intake, log=self.log, decisions=self.decisions, progress=self.progress),
+        )
+
+
+if __name__ == "__main__":
+    run("feedback", Settings, build)

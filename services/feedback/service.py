@@ -1,0 +1,98 @@
+"""The gRPC face: unpack, call the use case, pack."""
+
+from collections.abc import AsyncIterator
+from typing import Any, TypeAlias
+
+import grpc
+from comity.feedback.v1 import feedback_service_pb2 as pb
+from comity.feedback.v1 import feedback_service_pb2_grpc as pb_grpc
+
+from services.chassis.envelope import from_position, to_position
+from services.feedback.handlers.join import AwaitJoined
+from services.feedback.handlers.publish import PublishEventSchemas
+from services.feedback.handlers.replay import ReplayLog, ReplayPage
+from services.feedback.handlers.track import TrackBehavior
+from services.feedback.wire import (
+    add_replayed,
+    kinds_from_pb,
+    range_from_pb,
+    schema_from_pb,
+    sent_from_pb,
+    verdict_to_pb,
+)
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+# A message of the replay stream ends with the fact that takes it past this: receivers bound what they take.
+REPLAY_BYTES = 256 * 1024
+# A caller without a deadline still gets an answer.
+AWAIT_MAX_S = 60.0
+
+
+class FeedbackService(pb_grpc.FeedbackServiceServicer):
+    """FeedbackService over the use cases."""
+
+    def __init__(
+        self, *, track: TrackBehavior, replay: ReplayLog, publish: PublishEventSchemas, await_joined: AwaitJoined
+    ) -> None:
+        self._track = track
+        self._replay = replay
+        self._publish = publish
+        self._await_joined = await_joined
+
+    async def Track(  # noqa: N802
+        self, request: pb.TrackRequest, context: Context
+    ) -> pb.TrackResponse:
+        """Take events in."""
+        tracked = await self._track([sent_from_pb(event) for event in request.events])
+        return pb.TrackResponse(
+            results=[verdict_to_pb(verdict) for verdict in tracked.verdicts], position=to_position(tracked.position)
+        )
+
+    async def ReplayEvents(  # noqa: N802
+        self,
+        request: pb.ReplayEventsRequest,
+        context: Context,
+    ) -> AsyncIterator[pb.ReplayEventsResponse]:
+        """Give the log out again."""
+        pages = self._replay(
+            kinds_from_pb(request.kinds),
+            range_from_pb(request),
+            placement_id=request.placement_id,
+            purpose=request.purpose,
+        )
+        async for page in pages:
+            for response in _responses(page):
+                yield response
+
+    async def PublishEventSchemas(  # noqa: N802
+        self,
+        request: pb.PublishEventSchemasRequest,
+        context: Context,
+    ) -> pb.PublishEventSchemasResponse:
+        """Declare types of behavior."""
+        schemas = [schema_from_pb(schema) for schema in request.schemas]
+        version = await self._publish(schemas, validate_only=request.validate_only)
+        return pb.PublishEventSchemasResponse(version=version)
+
+    async def AwaitPosition(  # noqa: N802
+        self,
+        request: pb.AwaitPositionRequest,
+        context: Context,
+    ) -> pb.AwaitPositionResponse:
+        """Wait for decisions and their outcomes."""
+        reached = await self._await_joined(from_position(request.position), timeout_s=AWAIT_MAX_S)
+        return pb.AwaitPositionResponse(position=to_position(reached))
+
+
+def _responses(page: ReplayPage) -> list[pb.ReplayEventsResponse]:
+    """The page in messages of bounded size; what was withheld is told with the first."""
+    responses = [pb.ReplayEventsResponse(withheld_count=page.withheld_count)]
+    size = 0
+    for event in page.events:
+        if size >= REPLAY_BYTES:
+            responses.append(pb.ReplayEventsResponse())
+            size = 0
+        add_replayed(responses[-1], event)
+        size += len(event.payload)
+    return [response for response in responses if response.events or response.withheld_count]

@@ -1,0 +1,18 @@
+"""The ports over this service's own Postgres database; each SQL statement stands beside the function that runs it."""
+
+from services.feedback.store.archive import PostgresArchive
+from services.feedback.store.behavior import SealedBehaviorLog
+from services.feedback.store.decisions import PostgresDecisions, take_in
+from services.feedback.store.leadership import leading
+from services.feedback.store.progress import PostgresProgress
+from services.feedback.store.schemas import PostgresSchemas
+
+__all__ = [
+    "PostgresArchive",
+    "PostgresDecisions",
+    "PostgresProgress",
+    "PostgresSchemas",
+    "SealedBehaviorLog",
+    "leading",
+    "take_in",
+]

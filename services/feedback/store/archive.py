@@ -1,0 +1,106 @@
+"""The retained log in pages: keyset reads, so that the last page costs what the first did and memory stays flat."""
+
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime
+
+from services.chassis.events import ORIGIN, LogPosition, RecordedEvent
+from services.chassis.eventstore import recorded
+from services.chassis.postgres import Pool, acquire
+from services.chassis.sealing import Sealer
+from services.feedback.domain.replay import Kind, Range, Replayed
+from services.feedback.store.behavior import NEWEST_SQL
+from services.feedback.store.decisions import NEWEST_ARRIVAL_SQL
+from services.feedback.store.rows import DECISION_COLUMNS, EVENT_COLUMNS, decision_of, position_of
+from services.feedback.wire import KIND_OF, TYPE_OF, placement_of
+
+# A decision is a few kilobytes: a page is about two megabytes, and its keys are one call to identity.
+DECISIONS_PAGE = 500
+EVENTS_PAGE = 2000
+
+_FIRST = datetime(1, 1, 1, tzinfo=UTC)
+_LAST = datetime(9999, 12, 31, tzinfo=UTC)
+
+DECISIONS_SQL = f"""
+SELECT {DECISION_COLUMNS} FROM decision_facts
+WHERE (decided_at, decision_id) > ($1, $2) AND decided_at >= $3 AND decided_at < $4
+  AND (arrival_epoch, arrival_xid, arrival) <= ($5, $6::xid8, $7)
+ORDER BY decided_at, decision_id LIMIT $8
+"""
+EVENTS_SQL = f"""
+SELECT {EVENT_COLUMNS} FROM events
+WHERE (epoch, xid, position) > ($1, $2::xid8, $3) AND (epoch, xid, position) <= ($4, $5::xid8, $6)
+  AND type = ANY($7::text[]) AND occurred_at >= $8 AND occurred_at < $9
+ORDER BY epoch, xid, position LIMIT $10
+"""
+
+
+class PostgresArchive:
+    """handlers.ports.Archive."""
+
+    def __init__(self, pool: Pool, sealer: Sealer) -> None:
+        self._pool = pool
+        self._sealer = sealer
+
+    async def pages(self, kinds: frozenset[Kind], within: Range, *, placement_id: str) -> AsyncIterator[list[Replayed]]:
+        """See handlers.ports.Archive. No connection is held while the reader of a page takes its time."""
+        reads = self._decisions(within) if Kind.DECISION in kinds else self._events(kinds, within)
+        async for events in reads:
+            page = await self._opened(events)
+            if placement_id:
+                page = [event for event in page if placement_of(event.kind, event.payload) == placement_id]
+            yield page
+
+    async def _decisions(self, within: Range) -> AsyncIterator[list[RecordedEvent]]:
+        end = await self._end(NEWEST_ARRIVAL_SQL)
+        moment, decision_id = _FIRST, ""
+        while True:
+            async with acquire(self._pool) as connection:
+                rows = await connection.fetch(
+                    DECISIONS_SQL, moment, decision_id, *_bounds(within), *_parts(end), DECISIONS_PAGE
+                )
+            if not rows:
+                return
+            yield [decision_of(row) for row in rows]
+            moment, decision_id = rows[-1]["decided_at"], rows[-1]["decision_id"]
+
+    async def _events(self, kinds: frozenset[Kind], within: Range) -> AsyncIterator[list[RecordedEvent]]:
+        end = await self._end(NEWEST_SQL)
+        types = sorted(TYPE_OF[kind] for kind in kinds)
+        after = ORIGIN
+        while True:
+            async with acquire(self._pool) as connection:
+                rows = await connection.fetch(
+                    EVENTS_SQL, *_parts(after), *_parts(end), types, *_bounds(within), EVENTS_PAGE
+                )
+            if not rows:
+                return
+            yield [recorded(row) for row in rows]
+            after = position_of(rows[-1])
+
+    async def _end(self, newest_sql: str) -> LogPosition:
+        async with acquire(self._pool) as connection:
+            row = await connection.fetchrow(newest_sql)
+        return LogPosition(*row) if row is not None else ORIGIN
+
+    async def _opened(self, events: Sequence[RecordedEvent]) -> list[Replayed]:
+        opened = await self._sealer.open_many(events)
+        return [
+            Replayed(
+                kind=KIND_OF.get(event.type, Kind.DECISION),
+                event_id=event.event_id,
+                member_id=event.subject_id,
+                occurred_at=event.occurred_at,
+                position=event.position,
+                payload=plain,
+            )
+            for event, plain in zip(events, opened, strict=True)
+            if isinstance(plain, bytes)
+        ]
+
+
+def _bounds(within: Range) -> tuple[datetime, datetime]:
+    return within.since or _FIRST, within.until or _LAST
+
+
+def _parts(position: LogPosition) -> tuple[int, int, int]:
+    return position.epoch, position.xid, position.position

@@ -1,0 +1,67 @@
+"""What happens on facts from elsewhere: decisions are kept, and the joiner is told."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from services.chassis.errors import Kind, ServiceError
+from services.chassis.events import RecordedEvent
+from services.chassis.postgres import Connection, Pool
+from services.feedback.handlers.join import JoinOutcomes
+from services.feedback.store import leading, take_in
+from services.feedback.wire import DECISION_MADE
+
+_log = logging.getLogger(__name__)
+
+# How often a joiner looks without being told: another replica may have taken the decision or the behavior in.
+POLL_S = 0.25
+RETRY_S = 0.5
+LEADERSHIP = "comity.feedback.joiner"
+
+
+async def on_decision_events(connection: Connection, events: list[RecordedEvent]) -> None:
+    """Keep the decisions among what decision emits, in the inbox's transaction."""
+    await take_in(connection, [event for event in events if event.type == DECISION_MADE])
+
+
+class Joiner:
+    """Runs the joining while this replica is the one to do it."""
+
+    def __init__(self, pool: Pool, join: JoinOutcomes) -> None:
+        self._pool = pool
+        self._join = join
+        self._news = asyncio.Event()
+
+    def wake(self) -> None:
+        """Something came in or was tracked: look now and not at the next poll."""
+        self._news.set()
+
+    async def on_committed(self, _: Sequence[RecordedEvent]) -> None:
+        """Decisions were taken in."""
+        self.wake()
+
+    async def run(self) -> None:
+        """Join until cancelled; outages are waited out."""
+        while True:
+            try:
+                async with leading(self._pool, LEADERSHIP) as still_leads:
+                    while still_leads():
+                        await self._take()
+            except ServiceError as error:
+                if error.kind is not Kind.UNAVAILABLE:
+                    raise
+                _log.warning("joining waits", extra={"reason": error.reason})
+                await asyncio.sleep(RETRY_S)
+
+    async def _take(self) -> None:
+        # Cleared before looking, so that news that comes meanwhile is not lost.
+        self._news.clear()
+        if not await self._join.step():
+            await self._wait()
+
+    async def _wait(self) -> None:
+        try:
+            async with asyncio.timeout(POLL_S):
+                await self._news.wait()
+        except TimeoutError:
+            return
