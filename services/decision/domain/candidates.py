@@ -1,0 +1,100 @@
+"""From what may be shown to what is eligible in this request."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from services.decision.domain.catalog import Exclusions, PlacementView, exclusion_of, order_by
+from services.decision.domain.layout import Floats, Integers
+from services.decision.domain.plan import Plan
+from services.decision.domain.rules import Rule, Scope, Verdict
+from services.decision.domain.site import Context, Item
+from services.decision.domain.vocabulary import Exclusion
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """Candidates before the request is looked at; entry k of every list belongs to candidate k.
+
+    Args:
+        rows: of the catalog; -1 for an unknown item.
+        exclusions: an Exclusion a candidate, as far as items alone decide it.
+    """
+
+    rows: Integers
+    item_ids: Sequence[str]
+    variant_ids: Sequence[str]
+    exclusions: Exclusions
+
+
+def offer_of(view: PlacementView, item_ids: Sequence[str]) -> Offer:
+    """The candidates a caller asks for."""
+    rows = view.catalog.rows_of(item_ids)
+    variants = view.variants
+    return Offer(np.array(rows, dtype=np.intp), item_ids, [variants[row] for row in rows], view.exclusions[rows])
+
+
+def whole_offer(view: PlacementView, popularity: Floats | None, count_max: int) -> Offer:
+    """Every item that may be shown; of more than *count_max*, the most popular ones: scoring takes time per candidate.
+
+    Args:
+        popularity: float32, one a row of the catalog; None while it is not known: then the first items are taken.
+    """
+    rows = np.flatnonzero(view.exclusions[:-1] == Exclusion.NONE)
+    if len(rows) > count_max:
+        best = rows if popularity is None else rows[order_by(popularity[rows])]
+        rows = np.sort(best[:count_max])
+    items, variants = view.catalog.items, view.variants
+    chosen = rows.tolist()
+    return Offer(rows, [items[r].id for r in chosen], [variants[r] for r in chosen], view.exclusions[rows])
+
+
+def screen(
+    plan: Plan,
+    view: PlacementView,
+    offer: Offer,
+    context: Context,
+    *,
+    excluded: Collection[str],
+    shown: Collection[str],
+) -> Exclusions:
+    """An Exclusion a candidate: the item's own, else the caller's, else what is shown elsewhere, else the rule's.
+
+    Args:
+        excluded: items the caller does not want.
+        shown: items that earlier placements of the same call show.
+    """
+    exclusions = offer.exclusions
+    if excluded or shown:
+        exclusions = _without(exclusions, offer.item_ids, excluded, Exclusion.EXCLUDED_BY_CALLER)
+        exclusions = _without(exclusions, offer.item_ids, shown, Exclusion.SHOWN_ELSEWHERE)
+    rule = plan.eligibility
+    if rule is None or rule.scope is Scope.ITEM:
+        return exclusions
+    items = [view.catalog.items[row] if row >= 0 else None for row in offer.rows.tolist()]
+    return apply_rule(rule, exclusions, items, context)
+
+
+def apply_rule(rule: Rule, exclusions: Exclusions, items: Sequence[Item | None], context: Context) -> Exclusions:
+    """The exclusions with a rule that reads the context applied to every candidate that has none yet."""
+    exclusions = exclusions.copy()
+    if rule.scope is Scope.CONTEXT:
+        verdict = rule.about_context(context)
+        if verdict is not Verdict.YES:
+            exclusions[exclusions == Exclusion.NONE] = exclusion_of(verdict)
+        return exclusions
+    for k in np.flatnonzero(exclusions == Exclusion.NONE).tolist():
+        item = items[k]
+        assert item is not None, "an unknown item has its exclusion"
+        exclusions[k] = exclusion_of(rule.about(item, context))
+    return exclusions
+
+
+def _without(
+    exclusions: Exclusions, item_ids: Sequence[str], unwanted: Collection[str], reason: Exclusion
+) -> Exclusions:
+    if not unwanted:
+        return exclusions
+    hit = np.fromiter((item_id in unwanted for item_id in item_ids), dtype=bool, count=len(item_ids))
+    return np.where(hit & (exclusions == Exclusion.NONE), np.uint8(reason), exclusions)

@@ -1,0 +1,244 @@
+"""The ladder: ranked → popular → the declared default, and an honest word for which rung answered and why.
+
+`rung_of` says, from how the stages ended, which rung answers; `choose` answers from it. A Decide asks `rung_of` to know
+whether there is anything to score, scores, and asks `choose`; a replay asks `choose` with what was logged. Both
+therefore take the same rung.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+
+import numpy as np
+
+from services.decision.domain.catalog import Exclusions, order_by
+from services.decision.domain.exploration import draw_slate
+from services.decision.domain.layout import Floats, Integers
+from services.decision.domain.plan import Plan
+from services.decision.domain.rules import Verdict
+from services.decision.domain.site import Context
+from services.decision.domain.vocabulary import Exclusion, FallbackReason, Level, Reason, StageOutcome
+
+# Ranker and log come last: while they have not ended they count as stages that will end well.
+_WELL_SO_FAR = (StageOutcome.OK, StageOutcome.UNSPECIFIED)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known about the request and the person, when it is known.
+
+    Args:
+        do_not_personalize: the browser objects (Sec-GPC is exactly "1").
+        allowed: purposes that are allowed.
+        holdout: the person is of the share that always gets the default.
+    """
+
+    do_not_personalize: bool
+    level: Level
+    allowed: frozenset[str]
+    holdout: bool
+    audience: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a slate is computed from; entry k of every list belongs to candidate k.
+
+    Args:
+        exclusions: an Exclusion a candidate.
+        matrix: float32, eligible candidates in order × columns; None where nothing was to be scored.
+        scores: float32, one an eligible candidate; None where nothing was scored.
+        popularity: float32, one an eligible candidate; None where it was not needed, or not known.
+        late: the answer was not ready inside the budget.
+    """
+
+    item_ids: Sequence[str]
+    variant_ids: Sequence[str]
+    exclusions: Exclusions
+    slate_size: int
+    identity: StageOutcome = StageOutcome.UNSPECIFIED
+    consent: StageOutcome = StageOutcome.UNSPECIFIED
+    features: StageOutcome = StageOutcome.UNSPECIFIED
+    ranker: StageOutcome = StageOutcome.UNSPECIFIED
+    log: StageOutcome = StageOutcome.UNSPECIFIED
+    late: bool = False
+    matrix: Floats | None = None
+    scores: Floats | None = None
+    popularity: Floats | None = None
+
+    @property
+    def eligible(self) -> Integers:
+        """Indices of the eligible candidates, in order."""
+        return np.flatnonzero(self.exclusions == Exclusion.NONE)
+
+
+class Kind(Enum):
+    """The rungs of the ladder."""
+
+    RANKED = "ranked"
+    POPULAR = "popular"
+    DEFAULT = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """Which rung answers, and why it is not a higher one."""
+
+    kind: Kind
+    reason: Reason
+    fallback_reason: FallbackReason = FallbackReason.UNSPECIFIED
+
+
+@dataclass(frozen=True, slots=True)
+class Slate:
+    """The ordered answer, column by column: entry s of every list is slot s."""
+
+    item_ids: Sequence[str] = ()
+    variant_ids: Sequence[str] = ()
+    scores: Sequence[float] = ()
+    propensities: Sequence[float] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What was chosen.
+
+    Args:
+        learnable: the propensities are those of a policy's slate; else never train on it.
+        coin: the draw between ranking and exploring; 0 where nothing was drawn.
+    """
+
+    slate: Slate
+    reason: Reason
+    fallback_reason: FallbackReason
+    learnable: bool
+    coin: float = 0.0
+
+
+_RANKED = Rung(Kind.RANKED, Reason.RANKED)
+
+
+def rung_of(plan: Plan, facts: Facts, inputs: Inputs) -> Rung:
+    """Which rung answers, as far as the stages have ended."""
+    return _unasked(plan, inputs) or _unprofiled(plan, facts, inputs) or _unscored(inputs) or _RANKED
+
+
+def choose(plan: Plan, facts: Facts, inputs: Inputs, seed: bytes) -> Choice:
+    """The slate, by the rung that the inputs allow."""
+    rung = rung_of(plan, facts, inputs)
+    if rung.kind is Kind.RANKED:
+        return _ranked(plan, inputs, seed)
+    if rung.kind is Kind.POPULAR and inputs.popularity is not None and len(inputs.popularity):
+        return _popular(inputs, rung)
+    return default_choice(plan, inputs.slate_size, replace(rung, kind=Kind.DEFAULT))
+
+
+def default_choice(plan: Plan, slate_size: int, rung: Rung) -> Choice:
+    """The declared default, cut to the slate size that was asked for."""
+    entries = plan.placement.default_slate[:slate_size]
+    slate = Slate(
+        item_ids=[entry.item_id for entry in entries],
+        variant_ids=[entry.variant_id for entry in entries],
+        scores=[0.0] * len(entries),
+        propensities=[1.0] * len(entries),
+    )
+    reason = Reason.DEFAULT if rung.reason is Reason.POPULAR else rung.reason
+    return Choice(slate, reason, rung.fallback_reason, learnable=False)
+
+
+def audience_of(plan: Plan, context: Context, level: Level) -> Verdict:
+    """Whether the policy is for the person of this request."""
+    return Verdict.YES if plan.audience is None else plan.audience.about_context(context, level)
+
+
+def is_holdout(bucket: int, share: float) -> bool:
+    """Whether a bucket in [0, 10000) belongs to the share that always gets the default."""
+    return bucket < round(share * 10_000)
+
+
+def score_by_column(plan: Plan, matrix: Floats) -> Floats:
+    """The scores of a ranker that orders by one column."""
+    assert plan.column is not None, "a model ranks here"
+    return np.ascontiguousarray(matrix[:, plan.column])
+
+
+def _unasked(plan: Plan, inputs: Inputs) -> Rung | None:
+    """The rung where there is nothing to ask, or no time or log left for an answer."""
+    if plan.placement.disabled:
+        return Rung(Kind.DEFAULT, Reason.DISABLED, FallbackReason.POLICY_DISABLED)
+    if inputs.late:
+        return Rung(Kind.DEFAULT, Reason.DEFAULT, FallbackReason.DEADLINE_EXCEEDED)
+    if inputs.log not in _WELL_SO_FAR:
+        return Rung(Kind.DEFAULT, Reason.DEFAULT, FallbackReason.LOG_UNAVAILABLE)
+    return None
+
+
+def _unprofiled(plan: Plan, facts: Facts, inputs: Inputs) -> Rung | None:
+    """The rung where the profile may not be used, or is not to be.
+
+    Consent comes before the holdout, so that the arms that are compared both consist of people who consented.
+    """
+    refused = _consent_refusal(plan, facts, inputs)
+    if refused is not None:
+        if plan.placement.popular_without_consent:
+            return Rung(Kind.POPULAR, Reason.POPULAR, refused)
+        return Rung(Kind.DEFAULT, Reason.DEFAULT, refused)
+    if facts.audience is not Verdict.YES:
+        missed = facts.audience is Verdict.NO
+        return Rung(Kind.DEFAULT, Reason.DEFAULT if missed else Reason.ERROR)
+    if facts.holdout:
+        return Rung(Kind.DEFAULT, Reason.HOLDOUT)
+    return None
+
+
+def _consent_refusal(plan: Plan, facts: Facts, inputs: Inputs) -> FallbackReason | None:
+    if facts.do_not_personalize:
+        return FallbackReason.DO_NOT_PERSONALIZE
+    if inputs.identity is not StageOutcome.OK:
+        return FallbackReason.IDENTITY_UNAVAILABLE
+    if inputs.consent is not StageOutcome.OK:
+        return FallbackReason.CONSENT_UNAVAILABLE
+    if not plan.purposes <= facts.allowed:
+        return FallbackReason.NO_CONSENT
+    return None
+
+
+def _unscored(inputs: Inputs) -> Rung | None:
+    """The rung where there is nobody to rank, or nothing to rank by."""
+    if not (inputs.exclusions == Exclusion.NONE).any():
+        return Rung(Kind.DEFAULT, Reason.DEFAULT, FallbackReason.NO_ELIGIBLE_CANDIDATES)
+    if inputs.features is not StageOutcome.OK:
+        return Rung(Kind.POPULAR, Reason.POPULAR, FallbackReason.FEATURES_UNAVAILABLE)
+    if inputs.ranker not in _WELL_SO_FAR:
+        return Rung(Kind.POPULAR, Reason.POPULAR, FallbackReason.MODEL_UNAVAILABLE)
+    return None
+
+
+def _ranked(plan: Plan, inputs: Inputs, seed: bytes) -> Choice:
+    scores = inputs.scores
+    assert scores is not None, "the ranked rung answers only after scoring"
+    ranking = order_by(scores)
+    drawn = draw_slate(len(ranking), inputs.slate_size, plan.policy.epsilon, seed)
+    places = ranking[drawn.order]
+    slate = _slate(inputs, places, np.nan_to_num(scores[places], nan=0.0).tolist(), drawn.propensities)
+    reason = Reason.EXPLORED if drawn.explored else Reason.RANKED
+    return Choice(slate, reason, FallbackReason.UNSPECIFIED, learnable=True, coin=drawn.coin)
+
+
+def _popular(inputs: Inputs, rung: Rung) -> Choice:
+    """What most people like, of what is eligible: needs nothing about the person."""
+    assert inputs.popularity is not None, "checked by choose"
+    places = order_by(inputs.popularity)[: inputs.slate_size]
+    slate = _slate(inputs, places, [0.0] * len(places), [1.0] * len(places))
+    return Choice(slate, Reason.POPULAR, rung.fallback_reason, learnable=False)
+
+
+def _slate(inputs: Inputs, places: Integers, scores: list[float], propensities: list[float]) -> Slate:
+    """Entries for these places among the eligible candidates."""
+    chosen = inputs.eligible[places].tolist()
+    return Slate(
+        item_ids=[inputs.item_ids[k] for k in chosen],
+        variant_ids=[inputs.variant_ids[k] for k in chosen],
+        scores=scores,
+        propensities=propensities,
+    )

@@ -1,0 +1,127 @@
+"""A site made ready to decide: its rules compiled, its names resolved against the feature set, its mistakes listed."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from services.chassis.errors import FieldProblem, Kind, ServiceError
+from services.decision.domain.layout import FeatureSet, Layout
+from services.decision.domain.rules import Rule, RuleError, compile_audience, compile_eligibility
+from services.decision.domain.site import Placement, Policy, Site
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A placement and its policy, compiled.
+
+    Args:
+        column: index of the model column that ranks; None where a model does.
+        popular_offset: where "popular" is in an item's row.
+        purposes: all of them must be allowed before the profile is used.
+        context_keys: what rules and columns read of the context; nothing else of it is kept.
+    """
+
+    placement: Placement
+    policy: Policy
+    eligibility: Rule | None
+    audience: Rule | None
+    column: int | None
+    popular_offset: int
+    purposes: frozenset[str]
+    context_keys: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledSite:
+    """A site, its layout and a plan for each of its placements."""
+
+    site: Site
+    layout: Layout
+    plans: Mapping[str, Plan]
+
+
+def compile_site(site: Site, feature_set: FeatureSet) -> CompiledSite:
+    """The site ready to decide.
+
+    Raises:
+        ServiceError: INVALID (SITE_INVALID) with a problem for each mistake, each naming the field and the remedy.
+    """
+    layout = Layout(feature_set)
+    problems = list(_problems(site, layout))
+    if problems:
+        text = "; ".join(f"{problem.field}: {problem.problem}" for problem in problems[:3])
+        raise ServiceError(Kind.INVALID, "SITE_INVALID", f"the site is not valid: {text}", problems=tuple(problems))
+    policies = {policy.id: policy for policy in site.policies}
+    plans = {p.id: _plan(p, policies[p.policy_id], layout) for p in site.placements}
+    return CompiledSite(site, layout, plans)
+
+
+def _plan(placement: Placement, policy: Policy, layout: Layout) -> Plan:
+    eligibility = compile_eligibility(policy.eligibility) if policy.eligibility else None
+    audience = compile_audience(policy.audience) if policy.audience else None
+    offset = layout.item_offset(policy.popular_by)
+    assert offset is not None, "checked by _problems"
+    read = [rule.context_keys for rule in (eligibility, audience) if rule is not None]
+    return Plan(
+        placement=placement,
+        policy=policy,
+        eligibility=eligibility,
+        audience=audience,
+        column=layout.column(policy.column) if policy.column else None,
+        popular_offset=offset,
+        purposes=frozenset(placement.purposes),
+        context_keys=layout.context_keys.union(*read),
+    )
+
+
+def _problems(site: Site, layout: Layout) -> Iterable[FieldProblem]:
+    """Every mistake of the site."""
+    if site.feature_set_version and site.feature_set_version != layout.feature_set.version:
+        yield FieldProblem(
+            "site.feature_set_version", "is not the version of the feature_set sent along; send that one"
+        )
+    yield from _duplicates("site.placements", [placement.id for placement in site.placements])
+    yield from _duplicates("site.policies", [policy.id for policy in site.policies])
+    policy_ids = {policy.id for policy in site.policies}
+    for k, placement in enumerate(site.placements):
+        yield from _placement_problems(f"site.placements[{k}]", placement, policy_ids)
+    for k, policy in enumerate(site.policies):
+        yield from _policy_problems(f"site.policies[{k}]", policy, layout)
+
+
+def _placement_problems(field: str, placement: Placement, policy_ids: set[str]) -> Iterable[FieldProblem]:
+    if placement.policy_id not in policy_ids:
+        known = ", ".join(sorted(policy_ids)) or "none"
+        yield FieldProblem(f"{field}.policy_id", f"no policy has this id; the site has: {known}")
+    if len(placement.default_slate) > placement.slate_size:
+        yield FieldProblem(f"{field}.default_slate", "has more entries than slate_size; shorten it or raise slate_size")
+    yield from _duplicates(f"{field}.default_slate", [entry.item_id for entry in placement.default_slate])
+
+
+def _policy_problems(field: str, policy: Policy, layout: Layout) -> Iterable[FieldProblem]:
+    for name, source, compiled in (
+        ("eligibility", policy.eligibility, compile_eligibility),
+        ("audience", policy.audience, compile_audience),
+    ):
+        try:
+            if source:
+                compiled(source)
+        except RuleError as error:
+            yield FieldProblem(f"{field}.{name}", str(error))
+    if bool(policy.model) == bool(policy.column):
+        yield FieldProblem(f"{field}.ranker", "name either a model or a column")
+    if policy.column and layout.column(policy.column) is None:
+        yield FieldProblem(
+            f"{field}.ranker.column", "is no column of the feature set; use one that features.yaml makes"
+        )
+    if layout.item_offset(policy.popular_by) is None:
+        yield FieldProblem(
+            f"{field}.popular_by", "is no item column of the feature set; use a feature of the item alone"
+        )
+
+
+def _duplicates(field: str, ids: list[str]) -> Iterable[FieldProblem]:
+    seen: set[str] = set()
+    for k, id_ in enumerate(ids):
+        if id_ in seen:
+            yield FieldProblem(f"{field}[{k}]", "appears twice; keep one")
+        seen.add(id_)

@@ -1,0 +1,122 @@
+"""A decision as it is logged: everything it was computed from, and what came out."""
+
+import hashlib
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+
+import numpy as np
+
+from services.chassis.events import LogPosition
+from services.decision.domain.ladder import Choice, Inputs
+from services.decision.domain.layout import Floats, Subject
+from services.decision.domain.site import ContextFact
+from services.decision.domain.vocabulary import Activation, Level, Origin, StageOutcome
+
+_FIXED = struct.Struct("<IIBBBBBBd")
+
+
+@dataclass(frozen=True, slots=True)
+class Versions:
+    """What a decision was made with; each is echoed on the answer, the log and the span."""
+
+    model: str = ""
+    feature_set: str = ""
+    consent_policy: str = ""
+    decision_policy: str = ""
+    site: str = ""
+    catalog: str = ""
+    item_columns: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What the inputs stand on: the subject's vector and the positions it was read at.
+
+    Args:
+        subject: None where the profile was not used: nothing of it is kept.
+    """
+
+    subject: Subject | None = None
+    subject_position: LogPosition | None = None
+    columns_position: LogPosition | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionRecord:
+    """One decision.
+
+    Args:
+        subject_id: canonical subject; empty when identity could not say.
+        member_id: whom the fact is recorded under; its data key seals the record.
+        allowed_purposes: of those asked for, sorted.
+        context: facts that a rule or a column reads; nothing else of the request's context.
+        digest: of the inputs and the evidence, see digest_of.
+        recorded_slate: the slate as another system showed it; None for our own.
+    """
+
+    decision_id: str
+    placement_id: str
+    subject_id: str
+    member_id: str
+    level: Level
+    decided_at: datetime
+    versions: Versions
+    holdout: bool
+    holdout_bucket: int
+    allowed_purposes: tuple[str, ...]
+    consent_version: int
+    do_not_personalize: bool
+    context: Mapping[str, ContextFact]
+    inputs: Inputs
+    evidence: Evidence
+    choice: Choice
+    activation: Activation
+    origin: Origin
+    seed_key_id: str
+    budget_ms: int
+    request_digest: bytes
+    digest: bytes = field(default=b"")
+
+
+def sealed_with_digest(record: DecisionRecord) -> DecisionRecord:
+    """The record with the digest of what it was computed from."""
+    return replace(record, digest=digest_of(record))
+
+
+def digest_of(record: DecisionRecord) -> bytes:
+    """SHA-256 over the inputs, the evidence and the draw.
+
+    A tree model maps many matrices to the same scores: scoring again cannot show every flipped bit, this does.
+    """
+    inputs, subject = record.inputs, record.evidence.subject
+    parts = (
+        "\0".join(inputs.item_ids).encode(),
+        "\0".join(inputs.variant_ids).encode(),
+        inputs.exclusions.tobytes(),
+        b"" if subject is None else float_bytes(subject.vector),
+        b"" if subject is None else subject.states,
+        float_bytes(inputs.matrix),
+        float_bytes(inputs.scores),
+        float_bytes(inputs.popularity),
+    )
+    stages = (inputs.identity, inputs.consent, inputs.features, inputs.ranker, inputs.log)
+    digest = hashlib.sha256(
+        _FIXED.pack(len(inputs.item_ids), inputs.slate_size, *stages, inputs.late, record.choice.coin)
+    )
+    for part in parts:
+        digest.update(len(part).to_bytes(4, "little"))
+        digest.update(part)
+    return digest.digest()
+
+
+def float_bytes(values: Floats | None) -> bytes:
+    """float32 little endian, row-major; empty for None."""
+    return b"" if values is None else np.ascontiguousarray(values, dtype="<f4").tobytes()
+
+
+def corrected(record: DecisionRecord, choice: Choice, *, late: bool, log: StageOutcome) -> DecisionRecord:
+    """The record of what was answered instead, where the answer came too late or the log did."""
+    inputs = replace(record.inputs, late=late, log=log)
+    return sealed_with_digest(replace(record, inputs=inputs, choice=choice))

@@ -1,0 +1,187 @@
+"""Eligibility and audience rules: CEL expressions, compiled once, that say yes or no and never guess.
+
+A rule that cannot be evaluated (a missing key, a wrong type) is an ERROR, which its reader treats as an exclusion: an
+error is never a grant. What a rule reads of the context is known when it is compiled, so that exactly that is logged.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from functools import cache
+from typing import Any
+
+from cel_expr_python import cel
+
+from services.decision.domain.site import Context, Item
+from services.decision.domain.vocabulary import Level
+
+_POSITION = re.compile(r"ERROR: <input>:(\d+):(\d+): (.*)")
+# Enough of CEL's lexicon to find names: strings are skipped, so that a quoted "context" is no reading of it.
+_TOKEN = re.compile(
+    r"""(?P<comment>//[^\n]*)"""
+    r"""|(?P<string>[rR]?(?:'''.*?'''|\"\"\".*?\"\"\"|'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"))"""
+    r"""|(?P<name>[A-Za-z_]\w*)|(?P<sign>[.\[\](){},])""",
+    re.DOTALL,
+)
+_PLAIN_STRING = re.compile(r"""["'][^"'\\]*["']""")
+
+
+class Verdict(Enum):
+    """What a rule says."""
+
+    YES = "yes"
+    NO = "no"
+    ERROR = "error"
+
+
+class Scope(Enum):
+    """What a rule depends on, and so how often it must be asked."""
+
+    ITEM = "item"
+    CONTEXT = "context"
+    BOTH = "both"
+
+
+class RuleError(ValueError):
+    """A rule that does not compile: where it is wrong and what is wrong with it."""
+
+    def __init__(self, line: int, column: int, problem: str) -> None:
+        super().__init__(f"line {line}, column {column}: {problem}")
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A compiled rule.
+
+    Args:
+        context_keys: what it reads of the context; nothing else is given to it.
+    """
+
+    source: str
+    scope: Scope
+    context_keys: frozenset[str]
+    _expression: cel.Expression
+
+    def about_item(self, item: Item) -> Verdict:
+        """What an ITEM rule says of the item."""
+        return self._evaluate(_item_data(item))
+
+    def about_context(self, context: Context, level: Level = Level.UNSPECIFIED) -> Verdict:
+        """What a CONTEXT rule says of the request."""
+        return self._evaluate(self._context_data(context) | {"level": level.name})
+
+    def about(self, item: Item, context: Context) -> Verdict:
+        """What a rule of any scope says of the item in this request."""
+        return self._evaluate(_item_data(item) | self._context_data(context))
+
+    def _context_data(self, context: Context) -> dict[str, Any]:
+        return {"context": {key: context[key] for key in self.context_keys if key in context}}
+
+    def _evaluate(self, data: Mapping[str, Any]) -> Verdict:
+        value = self._expression.eval(data=data)
+        if value.type() != cel.Type.BOOL:
+            return Verdict.ERROR
+        return Verdict.YES if value.value() else Verdict.NO
+
+
+def compile_eligibility(source: str) -> Rule:
+    """The rule over `item` (id, categories, attributes) and `context`.
+
+    Raises:
+        RuleError: it does not compile, says no yes or no, or reads the context other than by a literal key.
+    """
+    expression = _compile(_environment(item=True, context=True, level=False), source)
+    scope = Scope.BOTH
+    if _compiles(_environment(item=True, context=False, level=False), source):
+        scope = Scope.ITEM
+    elif _compiles(_environment(item=False, context=True, level=False), source):
+        scope = Scope.CONTEXT
+    return Rule(source, scope, context_keys_of(source), expression)
+
+
+def compile_audience(source: str) -> Rule:
+    """The rule over `context` and `level`.
+
+    Raises:
+        RuleError: as of compile_eligibility.
+    """
+    expression = _compile(_environment(item=False, context=True, level=True), source)
+    return Rule(source, Scope.CONTEXT, context_keys_of(source), expression)
+
+
+def context_keys_of(source: str) -> frozenset[str]:
+    """The context keys that a rule names: `context.key` and `context["key"]`.
+
+    Raises:
+        RuleError: the context is read as a whole or by a computed key: it could not be said what must be logged.
+    """
+    matches = [match for match in _TOKEN.finditer(source) if match.lastgroup != "comment"]
+    tokens = [(match.lastgroup, match.group(), match.start()) for match in matches]
+    tokens += [(None, "", len(source))] * 3
+    keys = set()
+    for index, (kind, text, start) in enumerate(tokens[:-3]):
+        if kind != "name" or text != "context" or (index > 0 and tokens[index - 1][1] == "."):
+            continue
+        (_, first, _), (kind_2, second, _), (_, third, _) = tokens[index + 1 : index + 4]
+        if first == "." and kind_2 == "name" and third != "(":
+            keys.add(second)
+        elif first == "[" and third == "]" and _PLAIN_STRING.fullmatch(second):
+            keys.add(second[1:-1])
+        else:
+            line = source.count("\n", 0, start) + 1
+            column = start - source.rfind("\n", 0, start)
+            raise RuleError(line, column, 'read the context by name: context.key or context["key"]')
+    return frozenset(keys)
+
+
+@cache
+def _environment(*, item: bool, context: bool, level: bool) -> cel.Env:
+    """The variables a rule may read. Dotted names are variables of their own, so that each has a checked type."""
+    variables = {}
+    if item:
+        variables["item.id"] = cel.Type.STRING
+        variables["item.categories"] = cel.Type.Map(cel.Type.STRING, cel.Type.List(cel.Type.STRING))
+        variables["item.attributes"] = cel.Type.Map(cel.Type.STRING, cel.Type.DOUBLE)
+    if context:
+        variables["context"] = cel.Type.Map(cel.Type.STRING, cel.Type.DYN)
+    if level:
+        variables["level"] = cel.Type.STRING
+    return cel.NewEnv(variables=variables)
+
+
+def _compile(environment: cel.Env, source: str) -> cel.Expression:
+    try:
+        expression = environment.compile(source)
+    except RuntimeError as error:  # the binding raises nothing narrower
+        raise _rule_error(str(error)) from error
+    if expression.return_type() not in (cel.Type.BOOL, cel.Type.DYN):
+        raise RuleError(1, 1, f"a rule must say true or false, this gives {expression.return_type().name()}")
+    return expression
+
+
+def _compiles(environment: cel.Env, source: str) -> bool:
+    try:
+        environment.compile(source)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _rule_error(message: str) -> RuleError:
+    """The first error of a compiler's message, with its place, and the remedy of the commonest mistake."""
+    found = _POSITION.search(message)
+    if found is None:
+        return RuleError(1, 1, message)
+    problem = found.group(3)
+    if "double" in problem and "int" in problem:
+        problem += "; attributes are doubles: write 10.0, not 10"
+    return RuleError(int(found.group(1)), int(found.group(2)), problem)
+
+
+def _item_data(item: Item) -> dict[str, Any]:
+    return {
+        "item.id": item.id,
+        "item.categories": {name: list(values) for name, values in item.categories.items()},
+        "item.attributes": dict(item.numbers),
+    }

@@ -1,0 +1,99 @@
+"""Rules say yes, no or error, know what they read, and say where they are wrong."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.decision.domain.rules import (
+    RuleError,
+    Scope,
+    Verdict,
+    compile_audience,
+    compile_eligibility,
+    context_keys_of,
+)
+from services.decision.domain.site import Item
+from services.decision.domain.vocabulary import Level
+
+ITEM = Item("a", categories={"tags": ("sale", "red")}, numbers={"price": 9.5})
+
+
+@pytest.mark.parametrize(
+    ("source", "scope"),
+    [
+        ('"sale" in item.categories.tags', Scope.ITEM),
+        ('item.id != "a"', Scope.ITEM),
+        ('context.device == "phone"', Scope.CONTEXT),
+        ("item.attributes.price < 10.0 && context.hour > 18", Scope.BOTH),
+    ],
+)
+def test_a_rule_knows_what_it_depends_on(source: str, scope: Scope) -> None:
+    """A rule over items alone is asked once a catalog, one over the context once a Decide."""
+    assert compile_eligibility(source).scope is scope
+
+
+def test_a_rule_says_yes_or_no() -> None:
+    """Categories, attributes and context are read by name."""
+    rule = compile_eligibility('"sale" in item.categories["tags"] && item.attributes.price < context.limit')
+    assert rule.about(ITEM, {"limit": 10.0}) is Verdict.YES
+    assert rule.about(ITEM, {"limit": 9.0}) is Verdict.NO
+
+
+@pytest.mark.parametrize("context", [{}, {"hour": "late"}])
+def test_what_cannot_be_evaluated_is_an_error_and_no_grant(context: dict[str, str]) -> None:
+    """A missing key and a wrong type are errors; the reader excludes."""
+    assert compile_eligibility("context.hour > 18").about_context(context) is Verdict.ERROR
+
+
+def test_a_rule_whose_value_is_no_boolean_is_an_error() -> None:
+    """A dynamic value that is not a boolean is never taken as true."""
+    assert compile_eligibility("context.flag").about_context({"flag": 1.0}) is Verdict.ERROR
+    assert compile_eligibility("context.flag").about_context({"flag": True}) is Verdict.YES
+
+
+def test_an_audience_reads_the_level() -> None:
+    """Whom a policy is for may depend on how well they are known."""
+    rule = compile_audience('level == "KNOWN"')
+    assert rule.about_context({}, Level.KNOWN) is Verdict.YES
+    assert rule.about_context({}, Level.ANONYMOUS) is Verdict.NO
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("item.prize < 10.0", "line 1, column 5"),
+        ("true &&\n  nobody", "line 2, column 3"),
+        ("item.attributes.price < 10", "write 10.0, not 10"),
+        ('"sale"', "true or false"),
+        ("1 +", "Syntax error"),
+        ("context.all(k, true)", "by name"),
+        ("context[item.id] == 1", "by name"),
+        ("size(context) > 1", "by name"),
+    ],
+)
+def test_a_wrong_rule_says_where_and_what(source: str, said: str) -> None:
+    """The refusal carries the place and the remedy."""
+    with pytest.raises(RuleError, match=said):
+        compile_eligibility(source)
+
+
+@pytest.mark.parametrize(
+    ("source", "keys"),
+    [
+        ('context.device == "phone" && context["os"] == "x"', {"device", "os"}),
+        ('"context.not" == context.yes', {"yes"}),
+        ("has(context.device) // context.comment", {"device"}),
+        ('item.id == "a"', set()),
+    ],
+)
+def test_the_context_keys_are_those_that_are_named(source: str, keys: set[str]) -> None:
+    """What a rule reads of the context is known from its text."""
+    assert context_keys_of(source) == keys
+
+
+@given(st.dictionaries(st.sampled_from(["hour", "other"]), st.floats(0, 24), max_size=2))
+def test_what_a_rule_does_not_name_does_not_change_it(context: dict[str, float]) -> None:
+    """Only the named keys reach the rule, so what is logged is all that it read."""
+    rule = compile_eligibility("context.hour > 18")
+    named = {key: value for key, value in context.items() if key == "hour"}
+    assert rule.about_context(context) is rule.about_context(named)
