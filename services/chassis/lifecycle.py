@@ -10,7 +10,6 @@ A whole `services/<name>/main.py`:
     async def build(settings: Settings, app: App) -> None:
         pool = await create_pool(settings.database_url.get_secret_value(), statement_timeout_ms=2000, size=8)
         app.on_stop("postgres", pool.close)
-        await migrate(settings.database_url.get_secret_value(), MIGRATIONS)
         bus = await connect_bus(settings.nats_url)
         app.on_stop("nats", bus.close)
         store = PostgresEventStore(pool)
@@ -22,40 +21,248 @@ A whole `services/<name>/main.py`:
     if __name__ == "__main__":
         run("identity", Settings, build)
 
-`build` runs before the service is reachable. What it gives to `on_stop` is closed in reverse order, after the server
-has drained and the background loops have been cancelled: so open pools first, then the bus, then what writes to them.
+`build` runs before the service is reachable. On the way down: health NOT_SERVING, drain_s, no new calls and
+stop_grace_s for those in flight; then the background loops are cancelled; then what was given to `on_stop` is closed in
+reverse order. So open pools first, then the bus, then what writes to them. All of it within 30 seconds.
+
+A background loop that crashes is started again with backoff. An outage (ServiceError UNAVAILABLE or DEADLINE, OSError)
+is retried for ever: that Postgres or NATS is away is not mended by ending a process that still answers. Anything else
+is a bug: after 20 crashes without a steady minute between them the process drains and exits with status 1, because one
+that answers but no longer relays looks healthy while its facts pile up; a dead one is seen.
 """
 
-from collections.abc import Awaitable, Callable
+import argparse
+import asyncio
+import random
+import signal
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn, TypeVar
 
+import structlog
+from pydantic import ValidationError
+
+from services.chassis import metrics, telemetry
+from services.chassis.errors import Kind, ServiceError
+from services.chassis.logs import setup_logs
 from services.chassis.rpc_server import RpcServer
-from services.chassis.settings import ServiceSettings
-from services.chassis.telemetry import Telemetry
+from services.chassis.settings import ServiceSettings, read_secret
 
 S = TypeVar("S", bound=ServiceSettings)
+
+STOP_S_MAX = 30.0
+CLOSE_S_MAX = 5.0
+DELAY_S_MIN, DELAY_S_MAX = 0.1, 5.0
+STEADY_S = 60.0
+BUGS_MAX = 20
+
+EXIT_FAILED, EXIT_SETTINGS = 1, 2
+
+_log = structlog.get_logger(__name__)
 
 
 class App:
     """A service being built and run.
 
     Args:
+        service: its name.
         server: add servicers to it.
         telemetry: of the process.
     """
 
-    server: RpcServer
-    telemetry: Telemetry
+    def __init__(self, service: str, server: RpcServer, tracing: telemetry.Telemetry) -> None:
+        self.service = service
+        self.server = server
+        self.telemetry = tracing
+        self.failed = False
+        self._closers: list[tuple[str, Callable[[], Awaitable[object]]]] = []
+        self._loops: list[tuple[str, Callable[[], Awaitable[None]]]] = []
 
     def on_stop(self, name: str, close: Callable[[], Awaitable[object]]) -> None:
         """Close this on the way down; what was registered last is closed first."""
-        raise NotImplementedError
+        self._closers.append((name, close))
 
     def background(self, name: str, loop: Callable[[], Awaitable[None]]) -> None:
-        """Run this loop from the moment the service is reachable until it drains; a crash starts it again, with backoff."""
-        raise NotImplementedError
+        """Run this loop from when the service is reachable until it drains; when it returns it is not run again."""
+        self._loops.append((name, loop))
+
+    async def serve_until(self, stop: asyncio.Event) -> None:
+        """Be reachable and run the loops until *stop*, then drain."""
+        port = await self.server.start()
+        _log.info("serving", port=port)
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._keep(name, loop, stop), name=name) for name, loop in self._loops]
+            await stop.wait()
+            _log.info("draining")
+            await self.server.stop()
+            for task in tasks:
+                task.cancel()
+
+    async def close(self) -> None:
+        """Close everything in reverse order; what fails or hangs does not keep the rest open."""
+        await self.server.stop()
+        while self._closers:
+            name, close = self._closers.pop()
+            try:
+                async with asyncio.timeout(CLOSE_S_MAX):
+                    await close()
+            except Exception as error:
+                _log.error("not closed", name=name, exc_info=error)
+        if not await _in_thread(self.telemetry.shutdown, CLOSE_S_MAX):
+            _log.warning("not closed", name="telemetry")
+
+    async def _keep(self, name: str, loop: Callable[[], Awaitable[None]], stop: asyncio.Event) -> None:
+        restarts = Restarts()
+        while True:
+            started_s = time.monotonic()
+            try:
+                await loop()
+                return
+            except Exception as error:
+                delay_s = restarts.delay_s_after(error, time.monotonic() - started_s)
+                _log.error("loop crashed", loop=name, retry_in_s=delay_s, crashes=restarts.crashes, exc_info=error)
+            metrics.LOOP_RESTARTS.labels(name).inc()
+            if delay_s is None:
+                self.failed = True
+                stop.set()
+                return
+            await asyncio.sleep(delay_s * random.uniform(0.8, 1.2))
+
+
+class Restarts:
+    """Says when a loop that crashed is started again."""
+
+    def __init__(self) -> None:
+        self.crashes = 0
+        self._bugs = 0
+
+    def delay_s_after(self, error: Exception, ran_s: float) -> float | None:
+        """How long to wait before the next start; None when there is to be none. *ran_s*: how long it ran this time."""
+        if ran_s >= STEADY_S:
+            self.crashes = self._bugs = 0
+        self.crashes += 1
+        if not _is_outage(error):
+            self._bugs += 1
+            if self._bugs > BUGS_MAX:
+                return None
+        return float(min(DELAY_S_MAX, DELAY_S_MIN * 2 ** min(self.crashes - 1, 10)))
 
 
 def run(service: str, settings_class: type[S], build: Callable[[S, App], Awaitable[None]]) -> NoReturn:
     """Run the service until SIGTERM or SIGINT, then exit the process; `--check` only validates the settings."""
-    raise NotImplementedError
+    parser = argparse.ArgumentParser(prog=f"python -m services.{service}.main", description=f"The {service} service.")
+    parser.add_argument("--check", action="store_true", help="validate the settings and exit")
+    check_only = parser.parse_args().check
+    try:
+        settings = load(settings_class)
+    except ValueError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(EXIT_SETTINGS)
+    if check_only:
+        sys.stderr.write("the settings are valid\n")
+        sys.exit(0)
+    setup_logs(service, settings.log_level)
+    _log.info("starting", settings=settings.public())
+    sys.exit(asyncio.run(serve(service, settings, build)))
+
+
+def load(settings_class: type[S]) -> S:
+    """The settings from the environment, with every secret file there.
+
+    Raises:
+        ValueError: a line for each variable that is wrong: its name, what is wrong, never its value.
+    """
+    prefix = str(settings_class.model_config.get("env_prefix", ""))
+    try:
+        settings = settings_class()  # type: ignore[call-arg]  # the environment gives them
+    except ValidationError as error:
+        lines = (f"{prefix}{'.'.join(map(str, one['loc']))}".upper() + f": {one['msg']}" for one in error.errors())
+        raise ValueError("\n".join(lines)) from None
+    wrong = []
+    for name, path in settings.secret_files().items():
+        try:
+            read_secret(path)
+        except ValueError as error:
+            wrong.append(f"{prefix}{name}".upper() + f": {error}")
+    if wrong:
+        raise ValueError("\n".join(wrong))
+    return settings
+
+
+async def serve(
+    service: str, settings: S, build: Callable[[S, App], Awaitable[None]], *, stop: asyncio.Event | None = None
+) -> int:
+    """Build the service and serve until a signal comes or *stop* is set; the process's exit status."""
+    stop = stop if stop is not None else asyncio.Event()
+    tracing = telemetry.setup(service, settings)
+    metrics.serve(settings.metrics_port, settings.metrics_host)
+    app = App(service, RpcServer(settings, tracing), tracing)
+    with _signals(stop):
+        try:
+            if await _unless_stopped(build(settings, app), stop):
+                await app.serve_until(stop)
+        except Exception as error:
+            _log.error("the service failed", exc_info=error)
+            app.failed = True
+        finally:
+            async with asyncio.timeout(STOP_S_MAX):
+                await app.close()
+    _log.info("stopped")
+    return EXIT_FAILED if app.failed else 0
+
+
+async def _unless_stopped(build: Awaitable[None], stop: asyncio.Event) -> bool:
+    """Await *build*, or cancel it when a signal comes first; whether it was completed."""
+    building = asyncio.ensure_future(build)
+    stopping = asyncio.ensure_future(stop.wait())
+    await asyncio.wait((building, stopping), return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not building.done():
+        building.cancel()
+        await asyncio.wait((building,))
+        return False
+    await building
+    return not stop.is_set()
+
+
+@contextmanager
+def _signals(stop: asyncio.Event) -> Iterator[None]:
+    """SIGTERM and SIGINT set *stop*; a second one changes nothing, since the drain is bounded."""
+    loop = asyncio.get_running_loop()
+    signals = (signal.SIGTERM, signal.SIGINT)
+    for number in signals:
+        loop.add_signal_handler(number, stop.set)
+    try:
+        yield
+    finally:
+        for number in signals:
+            loop.remove_signal_handler(number)
+
+
+async def _in_thread(work: Callable[[], None], timeout_s: float) -> bool:
+    """Run blocking work aside; False when it takes too long. A daemon, so that it cannot hold the process's end."""
+    loop, done = asyncio.get_running_loop(), asyncio.Event()
+
+    def work_and_tell() -> None:
+        try:
+            work()
+        finally:
+            loop.call_soon_threadsafe(done.set)
+
+    threading.Thread(target=work_and_tell, daemon=True).start()
+    try:
+        async with asyncio.timeout(timeout_s):
+            await done.wait()
+    except TimeoutError:
+        return False
+    return True
+
+
+def _is_outage(error: Exception) -> bool:
+    """Whether something outside was away, rather than something here wrong."""
+    if isinstance(error, ServiceError):
+        return error.kind in (Kind.UNAVAILABLE, Kind.DEADLINE)
+    return isinstance(error, OSError)

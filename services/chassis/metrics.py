@@ -17,7 +17,7 @@ RPC_SERVER_LATENCY_S = Histogram(
     ("method", "code"),
     buckets=LATENCY_BUCKETS_S,
 )
-RPC_CLIENT_FAILURES = Counter("comity_rpc_client_failures", "Calls to other services that failed.", ("method", "code"))
+RPC_CLIENT_FAILURES = Counter("comity_rpc_client_failures", "Calls to other services that failed.", ("code",))
 DECISIONS = Counter("comity_decisions", "Decisions by why they came out as they did.", ("reason", "fallback_reason"))
 RELAY_LAG_S = Gauge("comity_relay_lag_seconds", "Age of the oldest event that has not been published.", ("service",))
 INBOX_LAG_S = Gauge("comity_inbox_lag_seconds", "Age of the newest event when it had its effect.", ("source",))

@@ -1,31 +1,111 @@
-"""The gRPC server every service runs: declared limits, deadlines, typed errors, health, reflection, drain."""
+"""The gRPC server every service runs: guarded methods (chassis.rpc_guard), tracing, health, reflection, drain."""
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from services.chassis.rpc_guard import guard
 from services.chassis.settings import ServiceSettings
 from services.chassis.telemetry import Telemetry
 
+# The guard refuses what is too large for a method with an error that says so; to be told that, it has to come in.
+# What is beyond even this gRPC refuses by itself, without reading it.
+RECEIVE_BYTES_MAX = 4 * 1024 * 1024
+
+_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_receive_message_length", RECEIVE_BYTES_MAX),
+    # Clients look the address up again, so that new replicas get their share.
+    ("grpc.max_connection_age_ms", 300_000),
+    ("grpc.max_connection_age_grace_ms", 30_000),
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    # Clients ping every 60 s; at the default of 300 s they would be sent away for it.
+    ("grpc.http2.min_ping_interval_without_data_ms", 30_000),
+)
+
 
 class RpcServer:
-    """A grpc.aio server; add servicers, then start."""
+    """A grpc.aio server: add servicers, then start it in the loop that it is to run in."""
 
     def __init__(self, settings: ServiceSettings, telemetry: Telemetry | None = None) -> None:
         self._settings = settings
+        self._telemetry = telemetry
+        self._services: dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]] = {}
+        self._health = health.aio.HealthServicer()
+        self._server: grpc.aio.Server | None = None
+        self._port = 0
 
     @property
     def port(self) -> int:
         """Port it listens on; 0 before start."""
-        raise NotImplementedError
+        return self._port
 
     def add(self, registrar: Callable[[Any, Any], None], servicer: Any) -> None:
-        """Serve *servicer*: `add(add_ConsentServiceServicer_to_server, ConsentService(...))`."""
-        raise NotImplementedError
+        """Serve *servicer*: `add(add_ConsentServiceServicer_to_server, ConsentService(...))`.
+
+        Raises:
+            ValueError: a method is not asynchronous.
+        """
+        assert self._server is None, "the server has started"
+        registrar(servicer, _Registry(self._services))
 
     async def start(self) -> int:
-        """Start serving; the port."""
-        raise NotImplementedError
+        """Start serving; the port.
+
+        Raises:
+            OSError: the address cannot be listened on.
+        """
+        self._server = self._build()
+        try:
+            self._port = self._server.add_insecure_port(self._settings.listen)
+        except RuntimeError as error:
+            raise OSError(f"{self._settings.listen} cannot be listened on; is it in use?") from error
+        await self._server.start()
+        for name in ("", *self._services):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        return self._port
 
     async def stop(self) -> None:
-        """Not serving → drain_s → no new calls, those in flight have stop_grace_s to end."""
-        raise NotImplementedError
+        """Not serving → drain_s → no new calls, those in flight have stop_grace_s to end. Again: nothing."""
+        server, self._server = self._server, None
+        if server is None:
+            return
+        await self._health.enter_graceful_shutdown()
+        # Balancers and clients look away before the first call is refused.
+        await asyncio.sleep(self._settings.drain_s)
+        await server.stop(self._settings.stop_grace_s)
+
+    def _build(self) -> grpc.aio.Server:
+        server = grpc.aio.server(
+            interceptors=self._telemetry.server_interceptors() if self._telemetry is not None else (),
+            options=(*_OPTIONS, ("grpc.so_reuseport", int(self._settings.reuse_port))),
+            maximum_concurrent_rpcs=self._settings.concurrent_calls_max,
+        )
+        for service, handlers in self._services.items():
+            server.add_registered_method_handlers(service, handlers)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        names = (*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, server)
+        return server
+
+
+class _Registry:
+    """Takes the place of a server while generated code registers a servicer, and guards what it is given."""
+
+    def __init__(self, services: dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]]) -> None:
+        self._services = services
+
+    def add_generic_rpc_handlers(self, handlers: Any) -> None:
+        """Generated code registers twice; this one hides the methods it is about."""
+
+    def add_registered_method_handlers(
+        self, service: str, handlers: dict[str, grpc.RpcMethodHandler[Any, Any]]
+    ) -> None:
+        """Guard the service's methods."""
+        guarded = ((name, guard(service, name, handler)) for name, handler in handlers.items())
+        self._services[service] = {name: handler for name, handler in guarded if handler is not None}

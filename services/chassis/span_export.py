@@ -141,7 +141,7 @@ def scrubbed(span: ReadableSpan) -> ReadableSpan:
         events=[Event(event.name, _allowed(event.attributes or {}), event.timestamp) for event in span.events],
         links=span.links,
         kind=span.kind,
-        # A server span's description is a ServiceError's message, which is for everyone's eyes; others may hold anything.
+        # A server span's description is a ServiceError's message, which is safe to show; others may hold anything.
         status=span.status if span.kind is SpanKind.SERVER else Status(span.status.status_code),
         start_time=span.start_time,
         end_time=span.end_time,

@@ -1,0 +1,125 @@
+"""Logs: one JSON object a line on stderr, with the fields that are allowed and no others.
+
+A log line must not tell who a person is or what was sent, and a deny-list would hold only until the next field. So
+fields have declared names; of an exception the types and the frames are kept, and its text only where it is ours; of
+a line that a library logs, the first line of its template.
+"""
+
+import logging
+import sys
+import traceback
+from collections.abc import Mapping, MutableMapping
+from pathlib import PurePath
+from typing import Any
+
+import structlog
+
+from services.chassis.errors import ServiceError
+
+VALUE_CHARACTERS_MAX = 300
+FRAMES_MAX = 25
+CAUSES_MAX = 4
+
+# Names for how the service runs. An id in here names a thing that the service made, never a person.
+# fmt: off
+ALLOWED_FIELDS = frozenset({
+    "address", "attempt", "batch_size", "bytes", "catalog_version", "channel", "code", "columns_version", "consumer",
+    "count", "crashes", "database", "decision_id", "delay_s", "deliveries", "depth", "dropped", "duplicates_count",
+    "elapsed_ms", "epoch", "error", "event", "events_count", "feature_set_version", "file", "from_position",
+    "items_count", "kind", "lag_s", "level", "logger", "loop", "messages_count", "method", "migration", "migrations",
+    "model_version", "name", "partition", "placement_id", "policy_version", "port", "position", "ratio", "reason",
+    "retry_in_s", "rows_count", "service", "settings", "sha256", "signal", "site_version", "size", "source", "stage",
+    "state", "step", "stream", "stream_name", "timeout_s", "timestamp", "to_position", "took_s", "type", "version",
+    "xid",
+})
+# fmt: on
+
+# Their texts say what the code did, not what it was given.
+_TEXT_IS_SAFE = (ServiceError, AttributeError, NameError, ImportError, NotImplementedError)
+
+
+def setup_logs(service: str, level: str) -> None:
+    """Log as JSON lines on stderr, what libraries log as well."""
+    threshold = logging.getLevelNamesMapping()[level.upper()]
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _Service(service),
+            describe_error,
+            only_allowed,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(threshold),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    logging.basicConfig(handlers=[_Foreign()], level=max(threshold, logging.WARNING), force=True)
+
+
+def only_allowed(_logger: object, _name: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
+    """The fields that are allowed; of the others the names, so that somebody notices."""
+    kept = {name: _bounded(value) for name, value in event.items() if name in ALLOWED_FIELDS}
+    dropped = sorted(event.keys() - kept.keys())
+    if dropped:
+        kept["dropped"] = dropped
+    return kept
+
+
+def describe_error(_logger: object, _name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Turn exc_info into types and frames."""
+    error = event.pop("exc_info", None)
+    if error is True:
+        error = sys.exc_info()[1]
+    if isinstance(error, tuple):
+        error = error[1]
+    if isinstance(error, BaseException):
+        event["error"] = _described(error, CAUSES_MAX)
+    return event
+
+
+def _described(error: BaseException, causes_left: int) -> dict[str, Any]:
+    described: dict[str, Any] = {"type": f"{type(error).__module__}.{type(error).__qualname__}"}
+    if isinstance(error, _TEXT_IS_SAFE):
+        described["text"] = str(error)[:VALUE_CHARACTERS_MAX]
+    code = getattr(error, "sqlstate", None) or getattr(error, "errno", None)
+    if code is not None:
+        described["code"] = code
+    frames = traceback.extract_tb(error.__traceback__)[-FRAMES_MAX:]
+    described["frames"] = [f"{_place(frame.filename)}:{frame.lineno} {frame.name}" for frame in frames]
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    if cause is not None and causes_left > 0:
+        described["cause"] = _described(cause, causes_left - 1)
+    if isinstance(error, BaseExceptionGroup) and causes_left > 0:
+        described["errors"] = [_described(one, causes_left - 1) for one in error.exceptions[:CAUSES_MAX]]
+    return described
+
+
+def _place(filename: str) -> str:
+    """Enough of a path to find the file, and nothing of where it is installed."""
+    return "/".join(PurePath(filename).parts[-3:])
+
+
+def _bounded(value: Any) -> Any:
+    return value[:VALUE_CHARACTERS_MAX] if isinstance(value, str) else value
+
+
+class _Service:
+    """Says which service a line is from."""
+
+    def __init__(self, service: str) -> None:
+        self._service = service
+
+    def __call__(self, _logger: object, _name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        event.setdefault("service", self._service)
+        return event
+
+
+class _Foreign(logging.Handler):
+    """Hands on what libraries log, without the values they put into it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Log the template's first line; what follows in some libraries is a repr with an exception's text in it."""
+        line = str(record.msg).partition("\n")[0]
+        log = structlog.get_logger()
+        log.log(record.levelno, line, logger=record.name, exc_info=record.exc_info or None)

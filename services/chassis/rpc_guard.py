@@ -1,0 +1,180 @@
+"""What stands between the wire and every handler: sizes, deadline, declared limits, errors made statuses, metrics.
+
+A guard is put around each method when its servicer is added, with all that can be known then: it is on the path of
+every Decide. Why no interceptor: one would look the same up again for every call, and could be left out.
+"""
+
+import asyncio
+import inspect
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from typing import Any
+
+import grpc
+import structlog
+from comity.common.v1 import options_pb2 as pb
+from google.protobuf import descriptor_pool
+from google.protobuf.message import DecodeError
+
+from services.chassis import metrics, tracing
+from services.chassis.deadline import start_deadline
+from services.chassis.errors import FieldProblem, Kind, ServiceError
+from services.chassis.limits import as_problems, check_of, refusal
+from services.chassis.status import to_status
+
+REQUEST_BYTES_MAX = 262_144
+
+_log = structlog.get_logger(__name__)
+
+
+def guard(service: str, name: str, handler: Any) -> grpc.RpcMethodHandler[Any, Any] | None:
+    """The method's handler with its guard around it; None for a method that the servicer does not implement.
+
+    Raises:
+        ValueError: the handler is not what grpc.aio can run without a thread.
+    """
+    method = _Method(service, name, handler.request_deserializer)
+    behavior, wrap = _BEHAVIORS[handler.request_streaming, handler.response_streaming](handler)
+    if behavior.__module__.endswith("_pb2_grpc"):
+        # Inherited from generated code; gRPC itself answers UNIMPLEMENTED.
+        return None
+    if not (inspect.isasyncgenfunction if handler.response_streaming else inspect.iscoroutinefunction)(behavior):
+        kind = "an async generator" if handler.response_streaming else "a coroutine function"
+        raise ValueError(f"{method.path} must be {kind}")
+    guarded = _guard_stream if handler.response_streaming else _guard_unary
+    made: grpc.RpcMethodHandler[Any, Any] = wrap(
+        guarded(behavior, method, handler.request_streaming),
+        request_deserializer=method.deserialize,
+        response_serializer=handler.response_serializer,
+    )
+    return made
+
+
+_BEHAVIORS: dict[tuple[bool, bool], Callable[[Any], tuple[Any, Any]]] = {
+    (False, False): lambda handler: (handler.unary_unary, grpc.unary_unary_rpc_method_handler),
+    (False, True): lambda handler: (handler.unary_stream, grpc.unary_stream_rpc_method_handler),
+    (True, False): lambda handler: (handler.stream_unary, grpc.stream_unary_rpc_method_handler),
+    (True, True): lambda handler: (handler.stream_stream, grpc.stream_stream_rpc_method_handler),
+}
+
+
+class _Method:
+    """What is known of a method before it is called."""
+
+    def __init__(self, service: str, name: str, deserialize: Callable[[bytes], Any]) -> None:
+        descriptor = descriptor_pool.Default().FindServiceByName(service).methods_by_name[name]
+        rules = descriptor.GetOptions().Extensions[pb.rules]
+        self.path = f"/{service}/{name}"
+        self.name = name
+        self.deadline_required = rules.deadline_required
+        self.request_name = descriptor.input_type.name
+        self._bytes_max = rules.request_bytes_max or REQUEST_BYTES_MAX
+        self._parse = deserialize
+        self._check = check_of(descriptor.input_type)
+        self._ok = metrics.RPC_SERVER_LATENCY_S.labels(self.path, "OK")
+
+    def deserialize(self, raw: bytes) -> Any:
+        """The request, or the refusal that stands in its place: an error raised here would reach nobody as itself."""
+        if len(raw) > self._bytes_max:
+            problem = f"has {len(raw):,} bytes; at most {self._bytes_max:,} are allowed: send less in one call"
+            return _refused("REQUEST_TOO_LARGE", self.request_name, problem)
+        try:
+            return self._parse(raw)
+        except DecodeError:
+            return _refused("MALFORMED_REQUEST", self.request_name, "cannot be parsed: send the message of this method")
+
+    def admit(self, context: Any) -> None:
+        """Take the call's deadline over, or refuse the call."""
+        remaining_s = context.time_remaining()
+        if remaining_s is None:
+            if self.deadline_required:
+                raise _refused("DEADLINE_REQUIRED", "deadline", f"is missing; give the call of {self.name} a timeout")
+        elif remaining_s <= 0.0:
+            raise ServiceError(Kind.DEADLINE, "DEADLINE_EXCEEDED", "the deadline had passed before the call was begun")
+        else:
+            start_deadline(remaining_s)
+
+    def check(self, request: Any) -> None:
+        """Returns when the request keeps its limits."""
+        if request.__class__ is ServiceError:
+            raise request
+        if self._check is not None and (found := self._check(request)):
+            raise refusal(as_problems(found))
+
+    def observe(self, code: str, took_s: float) -> None:
+        """Count the call."""
+        (self._ok if code == "OK" else metrics.RPC_SERVER_LATENCY_S.labels(self.path, code)).observe(took_s)
+
+
+def _refused(reason: str, field: str, problem: str) -> ServiceError:
+    return ServiceError(Kind.INVALID, reason, f"{field}: {problem}", problems=(FieldProblem(field, problem),))
+
+
+async def _checked(requests: AsyncIterator[Any], method: _Method) -> AsyncIterator[Any]:
+    async for request in requests:
+        method.check(request)
+        yield request
+
+
+def _guard_unary(behavior: Any, method: _Method, request_streaming: bool) -> Any:
+    async def guarded(request: Any, context: Any) -> Any:
+        started_s, code = time.perf_counter(), "OK"
+        try:
+            method.admit(context)
+            if request_streaming:
+                request = _checked(request, method)
+            else:
+                method.check(request)
+            return await behavior(request, context)
+        except BaseException as error:
+            code = _code_of(error)
+            await _abort(error, context, method)
+            raise
+        finally:
+            method.observe(code, time.perf_counter() - started_s)
+
+    return guarded
+
+
+def _guard_stream(behavior: Any, method: _Method, request_streaming: bool) -> Any:
+    async def guarded(request: Any, context: Any) -> AsyncIterator[Any]:
+        started_s, code = time.perf_counter(), "OK"
+        try:
+            method.admit(context)
+            if request_streaming:
+                request = _checked(request, method)
+            else:
+                method.check(request)
+            async with aclosing(behavior(request, context)) as responses:
+                async for response in responses:
+                    yield response
+        except BaseException as error:
+            code = _code_of(error)
+            await _abort(error, context, method)
+            raise
+        finally:
+            method.observe(code, time.perf_counter() - started_s)
+
+    return guarded
+
+
+def _code_of(error: BaseException) -> str:
+    if isinstance(error, ServiceError):
+        return error.kind.value
+    # GeneratorExit: the caller has left a stream.
+    return "CANCELLED" if isinstance(error, asyncio.CancelledError | GeneratorExit) else Kind.INTERNAL.value
+
+
+async def _abort(error: BaseException, context: Any, method: _Method) -> None:
+    """End the call with the error's status; returns where the error ends it by itself: cancelled, aborted before."""
+    if isinstance(error, ServiceError):
+        tracing.set_attributes({tracing.COMITY_ERROR_REASON: error.reason})
+        if error.kind is Kind.INTERNAL:
+            _log.error("call failed", method=method.path, reason=error.reason, exc_info=error)
+        status = to_status(error)
+        await context.abort(status.code, status.details, status.trailing_metadata)
+    if isinstance(error, Exception) and not isinstance(error, grpc.aio.AbortError):
+        # A bug. Its text may hold anything, so the caller is told nothing.
+        _log.error("call failed", method=method.path, exc_info=error)
+        await context.abort(grpc.StatusCode.INTERNAL, "")
