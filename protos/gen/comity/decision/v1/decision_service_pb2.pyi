@@ -336,16 +336,22 @@ class RecordDecisionsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     RESULTS_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___RecordedResult]: ...
+    @_builtins.property
+    def position(self) -> _types_pb2.LogPosition:
+        """The log stands at least here: every decision of this call is at or before it. FeedbackService.AwaitPosition takes it."""
+
     def __init__(
         self,
         *,
         results: _abc.Iterable[Global___RecordedResult] | None = ...,
+        position: _types_pb2.LogPosition | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["position", b"position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["position", b"position", "results", b"results"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -367,7 +373,9 @@ class RecordedResult(_message.Message):
     """Why there are no scores."""
     @_builtins.property
     def scores(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """The active model's score of each entry, in slate order; empty where there is no model or no consent."""
+        """The active model's score of each entry, in slate order; empty where there is no model or no consent. Of a
+        decision that was already recorded: by the inputs that were recorded then.
+        """
 
     def __init__(
         self,

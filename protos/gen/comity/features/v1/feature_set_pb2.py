@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from comity.common.v1 import options_pb2 as comity_dot_common_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$comity/features/v1/feature_set.proto\x12\x12\x63omity.features.v1\x1a\x1e\x63omity/common/v1/options.proto\"\xf0\x07\n\x07\x46\x65\x61ture\x12-\n\x04name\x18\x01 \x01(\tB\x19\x8a\xb5\x18\x15\x08\x01\x10@\"\x0f[a-z][a-z0-9_]*R\x04name\x12(\n\x0b\x64\x65scription\x18\x02 \x01(\tB\x06\x8a\xb5\x18\x02\x08\x01R\x0b\x64\x65scription\x12$\n\x08purposes\x18\x03 \x03(\tB\x08\x8a\xb5\x18\x04\x10@\x18\x08R\x08purposes\x12\x1e\n\x05owner\x18\x04 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x10@R\x05owner\x12\x1e\n\x06reason\x18\x05 \x01(\tB\x06\x8a\xb5\x18\x02\x08\x01R\x06reason\x12-\n\x0eretention_days\x18\x06 \x01(\rB\x06\x8a\xb5\x18\x02\x08\x01R\rretentionDays\x12\x1f\n\x0b\x66reshness_s\x18\x07 \x01(\rR\nfreshnessS\x12J\n\x0eitem_attribute\x18\n \x01(\x0b\x32!.comity.features.v1.ItemAttributeH\x00R\ritemAttribute\x12G\n\ritem_category\x18\x0b \x01(\x0b\x32 .comity.features.v1.ItemCategoryH\x00R\x0citemCategory\x12>\n\nitem_count\x18\x0c \x01(\x0b\x32\x1d.comity.features.v1.ItemCountH\x00R\titemCount\x12;\n\titem_rate\x18\r \x01(\x0b\x32\x1c.comity.features.v1.ItemRateH\x00R\x08itemRate\x12G\n\rsubject_count\x18\x0e \x01(\x0b\x32 .comity.features.v1.SubjectCountH\x00R\x0csubjectCount\x12\x44\n\x0csubject_rate\x18\x0f \x01(\x0b\x32\x1f.comity.features.v1.SubjectRateH\x00R\x0bsubjectRate\x12M\n\x0fsubject_recency\x18\x10 \x01(\x0b\x32\".comity.features.v1.SubjectRecencyH\x00R\x0esubjectRecency\x12S\n\x11\x63\x61tegory_affinity\x18\x11 \x01(\x0b\x32$.comity.features.v1.CategoryAffinityH\x00R\x10\x63\x61tegoryAffinity\x12@\n\nsimilarity\x18\x12 \x01(\x0b\x32\x1e.comity.features.v1.SimilarityH\x00R\nsimilarity\x12G\n\rcontext_value\x18\x13 \x01(\x0b\x32 .comity.features.v1.ContextValueH\x00R\x0c\x63ontextValueB\x06\n\x04kind\"t\n\rItemAttribute\x12&\n\tattribute\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x10@R\tattribute\x12;\n\ttransform\x18\x02 \x01(\x0e\x32\x1d.comity.features.v1.TransformR\ttransform\"Z\n\x0cItemCategory\x12&\n\tattribute\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x10@R\tattribute\x12\"\n\x06values\x18\x02 \x03(\tB\n\x8a\xb5\x18\x06\x08\x01\x10@\x18@R\x06values\"\xa2\x01\n\tItemCount\x12\'\n\nevent_type\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x10@R\teventType\x12/\n\x0bhalf_life_s\x18\x02 \x01(\x01\x42\x0f\x8a\xb5\x18\x0b(\x01\x39\x00\x00\x00 _\xa0\x02\x42R\thalfLifeS\x12;\n\ttransform\x18\x03 \x01(\x0e\x32\x1d.comity.features.v1.TransformR\ttransform\"\xc7\x01\n\x08ItemRate\x12&\n\tnumerator\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x10@R\tnumerator\x12*\n\x0b\x64\x65nominator\x18\x02 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x10@R\x0b\x64\x65nominator\x12\x36\n\x0eprior_strength\x18\x03 \x01(\x01\x42\x0f\x8a\xb5\x18\x0b(\x01\x39\x00\x00\x00\x00\x80\x84.AR\rpriorStrength\x12/\n\x0bhalf_life_s\x18\x04 \x01(\x01\x42\x0f\x8a\xb5\x18\x0b(\x01\x39\x00\x00\x00 _\xa0\x02\x42R\thalfLifeS\"\xa5\x01\n\x0cSubjectCount\x12\'\n\nevent_type\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x10@R\teventType\x12/\n\x0bhalf_life_s\x18\x02 \x01(\x01\x42\x0f\x8a\xb5\x18\x0b(\x01\x39\x00\x00\x00 _\xa0\x02\x42R\thalfLifeS\x12;\n\ttransform\x18\x03 \x01(\x0e\x32\x1d.comity.features.v1.TransformR\ttransform\"\xc9\x01\n\x0bSubjectRate\x12&\n\tnumerator\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x10@R\tnumerator\x12*\n\x0b\x64\x65nominator\x18\x02 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x10@R\x0b\x64\x65nominator\x12\x36\n\x0eprior_strength\x18\x03 \x01(\x01\x42\x0f\x8a\xb5\x18\x0b(\x01\x39\x00\x00\x00\x00\x80\x84.AR\rpriorStrength\x12.\n\nprior_rate\x18\x04 \x01(\x01\x42\x0f\x8a\xb5\x18\x0b(\x01\x39\x00\x00\x00\x00\x00\x00\xf0?R\tpriorRate\"l\n\x0eSubjectRecency\x12\'\n\nevent_type\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x10@R\teventType\x12\x31\n\x0bhalf_life_s\x18\x02 \x01(\x01\x42\x11\x8a\xb5\x18\r\x08\x01(\x01\x39\x00\x00\x00 _\xa0\x02\x42R\thalfLifeS\"\xa9\x02\n\x10\x43\x61tegoryAffinity\x12&\n\tattribute\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x10@R\tattribute\x12&\n\tnumerator\x18\x02 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x10@R\tnumerator\x12(\n\x0b\x64\x65nominator\x18\x03 \x01(\tB\x06\x8a\xb5\x18\x02\x10@R\x0b\x64\x65nominator\x12\x32\n\x07\x62uckets\x18\x04 \x01(\rB\x18\x8a\xb5\x18\x14\x08\x01\x31\x00\x00\x00\x00\x00\x00\xf0?9\x00\x00\x00\x00\x00\x00\x90@R\x07\x62uckets\x12\x36\n\x0eprior_strength\x18\x05 \x01(\x01\x42\x0f\x8a\xb5\x18\x0b(\x01\x39\x00\x00\x00\x00\x80\x84.AR\rpriorStrength\x12/\n\x0bhalf_life_s\x18\x06 \x01(\x01\x42\x0f\x8a\xb5\x18\x0b(\x01\x39\x00\x00\x00 _\xa0\x02\x42R\thalfLifeS\"\x9b\x01\n\nSimilarity\x12*\n\nattributes\x18\x01 \x03(\tB\n\x8a\xb5\x18\x06\x08\x01\x10@\x18\x08R\nattributes\x12\'\n\nevent_type\x18\x02 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x10@R\teventType\x12\x38\n\ndimensions\x18\x03 \x01(\rB\x18\x8a\xb5\x18\x14\x08\x01\x31\x00\x00\x00\x00\x00\x00\xf0?9\x00\x00\x00\x00\x00\x00\x90@R\ndimensions\"W\n\x0c\x43ontextValue\x12\x1a\n\x03key\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x10@R\x03key\x12+\n\rdefault_value\x18\x02 \x01(\x01\x42\x06\x8a\xb5\x18\x02(\x01R\x0c\x64\x65\x66\x61ultValue\"\xde\x01\n\nFeatureSet\x12\x18\n\x07version\x18\x01 \x01(\tR\x07version\x12\x37\n\x08\x66\x65\x61tures\x18\x02 \x03(\x0b\x32\x1b.comity.features.v1.FeatureR\x08\x66\x65\x61tures\x12#\n\rsubject_width\x18\x03 \x01(\rR\x0csubjectWidth\x12\x1d\n\nitem_width\x18\x04 \x01(\rR\titemWidth\x12\x39\n\x07\x63olumns\x18\x05 \x03(\x0b\x32\x1f.comity.features.v1.ModelColumnR\x07\x63olumns\"\xc8\x02\n\x0bModelColumn\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07\x66\x65\x61ture\x18\x02 \x01(\tR\x07\x66\x65\x61ture\x12\x1a\n\x08purposes\x18\x03 \x03(\tR\x08purposes\x12=\n\x07subject\x18\x04 \x01(\x0b\x32!.comity.features.v1.SubjectColumnH\x00R\x07subject\x12\x34\n\x04item\x18\x05 \x01(\x0b\x32\x1e.comity.features.v1.ItemColumnH\x00R\x04item\x12\x31\n\x03\x64ot\x18\x06 \x01(\x0b\x32\x1d.comity.features.v1.DotColumnH\x00R\x03\x64ot\x12=\n\x07\x63ontext\x18\x07 \x01(\x0b\x32!.comity.features.v1.ContextColumnH\x00R\x07\x63ontextB\x08\n\x06source\"\'\n\rSubjectColumn\x12\x16\n\x06offset\x18\x01 \x01(\rR\x06offset\"$\n\nItemColumn\x12\x16\n\x06offset\x18\x01 \x01(\rR\x06offset\"i\n\tDotColumn\x12%\n\x0esubject_offset\x18\x01 \x01(\rR\rsubjectOffset\x12\x1f\n\x0bitem_offset\x18\x02 \x01(\rR\nitemOffset\x12\x14\n\x05width\x18\x03 \x01(\rR\x05width\"F\n\rContextColumn\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12#\n\rdefault_value\x18\x02 \x01(\x02R\x0c\x64\x65\x66\x61ultValue*;\n\tTransform\x12\x19\n\x15TRANSFORM_UNSPECIFIED\x10\x00\x12\x13\n\x0fTRANSFORM_LOG1P\x10\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$comity/features/v1/feature_set.proto\x12\x12\x63omity.features.v1\x1a\x1e\x63omity/common/v1/options.proto\"\xb9\x08\n\x07\x46\x65\x61ture\x12-\n\x04name\x18\x01 \x01(\tB\x19\x8a\xb5\x18\x15\x08\x01\x10@\"\x0f[a-z][a-z0-9_]*R\x04name\x12(\n\x0b\x64\x65scription\x18\x02 \x01(\tB\x06\x8a\xb5\x18\x02\x08\x01R\x0b\x64\x65scription\x12$\n\x08purposes\x18\x03 \x03(\tB\x08\x8a\xb5\x18\x04\x10@\x18\x08R\x08purposes\x12\x1e\n\x05owner\x18\x04 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x10@R\x05owner\x12\x1e\n\x06reason\x18\x05 \x01(\tB\x06\x8a\xb5\x18\x02\x08\x01R\x06reason\x12-\n\x0eretention_days\x18\x06 \x01(\rB\x06\x8a\xb5\x18\x02\x08\x01R\rretentionDays\x12\x1f\n\x0b\x66reshness_s\x18\x07 \x01(\rR\nfreshnessS\x12J\n\x0eitem_attribute\x18\n \x01(\x0b\x32!.comity.features.v1.ItemAttributeH\x00R\ritemAttribute\x12G\n\ritem_category\x18\x0b \x01(\x0b\x32 .comity.features.v1.ItemCategoryH\x00R\x0citemCategory\x12>\n\nitem_count\x18\x0c \x01(\x0b\x32\x1d.comity.features.v1.ItemCountH\x00R\titemCount\x12;\n\titem_rate\x18\r \x01(\x0b\x32\x1c.comity.features.v1.ItemRateH\x00R\x08itemRate\x12G\n\rsubject_count\x18\x0e \x01(\x0b\x32 .comity.features.v1.SubjectCountH\x00R\x0csubjectCount\x12\x44\n\x0csubject_rate\x18\x0f \x01(\x0b\x32\x1f.comity.features.v1.SubjectRateH\x00R\x0bsubjectRate\x12M\n\x0fsubject_recency\x18\x10 \x01(\x0b\x32\".comity.features.v1.SubjectRecencyH\x00R\x0esubjectRecency\x12S\n\x11\x63\x61tegory_affinity\x18\x11 \x01(\x0b\x32$.comity.features.v1.CategoryAffinityH\x00R\x10\x63\x61tegoryAffinity\x12@\n\nsimilarity\x18\x12 \x01(\x0b\x32\x1e.comity.features.v1.SimilarityH\x00R\nsimilarity\x12G\n\rcontext_value\x18\x13 \x01(\x0b\x32 .comity.features.v1.ContextValueH\x00R\x0c\x63ontextValue\x12G\n\rcategory_rate\x18\x14 \x01(\x0b\x32 .comity.features.v1.CategoryRateH\x00R\x0c\x63\x61tegoryRateB\x06\n\x04kind\"t\n\rItemAttribute\x12&\n\tattribute\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x10@R\tattribute\x12;\n\ttransform\x18\x02 \x01(\x0e\x32\x1d.comity.features.v1.TransformR\ttransform\"Z\n\x0cItemCategory\x12&\n\tattribute\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x10@R\tattribute\x12\"\n\x06values\x18\x02 \x03(\tB\n\x8a\xb5\x18\x06\x08\x01\x10@\x18@R\x06values\"\xa2\x01\n\tItemCount\x12\'\n\nevent_type\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x10@R\teventType\x12/\n\x0bhalf_life_s\x18\x02 \x01(\x01\x42\x0f\x8a\xb5\x18\x0b(\x01\x39\x00\x00\x00 _\xa0\x02\x42R\thalfLifeS\x12;\n\ttransform\x18\x03 \x01(\x0e\x32\x1d.comity.features.v1.TransformR\ttransform\"\xc7\x01\n\x08ItemRate\x12&\n\tnumerator\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x10@R\tnumerator\x12*\n\x0b\x64\x65nominator\x18\x02 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x10@R\x0b\x64\x65nominator\x12\x36\n\x0eprior_strength\x18\x03 \x01(\x01\x42\x0f\x8a\xb5\x18\x0b(\x01\x39\x00\x00\x00\x00\x80\x84.AR\rpriorStrength\x12/\n\x0bhalf_life_s\x18\x04 \x01(\x01\x42\x0f\x8a\xb5\x18\x0b(\x01\x39\x00\x00\x00 _\xa0\x02\x42R\thalfLifeS\"\xf3\x01\n\x0c\x43\x61tegoryRate\x12&\n\tattribute\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x10@R\tattribute\x12&\n\tnumerator\x18\x02 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x10@R\tnumerator\x12*\n\x0b\x64\x65nominator\x18\x03 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x10@R\x0b\x64\x65nominator\x12\x36\n\x0eprior_strength\x18\x04 \x01(\x01\x42\x0f\x8a\xb5\x18\x0b(\x01\x39\x00\x00\x00\x00\x80\x84.AR\rpriorStrength\x12/\n\x0bhalf_life_s\x18\x05 \x01(\x01\x42\x0f\x8a\xb5\x18\x0b(\x01\x39\x00\x00\x00 _\xa0\x02\x42R\thalfLifeS\"\xa5\x01\n\x0cSubjectCount\x12\'\n\nevent_type\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x10@R\teventType\x12/\n\x0bhalf_life_s\x18\x02 \x01(\x01\x42\x0f\x8a\xb5\x18\x0b(\x01\x39\x00\x00\x00 _\xa0\x02\x42R\thalfLifeS\x12;\n\ttransform\x18\x03 \x01(\x0e\x32\x1d.comity.features.v1.TransformR\ttransform\"\xc9\x01\n\x0bSubjectRate\x12&\n\tnumerator\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x10@R\tnumerator\x12*\n\x0b\x64\x65nominator\x18\x02 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x10@R\x0b\x64\x65nominator\x12\x36\n\x0eprior_strength\x18\x03 \x01(\x01\x42\x0f\x8a\xb5\x18\x0b(\x01\x39\x00\x00\x00\x00\x80\x84.AR\rpriorStrength\x12.\n\nprior_rate\x18\x04 \x01(\x01\x42\x0f\x8a\xb5\x18\x0b(\x01\x39\x00\x00\x00\x00\x00\x00\xf0?R\tpriorRate\"l\n\x0eSubjectRecency\x12\'\n\nevent_type\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x10@R\teventType\x12\x31\n\x0bhalf_life_s\x18\x02 \x01(\x01\x42\x11\x8a\xb5\x18\r\x08\x01(\x01\x39\x00\x00\x00 _\xa0\x02\x42R\thalfLifeS\"\xa9\x02\n\x10\x43\x61tegoryAffinity\x12&\n\tattribute\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x10@R\tattribute\x12&\n\tnumerator\x18\x02 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x10@R\tnumerator\x12(\n\x0b\x64\x65nominator\x18\x03 \x01(\tB\x06\x8a\xb5\x18\x02\x10@R\x0b\x64\x65nominator\x12\x32\n\x07\x62uckets\x18\x04 \x01(\rB\x18\x8a\xb5\x18\x14\x08\x01\x31\x00\x00\x00\x00\x00\x00\xf0?9\x00\x00\x00\x00\x00\x00\x90@R\x07\x62uckets\x12\x36\n\x0eprior_strength\x18\x05 \x01(\x01\x42\x0f\x8a\xb5\x18\x0b(\x01\x39\x00\x00\x00\x00\x80\x84.AR\rpriorStrength\x12/\n\x0bhalf_life_s\x18\x06 \x01(\x01\x42\x0f\x8a\xb5\x18\x0b(\x01\x39\x00\x00\x00 _\xa0\x02\x42R\thalfLifeS\"\x9b\x01\n\nSimilarity\x12*\n\nattributes\x18\x01 \x03(\tB\n\x8a\xb5\x18\x06\x08\x01\x10@\x18\x08R\nattributes\x12\'\n\nevent_type\x18\x02 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x10@R\teventType\x12\x38\n\ndimensions\x18\x03 \x01(\rB\x18\x8a\xb5\x18\x14\x08\x01\x31\x00\x00\x00\x00\x00\x00\xf0?9\x00\x00\x00\x00\x00\x00\x90@R\ndimensions\"W\n\x0c\x43ontextValue\x12\x1a\n\x03key\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x10@R\x03key\x12+\n\rdefault_value\x18\x02 \x01(\x01\x42\x06\x8a\xb5\x18\x02(\x01R\x0c\x64\x65\x66\x61ultValue\"\xde\x01\n\nFeatureSet\x12\x18\n\x07version\x18\x01 \x01(\tR\x07version\x12\x37\n\x08\x66\x65\x61tures\x18\x02 \x03(\x0b\x32\x1b.comity.features.v1.FeatureR\x08\x66\x65\x61tures\x12#\n\rsubject_width\x18\x03 \x01(\rR\x0csubjectWidth\x12\x1d\n\nitem_width\x18\x04 \x01(\rR\titemWidth\x12\x39\n\x07\x63olumns\x18\x05 \x03(\x0b\x32\x1f.comity.features.v1.ModelColumnR\x07\x63olumns\"\xc8\x02\n\x0bModelColumn\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07\x66\x65\x61ture\x18\x02 \x01(\tR\x07\x66\x65\x61ture\x12\x1a\n\x08purposes\x18\x03 \x03(\tR\x08purposes\x12=\n\x07subject\x18\x04 \x01(\x0b\x32!.comity.features.v1.SubjectColumnH\x00R\x07subject\x12\x34\n\x04item\x18\x05 \x01(\x0b\x32\x1e.comity.features.v1.ItemColumnH\x00R\x04item\x12\x31\n\x03\x64ot\x18\x06 \x01(\x0b\x32\x1d.comity.features.v1.DotColumnH\x00R\x03\x64ot\x12=\n\x07\x63ontext\x18\x07 \x01(\x0b\x32!.comity.features.v1.ContextColumnH\x00R\x07\x63ontextB\x08\n\x06source\"\'\n\rSubjectColumn\x12\x16\n\x06offset\x18\x01 \x01(\rR\x06offset\"$\n\nItemColumn\x12\x16\n\x06offset\x18\x01 \x01(\rR\x06offset\"i\n\tDotColumn\x12%\n\x0esubject_offset\x18\x01 \x01(\rR\rsubjectOffset\x12\x1f\n\x0bitem_offset\x18\x02 \x01(\rR\nitemOffset\x12\x14\n\x05width\x18\x03 \x01(\rR\x05width\"F\n\rContextColumn\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12#\n\rdefault_value\x18\x02 \x01(\x02R\x0c\x64\x65\x66\x61ultValue*;\n\tTransform\x12\x19\n\x15TRANSFORM_UNSPECIFIED\x10\x00\x12\x13\n\x0fTRANSFORM_LOG1P\x10\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -62,6 +62,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ITEMRATE'].fields_by_name['prior_strength']._serialized_options = b'\212\265\030\013(\0019\000\000\000\000\200\204.A'
   _globals['_ITEMRATE'].fields_by_name['half_life_s']._loaded_options = None
   _globals['_ITEMRATE'].fields_by_name['half_life_s']._serialized_options = b'\212\265\030\013(\0019\000\000\000 _\240\002B'
+  _globals['_CATEGORYRATE'].fields_by_name['attribute']._loaded_options = None
+  _globals['_CATEGORYRATE'].fields_by_name['attribute']._serialized_options = b'\212\265\030\004\010\001\020@'
+  _globals['_CATEGORYRATE'].fields_by_name['numerator']._loaded_options = None
+  _globals['_CATEGORYRATE'].fields_by_name['numerator']._serialized_options = b'\212\265\030\004\010\001\020@'
+  _globals['_CATEGORYRATE'].fields_by_name['denominator']._loaded_options = None
+  _globals['_CATEGORYRATE'].fields_by_name['denominator']._serialized_options = b'\212\265\030\004\010\001\020@'
+  _globals['_CATEGORYRATE'].fields_by_name['prior_strength']._loaded_options = None
+  _globals['_CATEGORYRATE'].fields_by_name['prior_strength']._serialized_options = b'\212\265\030\013(\0019\000\000\000\000\200\204.A'
+  _globals['_CATEGORYRATE'].fields_by_name['half_life_s']._loaded_options = None
+  _globals['_CATEGORYRATE'].fields_by_name['half_life_s']._serialized_options = b'\212\265\030\013(\0019\000\000\000 _\240\002B'
   _globals['_SUBJECTCOUNT'].fields_by_name['event_type']._loaded_options = None
   _globals['_SUBJECTCOUNT'].fields_by_name['event_type']._serialized_options = b'\212\265\030\004\010\001\020@'
   _globals['_SUBJECTCOUNT'].fields_by_name['half_life_s']._loaded_options = None
@@ -100,40 +110,42 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CONTEXTVALUE'].fields_by_name['key']._serialized_options = b'\212\265\030\004\010\001\020@'
   _globals['_CONTEXTVALUE'].fields_by_name['default_value']._loaded_options = None
   _globals['_CONTEXTVALUE'].fields_by_name['default_value']._serialized_options = b'\212\265\030\002(\001'
-  _globals['_TRANSFORM']._serialized_start=3523
-  _globals['_TRANSFORM']._serialized_end=3582
+  _globals['_TRANSFORM']._serialized_start=3842
+  _globals['_TRANSFORM']._serialized_end=3901
   _globals['_FEATURE']._serialized_start=93
-  _globals['_FEATURE']._serialized_end=1101
-  _globals['_ITEMATTRIBUTE']._serialized_start=1103
-  _globals['_ITEMATTRIBUTE']._serialized_end=1219
-  _globals['_ITEMCATEGORY']._serialized_start=1221
-  _globals['_ITEMCATEGORY']._serialized_end=1311
-  _globals['_ITEMCOUNT']._serialized_start=1314
-  _globals['_ITEMCOUNT']._serialized_end=1476
-  _globals['_ITEMRATE']._serialized_start=1479
-  _globals['_ITEMRATE']._serialized_end=1678
-  _globals['_SUBJECTCOUNT']._serialized_start=1681
-  _globals['_SUBJECTCOUNT']._serialized_end=1846
-  _globals['_SUBJECTRATE']._serialized_start=1849
-  _globals['_SUBJECTRATE']._serialized_end=2050
-  _globals['_SUBJECTRECENCY']._serialized_start=2052
-  _globals['_SUBJECTRECENCY']._serialized_end=2160
-  _globals['_CATEGORYAFFINITY']._serialized_start=2163
-  _globals['_CATEGORYAFFINITY']._serialized_end=2460
-  _globals['_SIMILARITY']._serialized_start=2463
-  _globals['_SIMILARITY']._serialized_end=2618
-  _globals['_CONTEXTVALUE']._serialized_start=2620
-  _globals['_CONTEXTVALUE']._serialized_end=2707
-  _globals['_FEATURESET']._serialized_start=2710
-  _globals['_FEATURESET']._serialized_end=2932
-  _globals['_MODELCOLUMN']._serialized_start=2935
-  _globals['_MODELCOLUMN']._serialized_end=3263
-  _globals['_SUBJECTCOLUMN']._serialized_start=3265
-  _globals['_SUBJECTCOLUMN']._serialized_end=3304
-  _globals['_ITEMCOLUMN']._serialized_start=3306
-  _globals['_ITEMCOLUMN']._serialized_end=3342
-  _globals['_DOTCOLUMN']._serialized_start=3344
-  _globals['_DOTCOLUMN']._serialized_end=3449
-  _globals['_CONTEXTCOLUMN']._serialized_start=3451
-  _globals['_CONTEXTCOLUMN']._serialized_end=3521
+  _globals['_FEATURE']._serialized_end=1174
+  _globals['_ITEMATTRIBUTE']._serialized_start=1176
+  _globals['_ITEMATTRIBUTE']._serialized_end=1292
+  _globals['_ITEMCATEGORY']._serialized_start=1294
+  _globals['_ITEMCATEGORY']._serialized_end=1384
+  _globals['_ITEMCOUNT']._serialized_start=1387
+  _globals['_ITEMCOUNT']._serialized_end=1549
+  _globals['_ITEMRATE']._serialized_start=1552
+  _globals['_ITEMRATE']._serialized_end=1751
+  _globals['_CATEGORYRATE']._serialized_start=1754
+  _globals['_CATEGORYRATE']._serialized_end=1997
+  _globals['_SUBJECTCOUNT']._serialized_start=2000
+  _globals['_SUBJECTCOUNT']._serialized_end=2165
+  _globals['_SUBJECTRATE']._serialized_start=2168
+  _globals['_SUBJECTRATE']._serialized_end=2369
+  _globals['_SUBJECTRECENCY']._serialized_start=2371
+  _globals['_SUBJECTRECENCY']._serialized_end=2479
+  _globals['_CATEGORYAFFINITY']._serialized_start=2482
+  _globals['_CATEGORYAFFINITY']._serialized_end=2779
+  _globals['_SIMILARITY']._serialized_start=2782
+  _globals['_SIMILARITY']._serialized_end=2937
+  _globals['_CONTEXTVALUE']._serialized_start=2939
+  _globals['_CONTEXTVALUE']._serialized_end=3026
+  _globals['_FEATURESET']._serialized_start=3029
+  _globals['_FEATURESET']._serialized_end=3251
+  _globals['_MODELCOLUMN']._serialized_start=3254
+  _globals['_MODELCOLUMN']._serialized_end=3582
+  _globals['_SUBJECTCOLUMN']._serialized_start=3584
+  _globals['_SUBJECTCOLUMN']._serialized_end=3623
+  _globals['_ITEMCOLUMN']._serialized_start=3625
+  _globals['_ITEMCOLUMN']._serialized_end=3661
+  _globals['_DOTCOLUMN']._serialized_start=3663
+  _globals['_DOTCOLUMN']._serialized_end=3768
+  _globals['_CONTEXTCOLUMN']._serialized_start=3770
+  _globals['_CONTEXTCOLUMN']._serialized_end=3840
 # @@protoc_insertion_point(module_scope)

@@ -57,6 +57,7 @@ class Feature(_message.Message):
     CATEGORY_AFFINITY_FIELD_NUMBER: _builtins.int
     SIMILARITY_FIELD_NUMBER: _builtins.int
     CONTEXT_VALUE_FIELD_NUMBER: _builtins.int
+    CATEGORY_RATE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     description: _builtins.str
     owner: _builtins.str
@@ -89,6 +90,8 @@ class Feature(_message.Message):
     def similarity(self) -> Global___Similarity: ...
     @_builtins.property
     def context_value(self) -> Global___ContextValue: ...
+    @_builtins.property
+    def category_rate(self) -> Global___CategoryRate: ...
     def __init__(
         self,
         *,
@@ -109,12 +112,13 @@ class Feature(_message.Message):
         category_affinity: Global___CategoryAffinity | None = ...,
         similarity: Global___Similarity | None = ...,
         context_value: Global___ContextValue | None = ...,
+        category_rate: Global___CategoryRate | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["category_affinity", b"category_affinity", "context_value", b"context_value", "item_attribute", b"item_attribute", "item_category", b"item_category", "item_count", b"item_count", "item_rate", b"item_rate", "kind", b"kind", "similarity", b"similarity", "subject_count", b"subject_count", "subject_rate", b"subject_rate", "subject_recency", b"subject_recency"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["category_affinity", b"category_affinity", "category_rate", b"category_rate", "context_value", b"context_value", "item_attribute", b"item_attribute", "item_category", b"item_category", "item_count", b"item_count", "item_rate", b"item_rate", "kind", b"kind", "similarity", b"similarity", "subject_count", b"subject_count", "subject_rate", b"subject_rate", "subject_recency", b"subject_recency"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["category_affinity", b"category_affinity", "context_value", b"context_value", "description", b"description", "freshness_s", b"freshness_s", "item_attribute", b"item_attribute", "item_category", b"item_category", "item_count", b"item_count", "item_rate", b"item_rate", "kind", b"kind", "name", b"name", "owner", b"owner", "purposes", b"purposes", "reason", b"reason", "retention_days", b"retention_days", "similarity", b"similarity", "subject_count", b"subject_count", "subject_rate", b"subject_rate", "subject_recency", b"subject_recency"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["category_affinity", b"category_affinity", "category_rate", b"category_rate", "context_value", b"context_value", "description", b"description", "freshness_s", b"freshness_s", "item_attribute", b"item_attribute", "item_category", b"item_category", "item_count", b"item_count", "item_rate", b"item_rate", "kind", b"kind", "name", b"name", "owner", b"owner", "purposes", b"purposes", "reason", b"reason", "retention_days", b"retention_days", "similarity", b"similarity", "subject_count", b"subject_count", "subject_rate", b"subject_rate", "subject_recency", b"subject_recency"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["item_attribute", "item_category", "item_count", "item_rate", "subject_count", "subject_rate", "subject_recency", "category_affinity", "similarity", "context_value"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["item_attribute", "item_category", "item_count", "item_rate", "subject_count", "subject_rate", "subject_recency", "category_affinity", "similarity", "context_value", "category_rate"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -198,7 +202,9 @@ Global___ItemCount: _TypeAlias = ItemCount  # noqa: Y015
 
 @_typing.final
 class ItemRate(_message.Message):
-    """(prior_strength + n(numerator)) / (prior_strength / p0 + n(denominator)), where p0 is the site-wide rate."""
+    """(prior_strength + n(numerator)) / (prior_strength / p0 + n(denominator)), where p0 is the site-wide rate;
+    0 while the site-wide rate is.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -227,7 +233,44 @@ class ItemRate(_message.Message):
 Global___ItemRate: _TypeAlias = ItemRate  # noqa: Y015
 
 @_typing.final
+class CategoryRate(_message.Message):
+    """The mean, over the item's categories, of each category's own rate on the whole site, smoothed as ItemRate is:
+    what is known of an item that nobody has been shown yet. MISSING for an item without any category.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTRIBUTE_FIELD_NUMBER: _builtins.int
+    NUMERATOR_FIELD_NUMBER: _builtins.int
+    DENOMINATOR_FIELD_NUMBER: _builtins.int
+    PRIOR_STRENGTH_FIELD_NUMBER: _builtins.int
+    HALF_LIFE_S_FIELD_NUMBER: _builtins.int
+    attribute: _builtins.str
+    numerator: _builtins.str
+    denominator: _builtins.str
+    prior_strength: _builtins.float
+    half_life_s: _builtins.float
+    def __init__(
+        self,
+        *,
+        attribute: _builtins.str = ...,
+        numerator: _builtins.str = ...,
+        denominator: _builtins.str = ...,
+        prior_strength: _builtins.float = ...,
+        half_life_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attribute", b"attribute", "denominator", b"denominator", "half_life_s", b"half_life_s", "numerator", b"numerator", "prior_strength", b"prior_strength"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CategoryRate: _TypeAlias = CategoryRate  # noqa: Y015
+
+@_typing.final
 class SubjectCount(_message.Message):
+    """The subject's events of a type. An event counts once for each item it names, and once when it names none."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     EVENT_TYPE_FIELD_NUMBER: _builtins.int
@@ -253,6 +296,8 @@ Global___SubjectCount: _TypeAlias = SubjectCount  # noqa: Y015
 
 @_typing.final
 class SubjectRate(_message.Message):
+    """(prior_strength * prior_rate + n(numerator)) / (prior_strength + n(denominator)); MISSING when that is 0 / 0."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     NUMERATOR_FIELD_NUMBER: _builtins.int
@@ -305,9 +350,11 @@ Global___SubjectRecency: _TypeAlias = SubjectRecency  # noqa: Y015
 
 @_typing.final
 class CategoryAffinity(_message.Message):
-    """How much the subject takes to the categories of the item: for each category the smoothed rate
-    of numerator to denominator events on items that have it; the item's value is the mean over its
-    categories (0 for an item without any). Categories are hashed into buckets.
+    """How much more often than usual the subject answers the categories of the item. For each category
+    (k * r + n(numerator)) / (k + n(denominator)) - r, where n counts events on items that have the category, k is
+    prior_strength and r the subject's own rate over everything; the item's value is the mean over its categories
+    (0 for an item without any). MISSING before the subject's first event of the denominator.
+    Categories are hashed into buckets.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -321,7 +368,7 @@ class CategoryAffinity(_message.Message):
     attribute: _builtins.str
     numerator: _builtins.str
     denominator: _builtins.str
-    """Empty: the count of numerator events itself, divided by their total."""
+    """Empty: n(numerator) / (k + total of n), each category's share of the subject's events of the type."""
     buckets: _builtins.int
     prior_strength: _builtins.float
     half_life_s: _builtins.float
@@ -345,8 +392,9 @@ Global___CategoryAffinity: _TypeAlias = CategoryAffinity  # noqa: Y015
 
 @_typing.final
 class Similarity(_message.Message):
-    """Cosine between the item's vector and the mean vector of the items the subject had events of the
-    type on. The vector is made of hashed categories of the named attributes, weighted by inverse frequency.
+    """Cosine between the item's vector and the sum of the vectors of the items the subject had events of the
+    type on. A vector counts hashed categories of the named attributes, weighted by how rare they are in the catalog.
+    MISSING before the subject's first event of the type.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -157,18 +157,22 @@ class GetItemColumnsRequest(_message.Message):
 
     FEATURE_SET_VERSION_FIELD_NUMBER: _builtins.int
     HELD_VERSION_FIELD_NUMBER: _builtins.int
+    ACCEPTS_PARTIAL_FIELD_NUMBER: _builtins.int
     feature_set_version: _builtins.str
     held_version: _builtins.str
     """The snapshot the caller holds: nothing is sent when it is still the newest."""
+    accepts_partial: _builtins.bool
+    """The caller can put changed columns into the rows it holds: most of a row changes only with the catalog."""
     def __init__(
         self,
         *,
         feature_set_version: _builtins.str = ...,
         held_version: _builtins.str = ...,
+        accepts_partial: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["feature_set_version", b"feature_set_version", "held_version", b"held_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepts_partial", b"accepts_partial", "feature_set_version", b"feature_set_version", "held_version", b"held_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -184,9 +188,10 @@ class GetItemColumnsResponse(_message.Message):
     ROWS_FIELD_NUMBER: _builtins.int
     CATALOG_POSITION_FIELD_NUMBER: _builtins.int
     LAST_FIELD_NUMBER: _builtins.int
+    OFFSETS_FIELD_NUMBER: _builtins.int
     columns_version: _builtins.str
     rows: _builtins.bytes
-    """float32, little endian, row-major, one row of item_width values an item id."""
+    """float32, little endian, row-major, one row of item_width values an item id; see offsets."""
     last: _builtins.bool
     @_builtins.property
     def position(self) -> _types_pb2.LogPosition:
@@ -198,6 +203,12 @@ class GetItemColumnsResponse(_message.Message):
     def catalog_position(self) -> _types_pb2.LogPosition:
         """Position of the catalog's log that the snapshot stands at."""
 
+    @_builtins.property
+    def offsets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Set only where accepts_partial was: these columns of the held version changed and no other. Rows are then
+        offsets_count values wide, follow on each other over the chunks in the held version's order, and item_ids is empty.
+        """
+
     def __init__(
         self,
         *,
@@ -207,10 +218,11 @@ class GetItemColumnsResponse(_message.Message):
         rows: _builtins.bytes = ...,
         catalog_position: _types_pb2.LogPosition | None = ...,
         last: _builtins.bool = ...,
+        offsets: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["catalog_position", b"catalog_position", "position", b"position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["catalog_position", b"catalog_position", "columns_version", b"columns_version", "item_ids", b"item_ids", "last", b"last", "position", b"position", "rows", b"rows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["catalog_position", b"catalog_position", "columns_version", b"columns_version", "item_ids", b"item_ids", "last", b"last", "offsets", b"offsets", "position", b"position", "rows", b"rows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
