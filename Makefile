@@ -1,0 +1,63 @@
+# The commands of this project. Every one sets up what it needs first; `make setup` returns at once when nothing changed.
+
+PYTHON ?= python3
+BIN := .venv/bin
+COMITY := $(BIN)/comity
+# Options for pytest, as in: make test PYTEST="-k revocation"
+PYTEST ?=
+# Folder with the RankLens events, for the demo on real input.
+RANKLENS ?=
+
+UV_COMPILE := uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-annotate --no-header --no-emit-index-url --no-emit-find-links
+
+.DEFAULT_GOAL := help
+.PHONY: help setup protos check test demo up down status bench prove lock baseline
+
+help: ## Show this list
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: ## Make .venv from the hashed lock; returns at once when it is up to date
+	@sh .ci/setup "$(PYTHON)"
+
+protos: setup ## Generate protos/gen from protos/comity
+	$(BIN)/python protos/generate.py
+
+check: setup ## Format, lint, types, import contracts, protos: everything but the tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/python -m mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/buf lint
+	$(BIN)/buf breaking --against protos/baseline.binpb
+	$(BIN)/python protos/generate.py --check
+
+test: setup check ## Every check and every test
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST)
+
+demo: setup ## The main job on embedded servers, with a page to read; RANKLENS=DIR adds real input
+	@$(COMITY) demo $(if $(RANKLENS),--ranklens "$(RANKLENS)")
+
+up: setup ## Start servers and services; data under .comity/
+	@$(COMITY) up
+
+down: setup ## Stop them; the data stays
+	@$(COMITY) down
+
+status: setup ## What runs
+	@$(COMITY) status
+
+bench: setup ## Measure P1 and P2; the last line is JSON
+	@$(COMITY) bench
+
+prove: setup ## Try the guarantees at full size; the last line is JSON
+	@$(BIN)/python -m bench.prove
+
+lock: ## Resolve the locks anew from pyproject.toml (the only thing that needs uv)
+	$(UV_COMPILE) --all-extras -o locks/dev.txt
+	for service in identity consent feedback; do $(UV_COMPILE) -c locks/dev.txt -o locks/$$service.txt || exit 1; done
+	$(UV_COMPILE) --extra features -c locks/dev.txt -o locks/features.txt
+	$(UV_COMPILE) --extra decision -c locks/dev.txt -o locks/decision.txt
+
+baseline: setup ## At a release: what protos must stay compatible with from now on
+	$(BIN)/buf build -o protos/baseline.binpb
