@@ -1,0 +1,11 @@
+"""Identity: who someone is. Identifiers come in, an opaque pseudonym goes out.
+
+Owns: links between identities (kept as keyed hashes, never as they are), the subjects that follow from them, the
+holdout bucket, and the data keys (wrapped) that personal payloads are sealed with.
+Answers: Resolve, Link, Unlink, DescribeSubject; KeyService.GetDataKeys.
+Emits: IdentityLinked, SubjectsMerged, IdentityUnlinked, SubjectsUnmerged, DataKeyMinted.
+Consumes: nothing.
+
+It knows nothing of consent or behavior: a merge moves no fact of any service, it only changes which members a person
+has.
+"""

@@ -1,0 +1,1 @@
+"""What identity knows, pure: identities and their pseudonyms, subjects as the fold of links, answers to Resolve."""

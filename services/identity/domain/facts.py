@@ -1,0 +1,59 @@
+"""What identity records."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TypeAlias
+
+from services.identity.domain.identities import Pseudonym
+
+
+@dataclass(frozen=True, slots=True)
+class IdentityLinked:
+    """Identities were stated to belong to one person."""
+
+    link_id: str
+    subject_id: str
+    named: tuple[Pseudonym, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SubjectsMerged:
+    """A subject took in the members of another one."""
+
+    link_id: str
+    subject_id: str
+    member_ids: tuple[str, ...]
+    merged_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class IdentityUnlinked:
+    """A link was taken back."""
+
+    link_id: str
+    subject_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class SubjectsUnmerged:
+    """Members of a subject belong to it no longer."""
+
+    link_id: str
+    subject_id: str
+    member_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DataKeyMinted:
+    """A member has a data key."""
+
+    member_id: str
+    key_id: str
+
+    @property
+    def subject_id(self) -> str:
+        """Who the fact is about."""
+        return self.member_id
+
+
+Fact: TypeAlias = IdentityLinked | SubjectsMerged | IdentityUnlinked | SubjectsUnmerged | DataKeyMinted

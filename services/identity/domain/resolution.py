@@ -1,0 +1,93 @@
+"""Answers to "who is this": what has to be looked up for a query, and what follows from what was found."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from services.identity.domain.identities import Contradiction, Identity, Level, Pseudonym, pseudonyms
+
+BUCKETS_COUNT = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """Who is meant: identities, or a pseudonym."""
+
+    identities: tuple[Identity, ...] = field(default=(), repr=False)
+    subject_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Sought:
+    """The one member that a query turns on, and how well its identities say who it is."""
+
+    member_id: str
+    level: Level
+
+
+@dataclass(frozen=True, slots=True)
+class SubjectMember:
+    """A pseudonym of a person, and when it joined; None for the one that the person began with."""
+
+    member_id: str
+    merged_at: datetime | None = None
+
+
+# The members of the subjects that were looked up, by each member; absent for one that no link names.
+Found = Mapping[str, tuple[SubjectMember, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """Who a query means.
+
+    Args:
+        subject_id: canonical pseudonym.
+        member_id: what facts that come with this query are recorded under.
+        holdout_bucket: in [0, 10000).
+        members: the canonical one first.
+    """
+
+    subject_id: str
+    member_id: str
+    level: Level
+    holdout_bucket: int
+    members: tuple[SubjectMember, ...]
+
+
+def seek(pepper: bytes, query: Query) -> Sought | Contradiction:
+    """What to look up: the strongest identity says who it is, whatever the weaker ones are linked to.
+
+    A user id that was never linked is a person of its own even where the device presented with it is somebody's.
+    """
+    if query.subject_id and query.identities:
+        return Contradiction("give identities or subject_id, not both")
+    if query.subject_id:
+        return Sought(query.subject_id, Level.UNSPECIFIED)
+    if not query.identities:
+        return Contradiction("give identities or subject_id")
+    found = pseudonyms(pepper, query.identities)
+    return found if isinstance(found, Contradiction) else seek_strongest(found)
+
+
+def seek_strongest(found: tuple[Pseudonym, ...]) -> Sought:
+    """What to look up for pseudonyms, strongest first."""
+    return Sought(found[0].member_id, found[0].namespace.level)
+
+
+def answer(sought: Sought, found: Found, holdout_salt: str) -> Resolved:
+    """Who it is, from what was found."""
+    members = found.get(sought.member_id) or (SubjectMember(sought.member_id),)
+    subject_id = members[0].member_id
+    return Resolved(subject_id, sought.member_id, sought.level, holdout_bucket(holdout_salt, subject_id), members)
+
+
+def holdout_bucket(salt: str, subject_id: str) -> int:
+    """The bucket of a person, even over [0, 10000).
+
+    It hangs on the earliest member, which a later merge does not change. Taken of 64 bits, so that the buckets differ
+    in size by less than one in 10^15.
+    """
+    digest = hashlib.sha256(f"{salt}\0{subject_id}".encode()).digest()
+    return int.from_bytes(digest[:8]) % BUCKETS_COUNT

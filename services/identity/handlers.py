@@ -1,0 +1,162 @@
+"""What identity does when it is asked, against ports."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from services.chassis.clock import Clock
+from services.chassis.errors import invalid
+from services.chassis.ids import uuid7
+from services.chassis.metrics import DATA_KEYS_MINTED, LINKS
+from services.chassis.tracing import COMITY_BATCH_SIZE, span
+from services.identity.domain.identities import Contradiction, Identity, Level, pseudonyms
+from services.identity.domain.keys import DataKey
+from services.identity.domain.linking import LinkCommand, Linked, UnlinkCommand
+from services.identity.domain.resolution import Found, Query, Resolved, Sought, answer, seek, seek_strongest
+from services.identity.domain.subjects import LinkNote
+
+MEMBER_ID = re.compile(r"[a-z2-7]{26}")
+
+
+class SubjectReader(Protocol):
+    """Who the members are now."""
+
+    async def subjects(self, member_ids: Sequence[str]) -> Found:
+        """The members of the subjects of these members, in one round trip; those that no link names are absent."""
+        ...
+
+    async def links(self, member_ids: Sequence[str]) -> list[LinkNote]:
+        """The links that name any of these members, the oldest first."""
+        ...
+
+
+class LinkStore(Protocol):
+    """Links and what follows from them, changed together with the facts that say so."""
+
+    async def link(self, command: LinkCommand) -> Linked:
+        """Make the link, or find that it stands already.
+
+        Raises:
+            ServiceError: FAILED_PRECONDITION (SUBJECT_FULL, IDENTITY_SHARED_TOO_OFTEN), ALREADY_EXISTS
+                (REQUEST_ID_REUSED), CONFLICT, UNAVAILABLE.
+        """
+        ...
+
+    async def unlink(self, command: UnlinkCommand) -> Sequence[str]:
+        """Take the link back; the members that it named, strongest first.
+
+        Raises:
+            ServiceError: NOT_FOUND (LINK_UNKNOWN), EXHAUSTED (LINKS_TANGLED), ALREADY_EXISTS (REQUEST_ID_REUSED),
+                CONFLICT, UNAVAILABLE.
+        """
+        ...
+
+
+class KeyStore(Protocol):
+    """Data keys, wrapped where they are kept."""
+
+    async def keys(self, member_ids: Sequence[str]) -> Mapping[str, DataKey]:
+        """The keys there are, and those destroyed; the others are absent."""
+        ...
+
+    async def mint(self, member_ids: Sequence[str]) -> Mapping[str, DataKey]:
+        """As keys(), after making those that never were; of two that mint at once both get the same key."""
+        ...
+
+
+class IdentityHandlers:
+    """Resolve, Link, Unlink and DescribeSubject.
+
+    Args:
+        pepper: key of every pseudonym; with another one everybody is somebody else.
+        holdout_salt: decides which bucket a person is in; with another one the holdout is drawn anew.
+    """
+
+    def __init__(
+        self, subjects: SubjectReader, links: LinkStore, clock: Clock, *, pepper: bytes, holdout_salt: str
+    ) -> None:
+        self._subjects = subjects
+        self._links = links
+        self._clock = clock
+        self._pepper = pepper
+        self._salt = holdout_salt
+
+    async def resolve(self, queries: Sequence[Query]) -> list[Resolved | Contradiction]:
+        """Who each query means, in order; one that contradicts itself costs the others nothing. Writes nothing."""
+        with span("identity.resolve", {COMITY_BATCH_SIZE: len(queries)}):
+            sought = [seek(self._pepper, query) for query in queries]
+            return await self._answers(sought)
+
+    async def link(self, request_id: str, identities: Sequence[Identity]) -> tuple[Linked, Resolved]:
+        """State that the identities belong to one person; the link, and who that is now.
+
+        Raises:
+            ServiceError: INVALID when they cannot be one person's; see LinkStore.link.
+        """
+        named = pseudonyms(self._pepper, identities)
+        if isinstance(named, Contradiction):
+            raise invalid("identities", named.problem)
+        with span("identity.link"):
+            command = LinkCommand(request_id, uuid7(self._clock.now()), named)
+            linked = await self._links.link(command)
+            LINKS.labels("merged" if linked.merged else "kept").inc()
+            (resolved,) = await self._resolved([seek_strongest(named)])
+            return linked, resolved
+
+    async def unlink(self, request_id: str, link_id: str) -> list[Resolved]:
+        """Take a link back; who the identities that it named are now, each person once.
+
+        Raises:
+            ServiceError: see LinkStore.unlink.
+        """
+        with span("identity.unlink"):
+            member_ids = await self._links.unlink(UnlinkCommand(request_id, link_id))
+            LINKS.labels("taken_back").inc()
+            resolved = await self._resolved([Sought(member_id, Level.UNSPECIFIED) for member_id in member_ids])
+            return list({one.subject_id: one for one in resolved}.values())
+
+    async def describe(self, query: Query) -> tuple[Resolved, list[LinkNote]]:
+        """Who a query means, and the links that say so.
+
+        Raises:
+            ServiceError: INVALID when the query contradicts itself.
+        """
+        with span("identity.describe_subject"):
+            sought = seek(self._pepper, query)
+            if isinstance(sought, Contradiction):
+                raise invalid("subject", sought.problem)
+            (resolved,) = await self._resolved([sought])
+            return resolved, await self._subjects.links([one.member_id for one in resolved.members])
+
+    async def _answers(self, sought: Sequence[Sought | Contradiction]) -> list[Resolved | Contradiction]:
+        wanted = {one.member_id for one in sought if isinstance(one, Sought)}
+        found = await self._subjects.subjects(list(wanted)) if wanted else {}
+        return [one if isinstance(one, Contradiction) else answer(one, found, self._salt) for one in sought]
+
+    async def _resolved(self, sought: Sequence[Sought]) -> list[Resolved]:
+        return [one for one in await self._answers(sought) if isinstance(one, Resolved)]
+
+
+class KeyHandlers:
+    """GetDataKeys."""
+
+    def __init__(self, keys: KeyStore) -> None:
+        self._keys = keys
+
+    async def data_keys(self, member_ids: Sequence[str], *, mint: bool) -> list[DataKey]:
+        """One key a member asked for, in that order; with *mint* those that never were are made.
+
+        Raises:
+            ServiceError: INVALID when one is no member id; UNAVAILABLE.
+        """
+        for index, member_id in enumerate(member_ids):
+            if not MEMBER_ID.fullmatch(member_id):
+                raise invalid(f"member_ids[{index}]", "is no pseudonym: give a member_id that Resolve answered with")
+        with span("identity.get_data_keys", {COMITY_BATCH_SIZE: len(member_ids)}):
+            wanted = sorted(set(member_ids))
+            found = dict(await self._keys.keys(wanted))
+            missing = [member_id for member_id in wanted if member_id not in found]
+            if mint and missing:
+                found |= await self._keys.mint(missing)
+                DATA_KEYS_MINTED.inc(len(missing))
+            return [found.get(member_id) or DataKey(member_id) for member_id in member_ids]

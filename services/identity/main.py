@@ -1,0 +1,75 @@
+"""The identity process: settings and wiring."""
+
+from pathlib import Path
+
+from comity.identity.v1.identity_service_pb2_grpc import (
+    add_IdentityServiceServicer_to_server,
+    add_KeyServiceServicer_to_server,
+)
+from pydantic_settings import SettingsConfigDict
+
+from services.chassis.bus import NatsBus
+from services.chassis.clock import SystemClock
+from services.chassis.eventstore import PostgresEventStore
+from services.chassis.lifecycle import App, run
+from services.chassis.metrics import RELAY_LAG_S
+from services.chassis.migrations import CHASSIS, migrate
+from services.chassis.postgres import create_pool
+from services.chassis.relay import Relay
+from services.chassis.settings import ServiceSettings, read_secret
+from services.identity.handlers import IdentityHandlers, KeyHandlers
+from services.identity.service import IdentityService, KeyService
+from services.identity.store.keys import PostgresKeys, Wrapping
+from services.identity.store.links import PostgresLinks
+from services.identity.store.secrets import require_same_secrets
+from services.identity.store.subjects import PostgresSubjects
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+STATEMENT_TIMEOUT_MS = 2000
+
+
+class Settings(ServiceSettings):
+    """What identity is told.
+
+    Args:
+        pepper_file: key of every pseudonym; can never be changed.
+        kek_file: key that wraps the data keys.
+        holdout_salt: changing it draws the holdout anew.
+        database_connections_max: of the pool.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="COMITY_IDENTITY_")
+
+    pepper_file: Path
+    kek_file: Path
+    holdout_salt: str = "holdout"
+    database_connections_max: int = 8
+
+
+async def build(settings: Settings, app: App) -> None:
+    """Put the service together."""
+    url = settings.database_url.get_secret_value()
+    pepper, kek = read_secret(settings.pepper_file), read_secret(settings.kek_file)
+    for folder in (CHASSIS, MIGRATIONS):
+        await migrate(url, folder)
+    pool = await create_pool(
+        url, statement_timeout_ms=STATEMENT_TIMEOUT_MS, size=settings.database_connections_max, name="comity-identity"
+    )
+    app.on_stop("postgres", pool.close)
+    await require_same_secrets(pool, {"pepper": pepper, "kek": kek})
+    bus = await NatsBus.connect(settings.nats_url, name="comity-identity")
+    app.on_stop("nats", bus.close)
+    await bus.ensure_stream("identity")
+    relay = Relay(pool, PostgresEventStore(pool), bus, "identity", on_lag=RELAY_LAG_S.labels("identity").set)
+    app.background("relay", relay.run)
+    clock = SystemClock()
+    handlers = IdentityHandlers(
+        PostgresSubjects(pool), PostgresLinks(pool), clock, pepper=pepper, holdout_salt=settings.holdout_salt
+    )
+    app.server.add(add_IdentityServiceServicer_to_server, IdentityService(handlers))
+    keys = KeyHandlers(PostgresKeys(pool, Wrapping(kek), clock))
+    app.server.add(add_KeyServiceServicer_to_server, KeyService(keys))
+
+
+if __name__ == "__main__":
+    run("identity", Settings, build)

@@ -1,0 +1,52 @@
+"""Identity's gRPC face: unpack, call, pack."""
+
+from typing import Any
+
+from comity.identity.v1 import identity_service_pb2 as pb
+from comity.identity.v1 import identity_service_pb2_grpc as pb_grpc
+
+from services.identity import wire
+from services.identity.handlers import IdentityHandlers, KeyHandlers
+
+
+class IdentityService(pb_grpc.IdentityServiceServicer):
+    """comity.identity.v1.IdentityService."""
+
+    def __init__(self, handlers: IdentityHandlers) -> None:
+        self._handlers = handlers
+
+    async def Resolve(self, request: pb.ResolveRequest, context: Any) -> pb.ResolveResponse:  # noqa: N802
+        """Who each query means."""
+        results = await self._handlers.resolve([wire.query_of(query) for query in request.queries])
+        return pb.ResolveResponse(subjects=[wire.resolved(result) for result in results])
+
+    async def Link(self, request: pb.LinkRequest, context: Any) -> pb.LinkResponse:  # noqa: N802
+        """State that identities belong to one person."""
+        linked, subject = await self._handlers.link(request.request_id, wire.identities_of(request.identities))
+        return pb.LinkResponse(subject=wire.resolved(subject), merged=linked.merged, link_id=linked.link_id)
+
+    async def Unlink(self, request: pb.UnlinkRequest, context: Any) -> pb.UnlinkResponse:  # noqa: N802
+        """Take a link back."""
+        subjects = await self._handlers.unlink(request.request_id, request.link_id)
+        return pb.UnlinkResponse(subjects=[wire.resolved(subject) for subject in subjects])
+
+    async def DescribeSubject(  # noqa: N802
+        self, request: pb.DescribeSubjectRequest, context: Any
+    ) -> pb.DescribeSubjectResponse:
+        """Who is meant, and by which links."""
+        subject, links = await self._handlers.describe(wire.query_of(request.subject))
+        return pb.DescribeSubjectResponse(
+            subject=wire.resolved(subject), links=[wire.subject_link(link) for link in links]
+        )
+
+
+class KeyService(pb_grpc.KeyServiceServicer):
+    """comity.identity.v1.KeyService."""
+
+    def __init__(self, handlers: KeyHandlers) -> None:
+        self._handlers = handlers
+
+    async def GetDataKeys(self, request: pb.GetDataKeysRequest, context: Any) -> pb.GetDataKeysResponse:  # noqa: N802
+        """The data keys of members."""
+        keys = await self._handlers.data_keys(request.member_ids, mint=request.mint)
+        return pb.GetDataKeysResponse(keys=[wire.data_key(key) for key in keys])

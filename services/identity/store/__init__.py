@@ -1,0 +1,1 @@
+"""Identity's ports over Postgres: who is who, links, data keys."""

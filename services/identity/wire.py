@@ -1,0 +1,108 @@
+"""Identity's protobuf messages ↔ its domain: the only place that knows both."""
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+
+from comity.common.v1 import types_pb2 as common_pb
+from comity.identity.v1 import identity_events_pb2 as events_pb
+from comity.identity.v1 import identity_service_pb2 as pb
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from services.identity.domain.facts import (
+    DataKeyMinted,
+    Fact,
+    IdentityLinked,
+    IdentityUnlinked,
+    SubjectsMerged,
+    SubjectsUnmerged,
+)
+from services.identity.domain.identities import Contradiction, Identity
+from services.identity.domain.keys import DataKey
+from services.identity.domain.resolution import Query, Resolved
+from services.identity.domain.subjects import LinkNote
+
+
+def query_of(message: pb.ResolveQuery | common_pb.SubjectRef) -> Query:
+    """Who is meant."""
+    return Query(identities_of(message.identities), message.subject_id)
+
+
+def identities_of(messages: Iterable[common_pb.Identity]) -> tuple[Identity, ...]:
+    """The identities presented."""
+    return tuple(Identity(one.namespace, one.value) for one in messages)
+
+
+def resolved(result: Resolved | Contradiction) -> pb.ResolvedSubject:
+    """The answer to one query."""
+    if isinstance(result, Contradiction):
+        return pb.ResolvedSubject(error=result.problem)
+    return pb.ResolvedSubject(
+        subject_id=result.subject_id,
+        member_id=result.member_id,
+        level=int(result.level),  # type: ignore[arg-type]  # the domain's numbers are the enum's
+        holdout_bucket=result.holdout_bucket,
+        members=[
+            common_pb.Member(subject_id=one.member_id, merged_at=_timestamp(one.merged_at)) for one in result.members
+        ],
+    )
+
+
+def subject_link(note: LinkNote) -> pb.SubjectLink:
+    """A link as a caller may see it."""
+    return pb.SubjectLink(link_id=note.link_id, namespaces=note.namespaces, linked_at=_timestamp(note.linked_at))
+
+
+def data_key(key: DataKey) -> pb.DataKey:
+    """A data key in plain, for a service that may have it."""
+    return pb.DataKey(member_id=key.member_id, key_id=key.key_id, key=key.key, destroyed=key.destroyed)
+
+
+def encode(fact: Fact) -> tuple[str, bytes]:
+    """A fact's type and payload, as the log holds them."""
+    message = _message(fact)
+    return message.DESCRIPTOR.full_name, message.SerializeToString(deterministic=True)
+
+
+def linked_member_ids(payload: bytes) -> tuple[str, ...]:
+    """The members that an IdentityLinked payload names."""
+    return tuple(one.member_id for one in events_pb.IdentityLinked.FromString(payload).identities)
+
+
+IDENTITY_LINKED = events_pb.IdentityLinked.DESCRIPTOR.full_name
+SUBJECTS_MERGED = events_pb.SubjectsMerged.DESCRIPTOR.full_name
+
+
+def _message(fact: Fact) -> Message:
+    match fact:
+        case IdentityLinked():
+            identities = [
+                events_pb.LinkedIdentity(
+                    namespace=one.namespace.name, identity_hash=one.identity_hash, member_id=one.member_id
+                )
+                for one in fact.named
+            ]
+            return events_pb.IdentityLinked(link_id=fact.link_id, subject_id=fact.subject_id, identities=identities)
+        case SubjectsMerged():
+            return events_pb.SubjectsMerged(
+                link_id=fact.link_id,
+                subject_id=fact.subject_id,
+                member_ids=fact.member_ids,
+                merged_at=_timestamp(fact.merged_at),
+            )
+        case IdentityUnlinked():
+            return events_pb.IdentityUnlinked(link_id=fact.link_id)
+        case SubjectsUnmerged():
+            return events_pb.SubjectsUnmerged(
+                link_id=fact.link_id, subject_id=fact.subject_id, member_ids=fact.member_ids
+            )
+        case DataKeyMinted():
+            return events_pb.DataKeyMinted(member_id=fact.member_id, key_id=fact.key_id)
+
+
+def _timestamp(at: datetime | None) -> Timestamp | None:
+    if at is None:
+        return None
+    stamp = Timestamp()
+    stamp.FromDatetime(at.astimezone(UTC))
+    return stamp
