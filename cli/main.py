@@ -7,7 +7,14 @@ import typer
 from typer.exceptions import TyperException
 
 # Order of the commands in --help. A module imports what is heavy inside its commands, so that `comity status` is quick.
-MODULES = ("cli.up", "cli.trace")
+MODULES = (
+    "cli.up",
+    "cli.commands_site",
+    "cli.commands_decide",
+    "cli.commands_log",
+    "cli.commands_consent",
+    "cli.trace",
+)
 
 app = typer.Typer(
     name="comity",

@@ -6,12 +6,13 @@ validate before any of them publishes.
 
 from pathlib import Path
 
+from cli.bundle.applying import Applied, apply_bundle
 from cli.bundle.bundle import Bundle, Declared
 from cli.bundle.checks import cross_problems
 from cli.bundle.loading import Loader
 from cli.bundle.problem import BundleError, Problem
 
-__all__ = ["Bundle", "BundleError", "Declared", "Problem", "check_bundle", "load_bundle"]
+__all__ = ["Applied", "Bundle", "BundleError", "Declared", "Problem", "apply_bundle", "check_bundle", "load_bundle"]
 
 
 def check_bundle(folder: Path, *, feed: Path | None = None) -> tuple[Bundle, list[Problem]]:
@@ -23,6 +24,8 @@ def check_bundle(folder: Path, *, feed: Path | None = None) -> tuple[Bundle, lis
     """
     loader = Loader(folder)
     bundle = loader.load(feed)
+    if not folder.is_dir():  # one problem says it; that everything is missing follows
+        return bundle, [Problem(str(folder), 0, 0, "", "is no folder", "name the folder that holds site.yaml")]
     return bundle, sorted({*loader.problems, *cross_problems(bundle)})
 
 

@@ -15,7 +15,7 @@ from services.decision.domain.rules import RuleError, compile_audience, compile_
 M = TypeVar("M", bound=Message)
 
 # Kinds of features that "popular" can order by: one value an item, the same for everybody.
-ITEM_KINDS = ("item_attribute", "item_count", "item_rate")
+ITEM_KINDS = ("item_attribute", "item_count", "item_rate", "category_rate")
 PERSONAL_KINDS = ("subject_count", "subject_rate", "subject_recency", "category_affinity", "similarity")
 
 

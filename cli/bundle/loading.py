@@ -39,8 +39,6 @@ class Loader:
 
     def load(self, feed: Path | None) -> Bundle:
         """The bundle, as far as it could be read; look at `problems` before using it."""
-        if not self._folder.is_dir():
-            self._lack(str(self._folder), "is no folder", "name the folder that holds site.yaml")
         self._refuse_unknown_files()
         items_given = feed is not None or (self._folder / "items.yaml").exists()
         items = self._list("items.yaml", site_pb.Item, required=False)
@@ -111,7 +109,10 @@ class Loader:
                 try:
                     if len(line) > FEED_LINE_BYTES_MAX:
                         raise ValueError(f"has {len(line)} bytes, more than {FEED_LINE_BYTES_MAX}")
-                    item = json_format.ParseDict(json.loads(line), site_pb.Item())
+                    data = json.loads(line)
+                    if not isinstance(data, dict):
+                        raise ValueError("it is not a JSON object")
+                    item = json_format.ParseDict(data, site_pb.Item())
                 except (ValueError, json_format.ParseError) as error:
                     what = f"is no item: {str(error).splitlines()[0]}"
                     self.problems.append(Problem(feed.name, number, 0, "", what, "write one JSON Item a line"))

@@ -1,0 +1,165 @@
+"""A checked bundle → the running services: all of them validate it, then it is published in order.
+
+The site is the activation and comes last: until then the services hold versions that nobody uses.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from comity.consent.v1 import consent_service_pb2 as consent_pb
+from comity.decision.v1 import decision_service_pb2 as decision_pb
+from comity.decision.v1 import site_pb2 as site_pb
+from comity.features.v1 import feature_set_pb2 as feature_set_pb
+from comity.features.v1 import features_service_pb2 as features_pb
+from comity.feedback.v1 import feedback_service_pb2 as feedback_pb
+
+from cli.bundle.bundle import Bundle
+from cli.connections import Services
+from services.chassis.errors import Kind, ServiceError
+from services.chassis.rpc_client import call
+
+# Compiling a site and its features is milliseconds; the rest is a busy machine.
+CALL_TIMEOUT_S = 30.0
+# Bounds of one UpsertItems: its limit of items, and its limit of bytes less what wraps them.
+ITEMS_A_CALL = 500
+BYTES_A_CALL = 900_000
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What apply did.
+
+    Args:
+        versions: part (purposes, events, features, items, site) → content hash.
+        changed: parts that are not as they were; None where the service does not say what was there before.
+    """
+
+    versions: Mapping[str, str]
+    changed: Mapping[str, bool | None]
+
+
+async def apply_bundle(bundle: Bundle, services: Services, *, progress: Progress = lambda _: None) -> Applied:
+    """Validate on every service, then publish.
+
+    Raises:
+        ServiceError: INVALID (BUNDLE_REFUSED) with the problems of every service that refuses it, and nothing was
+            published; or as a service raised it.
+    """
+    progress("validating on every service")
+    before = await _site_before(services)
+    await _validate(bundle, services)
+    progress("publishing")
+    purposes = await call(services.consent.PublishPurposes, _purposes(bundle), CALL_TIMEOUT_S)
+    schemas = await call(services.feedback.PublishEventSchemas, _schemas(bundle), CALL_TIMEOUT_S)
+    features = await call(services.features.PublishFeatureSet, _features(bundle), CALL_TIMEOUT_S)
+    catalog_version = before.catalog_version
+    for batch in _batches([item.message for item in bundle.items]):
+        answer = await call(services.catalog.UpsertItems, decision_pb.UpsertItemsRequest(items=batch), CALL_TIMEOUT_S)
+        catalog_version = answer.catalog_version
+    site = _site(bundle, features.feature_set, purposes.policy_version)
+    applied = await call(services.catalog.ApplySite, site, CALL_TIMEOUT_S)
+    versions = {
+        "purposes": purposes.policy_version,
+        "events": schemas.version,
+        "features": features.feature_set.version,
+        "items": catalog_version,
+        "site": applied.site_version,
+    }
+    changed = {
+        "purposes": purposes.policy_version != before.site.consent_policy_version,
+        "events": None,
+        "features": features.feature_set.version != before.site.feature_set_version,
+        "items": catalog_version != before.catalog_version,
+        "site": applied.changed,
+    }
+    return Applied(versions, changed)
+
+
+async def _site_before(services: Services) -> decision_pb.DescribeSiteResponse:
+    """What is applied now; empty when nothing ever was."""
+    try:
+        return await call(services.catalog.DescribeSite, decision_pb.DescribeSiteRequest(), CALL_TIMEOUT_S)
+    except ServiceError as error:
+        if error.kind in (Kind.NOT_FOUND, Kind.FAILED_PRECONDITION):
+            return decision_pb.DescribeSiteResponse()
+        raise
+
+
+async def _validate(bundle: Bundle, services: Services) -> None:
+    """Ask every service, also after one has refused, so that a person mends everything at once."""
+    refused = _Refused()
+    purposes = await refused.ask(services.consent.PublishPurposes, _purposes(bundle, validate_only=True))
+    await refused.ask(services.feedback.PublishEventSchemas, _schemas(bundle, validate_only=True))
+    features = await refused.ask(services.features.PublishFeatureSet, _features(bundle, validate_only=True))
+    for batch in _batches([item.message for item in bundle.items]):
+        request = decision_pb.UpsertItemsRequest(items=batch, validate_only=True)
+        await refused.ask(services.catalog.UpsertItems, request)
+    if features is not None:  # without features there is nothing to check the site against
+        version = purposes.policy_version if purposes is not None else ""
+        site = _site(bundle, features.feature_set, version, validate_only=True)
+        await refused.ask(services.catalog.ApplySite, site)
+    refused.raise_any()
+
+
+class _Refused:
+    """Asks services and keeps their refusals; outages are raised at once."""
+
+    def __init__(self) -> None:
+        self._errors: list[ServiceError] = []
+
+    async def ask(self, method: Any, request: Any) -> Any | None:
+        """The answer, or None when it is a refusal."""
+        try:
+            return await call(method, request, CALL_TIMEOUT_S)
+        except ServiceError as error:
+            if error.kind not in (Kind.INVALID, Kind.FAILED_PRECONDITION, Kind.ALREADY_EXISTS, Kind.NOT_FOUND):
+                raise
+            self._errors.append(error)
+            return None
+
+    def raise_any(self) -> None:
+        """Returns when nobody refused."""
+        if self._errors:
+            problems = tuple(problem for error in self._errors for problem in error.problems)
+            text = "; ".join(error.message for error in self._errors)
+            raise ServiceError(Kind.INVALID, "BUNDLE_REFUSED", f"nothing was published: {text}", problems=problems)
+
+
+def _purposes(bundle: Bundle, *, validate_only: bool = False) -> consent_pb.PublishPurposesRequest:
+    purposes = [purpose.message for purpose in bundle.purposes]
+    return consent_pb.PublishPurposesRequest(purposes=purposes, validate_only=validate_only)
+
+
+def _schemas(bundle: Bundle, *, validate_only: bool = False) -> feedback_pb.PublishEventSchemasRequest:
+    schemas = [event.message for event in bundle.events]
+    return feedback_pb.PublishEventSchemasRequest(schemas=schemas, validate_only=validate_only)
+
+
+def _features(bundle: Bundle, *, validate_only: bool = False) -> features_pb.PublishFeatureSetRequest:
+    features = [feature.message for feature in bundle.features]
+    return features_pb.PublishFeatureSetRequest(features=features, validate_only=validate_only)
+
+
+def _site(
+    bundle: Bundle, feature_set: feature_set_pb.FeatureSet, policy_version: str, *, validate_only: bool = False
+) -> decision_pb.ApplySiteRequest:
+    site = bundle.site(feature_set_version=feature_set.version, consent_policy_version=policy_version)
+    return decision_pb.ApplySiteRequest(site=site, feature_set=feature_set, validate_only=validate_only)
+
+
+def _batches(items: Sequence[site_pb.Item]) -> Iterator[list[site_pb.Item]]:
+    """The items in calls that keep the limits of UpsertItems."""
+    batch: list[site_pb.Item] = []
+    batch_bytes = 0
+    for item in items:
+        item_bytes = item.ByteSize() + 8
+        if batch and (len(batch) == ITEMS_A_CALL or batch_bytes + item_bytes > BYTES_A_CALL):
+            yield batch
+            batch, batch_bytes = [], 0
+        batch.append(item)
+        batch_bytes += item_bytes
+    if batch:
+        yield batch

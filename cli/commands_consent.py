@@ -1,0 +1,144 @@
+"""`comity consent grant | deny | revoke | history`: what one person said."""
+
+import uuid
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+import typer
+from comity.common.v1 import types_pb2 as types_pb
+from comity.consent.v1 import consent_service_pb2 as consent_pb
+from google.protobuf.json_format import MessageToDict
+from rich.table import Table
+
+from cli.connections import NO_ADDRESSES, Address, Services, resolve_addresses
+from cli.failures import run
+from cli.options import DEFAULT_DATA_DIR, AsJson, DataDir
+from cli.output import console, print_json
+from cli.parsing import Identities, parse_identities
+from services.chassis.rpc_client import call
+
+# Revoke waits for the largest Decide budget before it returns.
+TIMEOUT_S = 10.0
+
+Purposes: TypeAlias = Annotated[
+    list[str], typer.Option("--purpose", metavar="PURPOSE", help="As purposes.yaml names it; may be repeated.")
+]
+AllPurposes: TypeAlias = Annotated[
+    list[str], typer.Option("--purpose", metavar="PURPOSE", help="May be repeated; without it: every purpose.")
+]
+Notice: TypeAlias = Annotated[str, typer.Option("--notice-version", help="Version of the notice that the person saw.")]
+RequestId: TypeAlias = Annotated[
+    str, typer.Option("--request-id", help="The same id changes nothing twice; one is drawn when not given.")
+]
+NO_PURPOSES: list[str] = []
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the app."""
+    consent = typer.Typer(help="Record, take back and look up what a person agreed to.")
+    for command in (grant, deny, revoke, history):
+        consent.command()(command)
+    app.add_typer(consent, name="consent")
+
+
+def grant(
+    identity: Identities,
+    purpose: Purposes,
+    notice_version: Notice = "",
+    request_id: RequestId = "",
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    address: Address = NO_ADDRESSES,
+    as_json: AsJson = False,
+) -> None:
+    """Record that a person allows the purposes."""
+    answers = [consent_pb.PurposeAnswer(purpose=name, state=consent_pb.CONSENT_STATE_GRANTED) for name in purpose]
+    request = _record(identity, answers, notice_version, request_id)
+    _show_version(_ask("Record", request, data_dir, address, as_json=as_json), "granted", purpose, as_json=as_json)
+
+
+def deny(
+    identity: Identities,
+    purpose: Purposes,
+    notice_version: Notice = "",
+    request_id: RequestId = "",
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    address: Address = NO_ADDRESSES,
+    as_json: AsJson = False,
+) -> None:
+    """Record that a person was asked and does not allow the purposes."""
+    answers = [consent_pb.PurposeAnswer(purpose=name, state=consent_pb.CONSENT_STATE_DENIED) for name in purpose]
+    request = _record(identity, answers, notice_version, request_id)
+    _show_version(_ask("Record", request, data_dir, address, as_json=as_json), "denied", purpose, as_json=as_json)
+
+
+def revoke(
+    identity: Identities,
+    purpose: AllPurposes = NO_PURPOSES,
+    request_id: RequestId = "",
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    address: Address = NO_ADDRESSES,
+    as_json: AsJson = False,
+) -> None:
+    """Take consent back. When this returns, no decision uses the profile any more."""
+    request = consent_pb.RevokeRequest(
+        request_id=request_id or uuid.uuid4().hex, subject=_subject(identity), purposes=purpose
+    )
+    answer = _ask("Revoke", request, data_dir, address, as_json=as_json)
+    _show_version(answer, "revoked", list(answer.purposes), as_json=as_json)
+
+
+def history(
+    identity: Identities,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    address: Address = NO_ADDRESSES,
+    as_json: AsJson = False,
+) -> None:
+    """Show every answer that a person gave, oldest first."""
+    request = consent_pb.HistoryRequest(subject=_subject(identity))
+    answer = _ask("History", request, data_dir, address, as_json=as_json)
+    if as_json:
+        print_json(MessageToDict(answer, preserving_proto_field_name=True))
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("recorded", "purpose", "answer", "notice", "mechanism"):
+        table.add_column(column)
+    for record in answer.records:
+        when = record.recorded_at.ToDatetime().isoformat(sep=" ", timespec="seconds")
+        table.add_row(when, record.purpose, _state(record.state), record.notice_version, record.mechanism)
+    console.print(table if answer.records else "this person was never asked")
+
+
+def _record(
+    identity: list[str], answers: list[consent_pb.PurposeAnswer], notice_version: str, request_id: str
+) -> consent_pb.RecordRequest:
+    return consent_pb.RecordRequest(
+        request_id=request_id or uuid.uuid4().hex,
+        subject=_subject(identity),
+        answers=answers,
+        notice_version=notice_version,
+        mechanism="command_line",
+    )
+
+
+def _subject(identity: list[str]) -> types_pb.SubjectRef:
+    pairs = parse_identities(identity).items()
+    return types_pb.SubjectRef(identities=[types_pb.Identity(namespace=name, value=value) for name, value in pairs])
+
+
+def _ask(method: str, request: Any, data_dir: Path, address: list[str], *, as_json: bool) -> Any:
+    async def ask() -> Any:
+        async with Services(resolve_addresses(data_dir, address)) as services:
+            return await call(getattr(services.consent, method), request, TIMEOUT_S)
+
+    return run(ask(), as_json=as_json)
+
+
+def _show_version(answer: Any, word: str, purposes: list[str], *, as_json: bool) -> None:
+    if as_json:
+        print_json(MessageToDict(answer, preserving_proto_field_name=True))
+    else:
+        console.print(f"{word} {', '.join(purposes)} for {answer.subject_id}, version {answer.consent_version}")
+
+
+def _state(state: int) -> str:
+    return consent_pb.ConsentState.Name(state).removeprefix("CONSENT_STATE_").lower()  # type: ignore[arg-type]

@@ -1,0 +1,114 @@
+"""`comity check` and `comity apply`: a site bundle, offline and onto the running services."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeAlias
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from cli.connections import NO_ADDRESSES, Address, Services, resolve_addresses
+from cli.failures import run
+from cli.options import DEFAULT_DATA_DIR, AsJson, DataDir
+from cli.output import console, errors, print_json, progress
+
+if TYPE_CHECKING:
+    from cli.bundle import Applied, Bundle, Problem
+
+Folder: TypeAlias = Annotated[Path, typer.Argument(metavar="DIR", help="Folder that holds site.yaml and the rest.")]
+Feed: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--items",
+        metavar="FEED",
+        exists=True,
+        dir_okay=False,
+        help="Items as JSON lines, beside or without items.yaml.",
+    ),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the app."""
+    app.command()(check)
+    app.command()(apply)
+
+
+def check(folder: Folder, items: Feed = None, as_json: AsJson = False) -> None:
+    """Check a site bundle without any service: every problem with its file, its line and what to do about it."""
+    from cli.bundle import check_bundle
+
+    bundle, problems = check_bundle(folder, feed=items)
+    _show_problems(problems, as_json=as_json)
+    if as_json:
+        print_json({"ok": not problems, "problems": [problem.as_json() for problem in problems]})
+    elif not problems:
+        console.print(f"[green]ok[/]: {_summary(bundle)}")
+    if problems:
+        raise typer.Exit(1)
+
+
+def apply(
+    folder: Folder,
+    items: Feed = None,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    address: Address = NO_ADDRESSES,
+    as_json: AsJson = False,
+) -> None:
+    """Check a site bundle, have every service validate it, then publish it; the site comes last and activates it.
+
+    Nothing is published when any service refuses. What is as it was before keeps its version. Items that are no
+    longer in the bundle stay in the catalog: mark them `retired: true`.
+    """
+    from cli.bundle import check_bundle
+
+    bundle, problems = check_bundle(folder, feed=items)
+    if problems:
+        _show_problems(problems, as_json=as_json)
+        if as_json:
+            print_json({"ok": False, "problems": [problem.as_json() for problem in problems]})
+        raise typer.Exit(1)
+    applied = run(_apply(bundle, data_dir, address, quiet=as_json), as_json=as_json)
+    if as_json:
+        print_json({"ok": True, "versions": dict(applied.versions), "changed": dict(applied.changed)})
+    else:
+        _show_applied(applied)
+
+
+async def _apply(bundle: "Bundle", data_dir: Path, address: Sequence[str], *, quiet: bool) -> "Applied":
+    from cli.bundle import apply_bundle
+
+    with progress(quiet=quiet) as tell:
+        async with Services(resolve_addresses(data_dir, address)) as services:
+            return await apply_bundle(bundle, services, progress=tell)
+
+
+def _show_problems(problems: "Sequence[Problem]", *, as_json: bool) -> None:
+    if as_json or not problems:
+        return
+    for problem in problems:
+        errors.print(escape(str(problem)), soft_wrap=True)
+    errors.print(f"[red]{len(problems)} problem{'s' * (len(problems) != 1)}[/]")
+
+
+def _summary(bundle: "Bundle") -> str:
+    counts = {
+        "purposes": bundle.purposes,
+        "events": bundle.events,
+        "features": bundle.features,
+        "placements": bundle.placements,
+        "policies": bundle.policies,
+        "items": bundle.items,
+    }
+    return f"{bundle.head.message.name}: " + ", ".join(f"{len(things)} {name}" for name, things in counts.items())
+
+
+def _show_applied(applied: "Applied") -> None:
+    table = Table(box=None, pad_edge=False)
+    for column in ("", "version", ""):
+        table.add_column(column)
+    words = {True: "[green]changed[/]", False: "[dim]unchanged[/]", None: ""}
+    for part, version in applied.versions.items():
+        table.add_row(part, version, words[applied.changed[part]])
+    console.print(table)

@@ -1,0 +1,113 @@
+"""Stubs of the five services: at the addresses that were given, or those of the stack that runs here."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Annotated, Any, TypeAlias
+
+import grpc
+import typer
+from comity.consent.v1 import consent_service_pb2_grpc as consent_grpc
+from comity.decision.v1 import decision_service_pb2_grpc as decision_grpc
+from comity.features.v1 import features_service_pb2_grpc as features_grpc
+from comity.feedback.v1 import feedback_service_pb2_grpc as feedback_grpc
+from comity.identity.v1 import identity_service_pb2_grpc as identity_grpc
+
+from cli.stack import SERVICES, addresses
+from services.chassis.errors import invalid
+from services.chassis.rpc_client import connect, warm
+
+Address: TypeAlias = Annotated[
+    list[str],
+    typer.Option(
+        "--address",
+        metavar="SERVICE=HOST:PORT",
+        help="Where a service answers; give it once for each service that is not in the stack of --data-dir. "
+        "COMITY_<SERVICE>_ADDRESS does the same.",
+    ),
+]
+# Typer wants a default of its own for options that repeat.
+NO_ADDRESSES: list[str] = []
+
+
+def resolve_addresses(data_dir: Path, given: Sequence[str] = ()) -> dict[str, str]:
+    """host:port of each service: as given, else from the environment, else of the stack in *data_dir*.
+
+    Raises:
+        ServiceError: INVALID for an address that is none; FAILED_PRECONDITION when nothing was given and nothing runs.
+    """
+    found = {name: os.environ[key] for name in SERVICES if (key := f"COMITY_{name.upper()}_ADDRESS") in os.environ}
+    for text in given:
+        name, _, address = text.partition("=")
+        if name not in SERVICES or ":" not in address:
+            raise invalid("--address", f"is not SERVICE=HOST:PORT; services are {', '.join(SERVICES)}")
+        found[name] = address
+    if found:
+        return found
+    return dict(addresses(data_dir))
+
+
+class Services:
+    """Stubs of the services, connected when first used. Use it as `async with`."""
+
+    def __init__(self, where: Mapping[str, str]) -> None:
+        self.addresses = dict(where)
+        self._channels: dict[str, grpc.aio.Channel] = {}
+
+    async def __aenter__(self) -> "Services":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for channel in self._channels.values():
+            await channel.close()
+
+    # Stubs are generated for grpc.aio and for grpc at once; what they type as depends on the channel.
+
+    @property
+    def identity(self) -> Any:
+        """IdentityService."""
+        return identity_grpc.IdentityServiceStub(self._channel("identity"))
+
+    @property
+    def consent(self) -> Any:
+        """ConsentService."""
+        return consent_grpc.ConsentServiceStub(self._channel("consent"))
+
+    @property
+    def features(self) -> Any:
+        """FeatureService."""
+        return features_grpc.FeatureServiceStub(self._channel("features"))
+
+    @property
+    def feedback(self) -> Any:
+        """FeedbackService."""
+        return feedback_grpc.FeedbackServiceStub(self._channel("feedback"))
+
+    @property
+    def decision(self) -> Any:
+        """DecisionService."""
+        return decision_grpc.DecisionServiceStub(self._channel("decision"))
+
+    @property
+    def catalog(self) -> Any:
+        """CatalogService."""
+        return decision_grpc.CatalogServiceStub(self._channel("decision"))
+
+    @property
+    def release(self) -> Any:
+        """ReleaseService."""
+        return decision_grpc.ReleaseServiceStub(self._channel("decision"))
+
+    async def warm(self, service: str) -> None:
+        """Connect now: a first call on a cold channel can take longer than a Decide may."""
+        await warm(self._channel(service))
+
+    def _channel(self, service: str) -> grpc.aio.Channel:
+        if service not in self._channels:
+            if service not in self.addresses:
+                raise invalid("--address", f"is missing for {service}; add --address {service}=HOST:PORT")
+            self._channels[service] = connect(self.addresses[service])
+        return self._channels[service]

@@ -1,0 +1,251 @@
+"""`comity check`: every mistake in a bundle is found, with its line and what to do about it."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from cli.bundle import BundleError, Problem, check_bundle, load_bundle
+from cli.main import app
+
+SHOP = Path(__file__).parents[3] / "examples" / "shop"
+
+Edit = Callable[[str, str, str], None]
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Path:
+    """A copy of the shop's bundle that a test may spoil."""
+    return Path(shutil.copytree(SHOP, tmp_path / "shop"))
+
+
+@pytest.fixture
+def edit(shop: Path) -> Edit:
+    """`edit(file, old, new)` replaces text that must be there."""
+
+    def replace(file: str, old: str, new: str) -> None:
+        text = (shop / file).read_text()
+        assert old in text
+        (shop / file).write_text(text.replace(old, new, 1))
+
+    return replace
+
+
+def problems_of(folder: Path) -> list[Problem]:
+    return check_bundle(folder)[1]
+
+
+def test_the_shop_is_sound() -> None:
+    """The example is a bundle without a problem, and all of it is read."""
+    bundle = load_bundle(SHOP)
+    assert bundle.head.message.name == "harbor_lane"
+    assert len(bundle.items) == 49
+    assert {event.message.type for event in bundle.events} >= {"exposure", "click", "purchase", "page_viewed"}
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "field", "says"),
+    [
+        ("site.yaml", "holdout_share: 0.10", "holdout_share: 0.7", "holdout_share", "0 to 0.5"),
+        ("site.yaml", "holdout_share: 0.10", 'holdout_share: "0.1"', "holdout_share", "must be a number"),
+        ("site.yaml", "holdout_share: 0.10", "holdout_share:", "holdout_share", "has no value"),
+        ("site.yaml", "name: harbor_lane", "nmae: harbor_lane", "nmae", "did you mean name?"),
+        ("site.yaml", "name: harbor_lane", "name: Harbor Lane", "name", "name"),
+        (
+            "site.yaml",
+            "name: harbor_lane",
+            "name: harbor_lane\nfeature_set_version: x",
+            "feature_set_version",
+            "remove it",
+        ),
+        ("purposes.yaml", "version: 1", "version: one", "version", "must be a whole number"),
+        ("purposes.yaml", "version: 1", "version: -1", "version", "must be a whole number"),
+        ("purposes.yaml", "legal_basis: consent", "legal_basis: vibes", "legal_basis", ""),
+        ("purposes.yaml", "- id: measurement", "- id: model_training", "id", "is declared already in purposes.yaml"),
+        ("purposes.yaml", "owner: analytics", "owner: no", "owner", "is read by YAML as a boolean"),
+        ("features.yaml", "numerator: click", "numerator: clik", "item_rate.numerator", "did you mean 'click'?"),
+        (
+            "features.yaml",
+            "attribute: price,",
+            "attribute: prize,",
+            "item_attribute.attribute",
+            "did you mean 'price'?",
+        ),
+        ("features.yaml", "item_attribute: {attribute: rating}", "", "", "has no kind"),
+        ("features.yaml", "TRANSFORM_LOG1P", "LOG", "transform", "TRANSFORM_LOG1P"),
+        (
+            "features.yaml",
+            "  purposes: [profile_personalization]\n",
+            "",
+            "purposes",
+            "subject_count tells something about a person",
+        ),
+        ("placements.yaml", "policy_id: row", "policy_id: rwo", "policy_id", "did you mean 'row'?"),
+        ("placements.yaml", "slate_size: 3", "slate_size: 4", "default_slate", "slate_size is 4"),
+        ("placements.yaml", "slate_size: 3", "slate_size: 0", "slate_size", ""),
+        ("placements.yaml", "item_id: tote,", "item_id: totte,", "default_slate[0].item_id", "did you mean 'tote'?"),
+        (
+            "placements.yaml",
+            "item_id: tote,",
+            "item_id: puzzle,",
+            "default_slate[5].item_id",
+            "stands in the slate twice",
+        ),
+        ("placements.yaml", "item_id: tote,", "item_id: vhs-rewinder,", "default_slate[0].item_id", "is retired"),
+        ("placements.yaml", "variant_id: photo", "variant_id: video", "default_slate[0].variant_id", "is no variant"),
+        ("placements.yaml", "[photo, story]", "[photo, stroy]", "variants[1]", "did you mean 'story'?"),
+        ("placements.yaml", "purposes: [profile_", "purposes: [profil_", "purposes[0]", "did you mean 'profile_"),
+        ("policies.yaml", "item.attributes.stock > 0.0", "item.attributes.stock >", "eligibility", "line 1, column"),
+        ("policies.yaml", "item.attributes.stock > 0.0", "item.attributes.stock", "eligibility", "true or false"),
+        ("policies.yaml", "epsilon: 0.15", "epsilon: 1.5", "epsilon", "0 to 1"),
+        ("policies.yaml", "epsilon: 0.15", "epsilon: .nan", "epsilon", ""),
+        ("policies.yaml", "popular_by: item_click_rate", "popular_by: item_clicks", "popular_by", "is no feature"),
+        ("policies.yaml", "popular_by: item_click_rate", "popular_by: subject_clicks", "popular_by", "is no feature"),
+        ("policies.yaml", "{model: shop_clicks}", "{model: m, column: c}", "ranker", "keep one of them"),
+        ("policies.yaml", "{model: shop_clicks}", "{model: ''}", "ranker.model", ""),
+        ("policies.yaml", "{column: item_click_rate}", "{column: nothing}", "ranker.column", "is no feature"),
+        ("items.yaml", "variants: [photo, story]", "variants: photo", "variants", "must be a list"),
+        ("items.yaml", "- id: tote", "- id: trail-runner", "id", "is declared already"),
+        ("items.yaml", "numbers: {price: 49", "numbers: {1: 49", 'numbers["1"]', "put it in quotes"),
+        ("events/click.yaml", "reward: 1.0", "reward: .inf", "reward", ""),
+        (
+            "events/purchase.yaml",
+            "PROPERTY_KIND_NUMBER",
+            "PROPERTY_KIND_MONEY",
+            "properties[0].kind",
+            "PROPERTY_KIND_STRING",
+        ),
+        ("events/click.yaml", "purposes: [measurement]", "purposes: [measuring]", "purposes[0]", "is no purpose"),
+    ],
+)
+def test_a_mistake_is_named_with_its_field_its_line_and_a_remedy(
+    shop: Path, edit: Edit, file: str, old: str, new: str, field: str, says: str
+) -> None:
+    """One change that makes the bundle wrong gives a problem there that says what to do."""
+    edit(file, old, new)
+    found = [problem for problem in problems_of(shop) if problem.file == file]
+    matching = [problem for problem in found if problem.path.endswith(field) and says in str(problem)]
+    assert matching, [str(problem) for problem in found]
+    line = (shop / file).read_text().splitlines()[matching[0].line - 1]
+    assert line.strip()
+    assert matching[0].remedy
+
+
+def test_every_problem_is_listed_not_only_the_first(shop: Path, edit: Edit) -> None:
+    """Mistakes in several files, and several in one, are found in one go, in order of file and line."""
+    edit("site.yaml", "holdout_share: 0.10", "holdout_share: 0.9")
+    edit("placements.yaml", "policy_id: row", "policy_id: rwo")
+    edit("placements.yaml", "item_id: tote", "item_id: totte")
+    edit("policies.yaml", "epsilon: 0.15", "epsilon: 7")
+    found = problems_of(shop)
+    assert [problem.file for problem in found] == ["placements.yaml", "placements.yaml", "policies.yaml", "site.yaml"]
+    assert found == sorted(found)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("- id: [1\n", "is not YAML"),
+        ("", "is empty"),
+        ("just text\n", "must be a mapping"),
+        ("- id: a\n  id: b\n", "stands here twice"),
+        ("- &a {id: *a}\n", "must be a single value"),
+        ("a: 1\n---\nb: 2\n", "is not YAML"),
+        ('- id: "\\0"\n', ""),
+    ],
+)
+def test_a_file_that_is_no_list_of_things_is_refused(shop: Path, text: str, says: str) -> None:
+    """What is not YAML with one meaning is a problem of that file, not a crash."""
+    (shop / "policies.yaml").write_text(text)
+    found = [problem for problem in problems_of(shop) if problem.file == "policies.yaml"]
+    assert found
+    assert any(says in str(problem) for problem in found), [str(problem) for problem in found]
+
+
+def test_bytes_that_are_no_text_are_refused(shop: Path) -> None:
+    """A file that is not UTF-8 is named."""
+    (shop / "policies.yaml").write_bytes(b"\xff\xfe\x00")
+    assert any("is not YAML" in str(problem) for problem in problems_of(shop))
+
+
+def test_an_alias_that_holds_itself_ends(shop: Path) -> None:
+    """A YAML graph without an end is refused instead of walked for ever."""
+    (shop / "items.yaml").write_text("- &a\n  id: x\n  categories: &c {k: *a}\n")
+    assert problems_of(shop)
+
+
+def test_a_missing_file_is_named(shop: Path) -> None:
+    """Nothing of a bundle may be left out but the items."""
+    for file in ("site.yaml", "purposes.yaml", "features.yaml", "placements.yaml", "policies.yaml"):
+        (shop / file).unlink()
+    shutil.rmtree(shop / "events")
+    missing = {problem.file for problem in problems_of(shop) if problem.line == 0}
+    assert missing == {"site.yaml", "purposes.yaml", "features.yaml", "placements.yaml", "policies.yaml", "events"}
+
+
+def test_a_mistyped_file_name_is_named(shop: Path) -> None:
+    """A file that would be left out without a word is a problem."""
+    (shop / "policies.yaml").rename(shop / "policy.yaml")
+    assert any(problem.file == "policy.yaml" for problem in problems_of(shop))
+
+
+def test_without_items_what_refers_to_them_is_left_to_the_services(shop: Path) -> None:
+    """A site whose items come from elsewhere is checked as far as it can be."""
+    (shop / "items.yaml").unlink()
+    assert problems_of(shop) == []
+
+
+def feed_of(items: Path, target: Path) -> Path:
+    lines = [json.dumps(item) for item in yaml.safe_load(items.read_text())]
+    target.write_text("\n".join(lines) + "\n")
+    return target
+
+
+def test_a_feed_takes_the_place_of_items(shop: Path, tmp_path: Path) -> None:
+    """Items may come as JSON lines; they are checked like those of items.yaml."""
+    feed = feed_of(shop / "items.yaml", tmp_path / "feed.jsonl")
+    (shop / "items.yaml").unlink()
+    bundle, problems = check_bundle(shop, feed=feed)
+    assert problems == []
+    assert len(bundle.items) == 49
+
+
+def test_a_bad_line_of_a_feed_is_named_by_its_number(shop: Path, tmp_path: Path) -> None:
+    """Each line of a feed stands for itself."""
+    feed = feed_of(shop / "items.yaml", tmp_path / "feed.jsonl")
+    (shop / "items.yaml").unlink()
+    with feed.open("a") as lines:
+        lines.write('not json\n{"id": "x", "colour": "red"}\n{"title": "no id"}\n[]\n')
+    _, problems = check_bundle(shop, feed=feed)
+    assert [problem.line for problem in problems] == [50, 51, 52, 53]
+
+
+def test_loading_a_spoiled_bundle_raises_all_its_problems(shop: Path, edit: Edit) -> None:
+    """Who loads without checking is told as much as who checks."""
+    edit("site.yaml", "holdout_share: 0.10", "holdout_share: 0.9")
+    with pytest.raises(BundleError) as caught:
+        load_bundle(shop)
+    assert len(caught.value.problems) == 1
+
+
+def test_the_command_lists_problems_for_people_and_programs(shop: Path, edit: Edit) -> None:
+    """`comity check` ends with 1 and prints every problem, as text or as JSON."""
+    edit("policies.yaml", "epsilon: 0.15", "epsilon: 1.5")
+    people = CliRunner().invoke(app, ["check", str(shop)])
+    programs = CliRunner().invoke(app, ["check", str(shop), "--json"])
+    assert people.exit_code == programs.exit_code == 1
+    assert "policies.yaml:" in people.output
+    body = json.loads(programs.stdout)
+    assert body["ok"] is False
+    assert body["problems"][0]["file"] == "policies.yaml"
+
+
+def test_the_command_is_content_with_the_shop() -> None:
+    """`comity check examples/shop` ends with 0."""
+    result = CliRunner().invoke(app, ["check", str(SHOP), "--json"])
+    assert result.exit_code == 0
+    assert json.loads(result.stdout) == {"ok": True, "problems": []}
