@@ -9,7 +9,7 @@ import inspect
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 import structlog
@@ -23,12 +23,15 @@ from services.chassis.errors import FieldProblem, Kind, ServiceError
 from services.chassis.limits import as_problems, check_of, refusal
 from services.chassis.status import to_status
 
+# Generic for the type checker alone.
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+
 REQUEST_BYTES_MAX = 262_144
 
 _log = structlog.get_logger(__name__)
 
 
-def guard(service: str, name: str, handler: Any) -> grpc.RpcMethodHandler[Any, Any] | None:
+def guard(service: str, name: str, handler: Any) -> "Handler | None":
     """The method's handler with its guard around it; None for a method that the servicer does not implement.
 
     Raises:
@@ -43,7 +46,7 @@ def guard(service: str, name: str, handler: Any) -> grpc.RpcMethodHandler[Any, A
         kind = "an async generator" if handler.response_streaming else "a coroutine function"
         raise ValueError(f"{method.path} must be {kind}")
     guarded = _guard_stream if handler.response_streaming else _guard_unary
-    made: grpc.RpcMethodHandler[Any, Any] = wrap(
+    made: Handler = wrap(
         guarded(behavior, method, handler.request_streaming),
         request_deserializer=method.deserialize,
         response_serializer=handler.response_serializer,

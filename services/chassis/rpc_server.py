@@ -8,7 +8,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from services.chassis.rpc_guard import guard
+from services.chassis.rpc_guard import Handler, guard
 from services.chassis.settings import ServiceSettings
 from services.chassis.telemetry import Telemetry
 
@@ -35,7 +35,7 @@ class RpcServer:
     def __init__(self, settings: ServiceSettings, telemetry: Telemetry | None = None) -> None:
         self._settings = settings
         self._telemetry = telemetry
-        self._services: dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]] = {}
+        self._services: dict[str, dict[str, Handler]] = {}
         self._health = health.aio.HealthServicer()
         self._server: grpc.aio.Server | None = None
         self._port = 0
@@ -97,15 +97,13 @@ class RpcServer:
 class _Registry:
     """Takes the place of a server while generated code registers a servicer, and guards what it is given."""
 
-    def __init__(self, services: dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]]) -> None:
+    def __init__(self, services: dict[str, dict[str, Handler]]) -> None:
         self._services = services
 
     def add_generic_rpc_handlers(self, handlers: Any) -> None:
         """Generated code registers twice; this one hides the methods it is about."""
 
-    def add_registered_method_handlers(
-        self, service: str, handlers: dict[str, grpc.RpcMethodHandler[Any, Any]]
-    ) -> None:
+    def add_registered_method_handlers(self, service: str, handlers: dict[str, Handler]) -> None:
         """Guard the service's methods."""
         guarded = ((name, guard(service, name, handler)) for name, handler in handlers.items())
         self._services[service] = {name: handler for name, handler in guarded if handler is not None}
