@@ -1,11 +1,57 @@
 """NATS JetStream as a ports.Bus: durable, ordered channels that reconnect for ever.
 
-A channel is `ev.v1.<partition>.<service>.<TypeName>`; the stream of a service holds all of its channels.
+A channel is `ev.v1.<partition>.<service>.<TypeName>`; the stream of a service holds all of its channels. Streams are
+transport, not the record: what they lose is published again (chassis.reconciler).
 """
 
-from collections.abc import AsyncIterator, Mapping
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import aclosing, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
 
-from services.chassis.ports import Delivery
+import nats
+import structlog
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.js import JetStreamContext
+from nats.js import api as js
+from nats.js.errors import APIError, FetchTimeoutError, NoStreamResponseError, NotFoundError
+
+from services.chassis.errors import Kind, ServiceError, invalid
+from services.chassis.ports import Delivery, Message
+
+CONNECT_TIMEOUT_S = 10.0
+RECONNECT_WAIT_S = 0.25
+PING_INTERVAL_S = 5
+
+STREAM_AGE_S = 7 * 24 * 3600
+# NATS' own limit for a message with its headers (max_payload); larger events are refused by the log.
+MESSAGE_BYTES_MAX = 2**20
+DUPLICATE_WINDOW_S = 600.0
+API_TIMEOUT_S = 5.0
+
+PUBLISH_TIMEOUT_S = 2.0
+PUBLISH_ATTEMPTS = 2
+
+# A message whose consumer died is delivered again after this. Living consumers say so three times as often, which is
+# why it can be short without doubling slow work.
+ACK_WAIT_S = 5.0
+# Redeliveries are not counted out: a poison event never comes back (chassis.inbox puts it aside at its first
+# delivery), so a limit would only lose facts in a long outage.
+DELIVERIES_MAX = -1
+
+# One pull waits this long. The server must show a sign of life in between; without one the subscription is rebuilt.
+FETCH_S = 3.0
+HEARTBEAT_S = 0.5
+REBUILD_PAUSE_S = 0.2
+SCAN_BATCH = 256
+
+MESSAGE_ID = js.Header.MSG_ID.value
+TOO_LARGE_CODE = 10054
+
+_log = structlog.get_logger(__name__)
 
 
 def stream_of(service: str) -> str:
@@ -13,21 +59,77 @@ def stream_of(service: str) -> str:
     return f"EV_{service.upper()}"
 
 
+def channels_of(service: str) -> str:
+    """All channels of a service."""
+    return f"ev.v1.*.{service}.>"
+
+
+@dataclass(frozen=True, slots=True)
+class StreamState:
+    """What a stream holds, for those who know what it should."""
+
+    created: str
+    first_seq: int
+    last_seq: int
+    deleted_count: int
+    first_at: datetime
+
+
 class NatsBus:
     """ports.Bus over JetStream; made by `await NatsBus.connect(url)`."""
 
+    def __init__(self, client: Client, *, ack_wait_s: float) -> None:
+        self._client = client
+        self._jetstream = client.jetstream(timeout=API_TIMEOUT_S)
+        self._ack_wait_s = ack_wait_s
+
     @classmethod
-    async def connect(cls, url: str, *, name: str = "comity", ack_wait_s: float = 5.0) -> "NatsBus":
+    async def connect(cls, url: str, *, name: str = "comity", ack_wait_s: float = ACK_WAIT_S) -> "NatsBus":
         """A connected bus.
+
+        Args:
+            name: of the connection, for the server's own reports.
+            ack_wait_s: after which a message whose consumer died is delivered again.
 
         Raises:
             ServiceError: UNAVAILABLE when no server answered in time.
         """
-        raise NotImplementedError
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                client = await nats.connect(
+                    url,
+                    name=name,
+                    max_reconnect_attempts=-1,
+                    reconnect_time_wait=RECONNECT_WAIT_S,
+                    ping_interval=PING_INTERVAL_S,
+                    error_cb=_note_error,
+                )
+        except (TimeoutError, OSError, nats.errors.Error) as error:
+            raise _unavailable("connect") from error
+        return cls(client, ack_wait_s=ack_wait_s)
 
     async def ensure_stream(self, service: str) -> None:
         """Create the service's stream, or bring its limits up to date; publishers and consumers both may call it."""
-        raise NotImplementedError
+        config = js.StreamConfig(
+            name=stream_of(service),
+            subjects=[channels_of(service)],
+            storage=js.StorageType.FILE,
+            retention=js.RetentionPolicy.LIMITS,
+            discard=js.DiscardPolicy.NEW,
+            max_age=STREAM_AGE_S,
+            max_msg_size=MESSAGE_BYTES_MAX,
+            duplicate_window=DUPLICATE_WINDOW_S,
+        )
+        with _outages("ensure the stream"):
+            try:
+                current = (await self._jetstream.stream_info(stream_of(service))).config
+            except NotFoundError:
+                await self._jetstream.add_stream(config)
+                return
+            # Replicas are the operator's choice, and stay.
+            wanted = config.evolve(num_replicas=current.num_replicas)
+            if _limits(current) != _limits(wanted):
+                await self._jetstream.update_stream(wanted)
 
     async def publish(self, channel: str, payload: bytes, *, message_id: str, headers: Mapping[str, str]) -> None:
         """See ports.Bus.
@@ -35,12 +137,209 @@ class NatsBus:
         Raises:
             ServiceError: also INVALID (MESSAGE_TOO_LARGE) when it can never be stored.
         """
-        raise NotImplementedError
+        sent = {**headers, MESSAGE_ID: message_id}
+        with _outages("publish"):
+            for attempt in range(PUBLISH_ATTEMPTS):
+                try:
+                    await self._jetstream.publish(channel, payload, timeout=PUBLISH_TIMEOUT_S, headers=dict(sent))
+                    return
+                except NoStreamResponseError:
+                    # Nobody made the stream yet, or somebody removed it.
+                    await self.ensure_stream(_service_in(channel))
+                    if attempt + 1 == PUBLISH_ATTEMPTS:
+                        raise
+                except nats.errors.TimeoutError:
+                    # It may have been stored; the id makes the second try harmless.
+                    if attempt + 1 == PUBLISH_ATTEMPTS:
+                        raise
 
-    def consume(self, channels: str, *, durable: str) -> AsyncIterator[Delivery]:
-        """See ports.Bus."""
-        raise NotImplementedError
+    async def consume(self, channels: str, *, durable: str) -> AsyncGenerator[Delivery, None]:
+        """See ports.Bus. Outages are waited out in here; a subscription that falls silent is rebuilt."""
+        while True:
+            subscription: JetStreamContext.PullSubscription | None = None
+            try:
+                subscription = await self._subscribe(channels, durable)
+                async with aclosing(self._deliveries(subscription)) as deliveries:
+                    async for delivery in deliveries:
+                        yield delivery
+            except (TimeoutError, OSError, nats.errors.Error, ServiceError) as error:
+                if self._client.is_closed:
+                    return
+                _log.warning("subscription_rebuilt", channels=channels, durable=durable, cause=type(error).__name__)
+            finally:
+                if subscription is not None:
+                    with suppress(nats.errors.Error):
+                        await subscription.unsubscribe()
+            await asyncio.sleep(REBUILD_PAUSE_S)
+
+    async def stream_state(self, service: str) -> StreamState:
+        """What the service's stream holds now.
+
+        Raises:
+            ServiceError: NOT_FOUND (NO_STREAM), UNAVAILABLE.
+        """
+        with _outages("read the stream's state"):
+            # Not stream_info: it leaves the time of the first message out.
+            answer = await self._client.request(f"$JS.API.STREAM.INFO.{stream_of(service)}", timeout=API_TIMEOUT_S)
+        info = json.loads(answer.data)
+        if "error" in info:
+            raise ServiceError(Kind.NOT_FOUND, "NO_STREAM", "The service has no stream.")
+        state = info["state"]
+        return StreamState(
+            created=info["created"],
+            first_seq=state["first_seq"],
+            last_seq=state["last_seq"],
+            deleted_count=state.get("num_deleted", 0),
+            first_at=datetime.fromisoformat(state["first_ts"][:19]).replace(tzinfo=UTC),
+        )
+
+    async def stored(self, service: str, *, since: datetime, until: datetime) -> AsyncGenerator[Message, None]:
+        """What the stream holds of the messages stored between two times, in order.
+
+        Raises:
+            ServiceError: UNAVAILABLE.
+        """
+        config = js.ConsumerConfig(
+            ack_policy=js.AckPolicy.NONE,
+            deliver_policy=js.DeliverPolicy.BY_START_TIME,
+            opt_start_time=since,
+            inactive_threshold=30.0,
+            mem_storage=True,
+            num_replicas=1,
+        )
+        with _outages("read the stream"):
+            stream = stream_of(service)
+            subscription = await self._jetstream.pull_subscribe(channels_of(service), stream=stream, config=config)
+            try:
+                waiting = (await subscription.consumer_info()).num_pending or 0
+                while waiting > 0:
+                    for msg in await subscription.fetch(SCAN_BATCH, timeout=API_TIMEOUT_S):
+                        if msg.metadata.timestamp > until:
+                            return
+                        waiting = msg.metadata.num_pending
+                        yield _message(msg)
+            finally:
+                await subscription.unsubscribe()
 
     async def close(self) -> None:
         """Hand over what is buffered and close the connection."""
-        raise NotImplementedError
+        if self._client.is_closed:
+            return
+        try:
+            async with asyncio.timeout(API_TIMEOUT_S):
+                await self._client.drain()
+        except (TimeoutError, OSError, nats.errors.Error):
+            await self._client.close()
+
+    async def _subscribe(self, channels: str, durable: str) -> JetStreamContext.PullSubscription:
+        service = _service_in(channels)
+        await self.ensure_stream(service)
+        config = js.ConsumerConfig(
+            durable_name=durable,
+            filter_subject=channels,
+            deliver_policy=js.DeliverPolicy.ALL,
+            ack_policy=js.AckPolicy.EXPLICIT,
+            ack_wait=self._ack_wait_s,
+            max_deliver=DELIVERIES_MAX,
+            # One at a time: a message that waits for its retry holds those behind it.
+            max_ack_pending=1,
+        )
+        # Creates the consumer, or brings an older one's limits up to date.
+        await self._jetstream.add_consumer(stream_of(service), config)
+        return await self._jetstream.pull_subscribe_bind(consumer=durable, stream=stream_of(service))
+
+    async def _deliveries(self, subscription: JetStreamContext.PullSubscription) -> AsyncGenerator[Delivery, None]:
+        """Deliveries until the server is silent for the length of a pull."""
+        while True:
+            try:
+                msg = (await subscription.fetch(1, timeout=FETCH_S, heartbeat=HEARTBEAT_S))[0]
+            except FetchTimeoutError:
+                continue  # There were signs of life, and no message.
+            delivery = _NatsDelivery(msg)
+            alive = asyncio.create_task(self._keep_alive(msg))
+            try:
+                yield delivery
+            finally:
+                alive.cancel()
+
+    async def _keep_alive(self, msg: Msg) -> None:
+        """Tell the server that the message is being worked on, until cancelled."""
+        while True:
+            await asyncio.sleep(self._ack_wait_s / 3)
+            with suppress(nats.errors.Error):
+                await msg.in_progress()
+
+
+class _NatsDelivery:
+    """ports.Delivery of a JetStream message."""
+
+    __slots__ = ("_msg", "message")
+
+    def __init__(self, msg: Msg) -> None:
+        self._msg = msg
+        self.message = _message(msg)
+
+    async def ack(self) -> None:
+        """See ports.Delivery. A lost acknowledgement means another delivery, which the inbox makes harmless."""
+        with _outages("acknowledge"):
+            await self._msg.ack()
+
+    async def retry(self, *, delay_s: float) -> None:
+        """See ports.Delivery."""
+        with _outages("ask for a retry"):
+            await self._msg.nak(delay=delay_s)
+
+
+def _message(msg: Msg) -> Message:
+    return Message(
+        channel=msg.subject,
+        payload=msg.data,
+        headers={name: value for name, value in (msg.headers or {}).items() if name != MESSAGE_ID},
+        deliveries_count=msg.metadata.num_delivered,
+    )
+
+
+def _service_in(channels: str) -> str:
+    """The service that a channel, or a pattern of channels, belongs to."""
+    tokens = channels.split(".")
+    assert len(tokens) >= 5, "a channel is ev.v1.<partition>.<service>.<TypeName>"
+    assert tokens[3] not in ("*", ">"), "a consumer takes one service's channels"
+    return tokens[3]
+
+
+def _limits(config: js.StreamConfig) -> tuple[object, ...]:
+    return (
+        config.subjects,
+        config.discard,
+        config.max_age,
+        config.max_msg_size,
+        config.duplicate_window,
+    )
+
+
+async def _note_error(error: Exception) -> None:
+    """Lost connections are told, not raised: the client connects again by itself."""
+    _log.warning("nats_error", cause=type(error).__name__)
+
+
+@contextmanager
+def _outages(doing: str) -> Iterator[None]:
+    """NATS errors of the block in our words."""
+    try:
+        yield
+    except nats.errors.MaxPayloadError as error:
+        raise _too_large() from error
+    except APIError as error:
+        raise (_too_large() if error.err_code == TOO_LARGE_CODE else _unavailable(doing)) from error
+    except (TimeoutError, OSError, nats.errors.Error) as error:
+        raise _unavailable(doing) from error
+
+
+def _too_large() -> ServiceError:
+    return invalid("payload", f"a message may hold {MESSAGE_BYTES_MAX} bytes", reason="MESSAGE_TOO_LARGE")
+
+
+def _unavailable(doing: str) -> ServiceError:
+    return ServiceError(
+        Kind.UNAVAILABLE, "BUS_UNAVAILABLE", f"The message bus did not answer ({doing}). Try again.", retry_after_s=0.5
+    )

@@ -1,14 +1,72 @@
-"""Redis or Valkey as a ports.Cache: calls that wait leave as one pipeline, replies never go astray."""
+"""Redis or Valkey as a ports.Cache: calls that wait leave as one pipeline, replies never go astray.
 
+A batch has a connection to itself from its first byte to its last reply, and belongs to no caller: a caller that is
+cancelled leaves, its batch goes on. Only a timeout ends a batch early, and then the connection is closed with it, so
+no later batch can read what an earlier one was sent.
+"""
+
+import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import NoScriptError, RedisError
+
+from services.chassis.errors import Kind, ServiceError
 
 # The version in front of a value of set_newer_many.
 VERSION_BYTES = 8
+COMMANDS_MAX = 512
+IN_FLIGHT_MAX = 4
+WAITING_MAX = 20_000
+
+# Numbers in Lua are doubles and its string comparison follows a locale, so the versions are compared half by half.
+SET_NEWER_LUA = """
+for i, key in ipairs(KEYS) do
+  local stored = redis.call('GETRANGE', key, 0, 7)
+  local put = ARGV[i]
+  local newer = #stored == 8
+  if newer then
+    local stored_high, stored_low = struct.unpack('>I4I4', stored)
+    local high, low = struct.unpack('>I4I4', put)
+    newer = stored_high > high or (stored_high == high and stored_low > low)
+  end
+  if not newer then redis.call('SET', key, put) end
+end
+return #KEYS
+"""
 
 
 def split_version(stored: bytes) -> tuple[int, bytes]:
     """Version and value of what set_newer_many stored and get returned."""
     return int.from_bytes(stored[:VERSION_BYTES], "big"), stored[VERSION_BYTES:]
+
+
+@dataclass(slots=True)
+class _Call:
+    """A command that waits, or the keys of one caller's part of an MGET."""
+
+    done: "asyncio.Future[Any]"
+    keys: Sequence[str] = ()
+    command: tuple[Any, ...] = ()
+
+
+@dataclass(slots=True)
+class _Batch:
+    calls: list[_Call] = field(default_factory=list)
+
+    @property
+    def reads(self) -> list[_Call]:
+        """The calls that one MGET answers."""
+        return [call for call in self.calls if call.keys]
+
+    @property
+    def writes(self) -> list[_Call]:
+        """The calls that are commands of their own."""
+        return [call for call in self.calls if call.command]
 
 
 class RedisCache:
@@ -22,28 +80,163 @@ class RedisCache:
     """
 
     def __init__(self, url: str, *, prefix: str, timeout_s: float = 0.25, connections_max: int = 8) -> None:
-        raise NotImplementedError
+        pool = BlockingConnectionPool.from_url(
+            url,
+            max_connections=connections_max,
+            timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            # What is tried again, and for how long, is the caller's business: it has a deadline.
+            retry=Retry(NoBackoff(), 0),
+            protocol=2,
+        )
+        self._redis = Redis.from_pool(pool)
+        self._prefix = prefix
+        self._timeout_s = timeout_s
+        self._waiting: list[_Call] = []
+        self._flush: asyncio.Handle | None = None
+        self._batches: set[asyncio.Task[None]] = set()
+        self._script_sha = ""
 
     async def get(self, key: str) -> bytes | None:
         """See ports.Cache."""
-        raise NotImplementedError
+        return (await self.get_many((key,)))[0]
 
     async def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
         """See ports.Cache."""
-        raise NotImplementedError
+        if not keys:
+            return []
+        parts = [keys[start : start + COMMANDS_MAX] for start in range(0, len(keys), COMMANDS_MAX)]
+        found = await asyncio.gather(*(self._ask(keys=[self._prefix + key for key in part]) for part in parts))
+        return [value for values in found for value in values]
 
     async def set_many(self, values: Mapping[str, bytes], *, ttl_s: float | None = None) -> None:
         """See ports.Cache."""
-        raise NotImplementedError
+        expiry = () if ttl_s is None else ("PX", max(1, round(ttl_s * 1000)))
+        await asyncio.gather(
+            *(self._ask(command=("SET", self._prefix + key, value, *expiry)) for key, value in values.items())
+        )
 
     async def set_newer_many(self, values: Mapping[str, tuple[int, bytes]]) -> None:
         """See ports.Cache."""
-        raise NotImplementedError
+        if not values:
+            return
+        if not self._script_sha:
+            self._script_sha = await self._ask(command=("SCRIPT LOAD", SET_NEWER_LUA))
+        items = list(values.items())
+        parts = [items[start : start + COMMANDS_MAX] for start in range(0, len(items), COMMANDS_MAX)]
+        await asyncio.gather(*(self._set_newer(part) for part in parts))
 
     async def delete_many(self, keys: Sequence[str]) -> None:
         """See ports.Cache."""
-        raise NotImplementedError
+        if keys:
+            await self._ask(command=("DEL", *(self._prefix + key for key in keys)))
 
     async def close(self) -> None:
-        """Close the connections."""
-        raise NotImplementedError
+        """Wait for what is on its way, then close the connections."""
+        while self._batches:
+            await asyncio.wait(self._batches)
+        await self._redis.aclose()
+
+    async def _set_newer(self, items: Sequence[tuple[str, tuple[int, bytes]]]) -> None:
+        keys = [self._prefix + key for key, _ in items]
+        puts = [version.to_bytes(VERSION_BYTES, "big") + value for _, (version, value) in items]
+        try:
+            await self._ask(command=("EVALSHA", self._script_sha, len(keys), *keys, *puts))
+        except NoScriptError:
+            # The server was restarted, or somebody flushed its scripts.
+            await self._ask(command=("EVAL", SET_NEWER_LUA, len(keys), *keys, *puts))
+
+    async def _ask(self, *, keys: Sequence[str] = (), command: tuple[Any, ...] = ()) -> Any:
+        """The reply to a command, or the values of keys; it leaves with all that waits at the end of this loop turn."""
+        if len(self._waiting) >= WAITING_MAX:
+            raise ServiceError(Kind.EXHAUSTED, "CACHE_OVERLOADED", "Too many calls wait for the cache; try later.")
+        loop = asyncio.get_running_loop()
+        call = _Call(loop.create_future(), keys, command)
+        self._waiting.append(call)
+        if self._flush is None and len(self._batches) < IN_FLIGHT_MAX:
+            self._flush = loop.call_soon(self._send)
+        return await call.done
+
+    def _send(self) -> None:
+        self._flush = None
+        if len(self._batches) >= IN_FLIGHT_MAX:
+            return
+        batch = self._take()
+        if batch.calls:
+            task = asyncio.get_running_loop().create_task(self._run(batch))
+            self._batches.add(task)
+            task.add_done_callback(self._ended)
+
+    def _take(self) -> _Batch:
+        """What leaves now: the first that wait, without those whose caller has gone."""
+        batch, count, taken = _Batch(), 0, 0
+        for call in self._waiting:
+            size = len(call.keys) or 1
+            if count and count + size > COMMANDS_MAX:
+                break
+            taken += 1
+            if not call.done.done():
+                batch.calls.append(call)
+                count += size
+        del self._waiting[:taken]
+        return batch
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        self._batches.discard(task)
+        self._send()
+
+    async def _run(self, batch: _Batch) -> None:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                replies = await self._exchange(batch)
+        except (RedisError, OSError, TimeoutError) as error:
+            outage = _unavailable()
+            outage.__cause__ = error
+            replies = [outage] * len(batch.calls)
+        except asyncio.CancelledError:
+            for call in batch.calls:
+                call.done.cancel()
+            raise
+        for call, reply in zip((*batch.reads, *batch.writes), replies, strict=True):
+            _settle(call, reply)
+
+    async def _exchange(self, batch: _Batch) -> list[Any]:
+        """One reply a call: first those of the MGET, then the commands'."""
+        reads, writes = batch.reads, batch.writes
+        pipeline = self._redis.pipeline(transaction=False)
+        keys = [key for call in reads for key in call.keys]
+        if keys:
+            pipeline.mget(keys)
+        for call in writes:
+            pipeline.execute_command(*call.command)
+        replies = await pipeline.execute(raise_on_error=False)
+        values = replies.pop(0) if keys else []
+        found: list[Any] = []
+        start = 0
+        for call in reads:
+            if isinstance(values, Exception):
+                found.append(values)
+                continue
+            found.append(values[start : start + len(call.keys)])
+            start += len(call.keys)
+        return [*found, *replies]
+
+
+def _settle(call: _Call, reply: Any) -> None:
+    if call.done.done():
+        return
+    if isinstance(reply, NoScriptError):
+        call.done.set_exception(reply)
+    elif isinstance(reply, RedisError):
+        # The server's words may quote what was stored.
+        call.done.set_exception(_unavailable())
+    elif isinstance(reply, Exception):
+        call.done.set_exception(reply)
+    else:
+        call.done.set_result(reply)
+
+
+def _unavailable() -> ServiceError:
+    return ServiceError(
+        Kind.UNAVAILABLE, "CACHE_UNAVAILABLE", "The cache did not answer in time. Try again.", retry_after_s=0.1
+    )

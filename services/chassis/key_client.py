@@ -1,11 +1,19 @@
 """Data keys from identity's KeyService; reads that wait leave as one call."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 
 import grpc
+from comity.identity.v1 import identity_service_pb2 as pb
+from comity.identity.v1 import identity_service_pb2_grpc as pb_grpc
 
-from services.chassis.gather import Load
+from services.chassis.errors import Kind, ServiceError
+from services.chassis.gather import Gatherer, Load
+from services.chassis.rpc_client import call
 from services.chassis.sealing import DataKey
+
+# What one request may ask for (identity_service.proto).
+MEMBERS_MAX = 512
 
 
 class GrpcKeyReader:
@@ -18,8 +26,30 @@ class GrpcKeyReader:
     """
 
     def __init__(self, channel: grpc.aio.Channel, load: Load | None = None, *, timeout_s: float = 1.0) -> None:
-        raise NotImplementedError
+        self._stub = pb_grpc.KeyServiceStub(channel)
+        self._timeout_s = timeout_s
+        load = load or Load()
+        # Apart, because a read that mints writes: it must not make keys for those that only wanted to look.
+        self._reads = Gatherer[str, DataKey](self._read, load, batch_max=MEMBERS_MAX, name="data_keys")
+        self._mints = Gatherer[str, DataKey](self._mint, load, batch_max=MEMBERS_MAX, name="data_keys_minted")
 
     async def keys(self, member_ids: Sequence[str], *, mint: bool) -> Mapping[str, DataKey]:
         """See sealing.KeyReader."""
-        raise NotImplementedError
+        gatherer = self._mints if mint else self._reads
+        found = await asyncio.gather(*(gatherer(member_id) for member_id in member_ids))
+        return dict(zip(member_ids, found, strict=True))
+
+    async def _read(self, member_ids: list[str]) -> Sequence[DataKey]:
+        return await self._ask(member_ids, mint=False)
+
+    async def _mint(self, member_ids: list[str]) -> Sequence[DataKey]:
+        return await self._ask(member_ids, mint=True)
+
+    async def _ask(self, member_ids: list[str], *, mint: bool) -> Sequence[DataKey]:
+        request = pb.GetDataKeysRequest(member_ids=member_ids, mint=mint)
+        response = await call(self._stub.GetDataKeys, request, self._timeout_s)
+        keys = [DataKey(key.member_id, key.key_id, key.key, key.destroyed) for key in response.keys]
+        if [key.member_id for key in keys] != member_ids:
+            # Sealing with another member's key would survive that member's erasure.
+            raise ServiceError(Kind.INTERNAL, "KEYS_MIXED_UP", "Identity answered with keys of other members.")
+        return keys

@@ -1,6 +1,6 @@
 """What services need from the outside, as shapes. tests/contract holds what every adapter must do."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -73,8 +73,11 @@ class Bus(Protocol):
         """
         ...
 
-    def consume(self, channels: str, *, durable: str) -> AsyncIterator[Delivery]:
-        """Deliveries on the channels (`*` one token, `>` the rest), one at a time, from where *durable* stands."""
+    def consume(self, channels: str, *, durable: str) -> AsyncGenerator[Delivery, None]:
+        """Deliveries on the channels (`*` one token, `>` the rest), one at a time, from where *durable* stands.
+
+        A delivery that is left without a verdict when the generator is closed is delivered again.
+        """
         ...
 
 
@@ -100,7 +103,8 @@ class Cache(Protocol):
     async def set_newer_many(self, values: Mapping[str, tuple[int, bytes]]) -> None:
         """Set each value unless one with a higher version is there.
 
-        The version is stored in front of the value as 8 bytes, big endian, so that a late filler never puts an old state over a new one.
+        The version is stored in front of the value as 8 bytes, big endian, so that a late filler never puts an old
+        state over a new one.
         """
         ...
 

@@ -29,10 +29,14 @@ COMMIT_TIMEOUT_S = 10.0
 # A Postgres that was killed is back within a second or two.
 VERIFY_FOR_S = 3.0
 VERIFY_PAUSE_S = 0.1
+# How often those that do not lead look whether the leader is gone.
+LEAD_PAUSE_S = 0.5
 IDLE_IN_TRANSACTION_TIMEOUT = "5s"
 RETRY_AFTER_S = 0.2
 
 CHECK_SQL = "SELECT pg_is_in_recovery(), current_setting('synchronous_commit')"
+LEAD_SQL = "SELECT pg_try_advisory_lock(hashtext($1))"
+RESIGN_SQL = "SELECT pg_advisory_unlock(hashtext($1))"
 
 
 async def create_pool(
@@ -124,6 +128,27 @@ async def transaction(pool: Pool, *, verify: Verify | None = None) -> AsyncItera
             lost = await _commit(connection, running)
     if lost is not None and not (verify is not None and await _verified(pool, verify)):
         raise outcome_unknown() from lost
+
+
+@asynccontextmanager
+async def leadership(pool: Pool, name: str) -> AsyncIterator[Connection]:
+    """Waits until this process leads *name* in this database, then keeps the lead while the block runs.
+
+    The lead is a session's lock: it ends with the connection it is given as. Work that only a leader may
+    write goes through that connection, so that who lost the lead cannot write.
+
+    Raises:
+        ServiceError: UNAVAILABLE.
+    """
+    while True:
+        async with acquire(pool) as connection:
+            if await connection.fetchval(LEAD_SQL, name):
+                try:
+                    yield connection
+                finally:
+                    await _resign(connection, name)
+                return
+        await asyncio.sleep(LEAD_PAUSE_S)
 
 
 def outcome_unknown() -> ServiceError:
@@ -228,6 +253,14 @@ async def _roll_back(connection: Connection, running: Transaction) -> None:
         await to_the_end(connection, running.rollback(), timeout_s=COMMIT_TIMEOUT_S)
     except Exception:
         # Whatever it is, the error that led here is the one to tell.
+        connection.terminate()
+
+
+async def _resign(connection: Connection, name: str) -> None:
+    """Give the lead back; a connection that cannot say so is cut off, which does the same."""
+    try:
+        await to_the_end(connection, connection.execute(RESIGN_SQL, name), timeout_s=1.0)
+    except Exception:
         connection.terminate()
 
 

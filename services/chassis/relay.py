@@ -1,13 +1,71 @@
-"""Publishes a service's log, in commit order, on its channels: the log is the outbox."""
+"""Publishes a service's log, in commit order, on its channels: the log is the outbox.
 
-from collections.abc import Callable
+The checkpoint is stored after a page was published, so a crash publishes some of it again, and the inboxes drop it.
+A leader that lost its lock without noticing publishes nothing that its successor does not publish too, in the same
+order, and cannot store a checkpoint.
+"""
 
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+import structlog
+
+from services.chassis import envelope
+from services.chassis.envelope import OutMessage
+from services.chassis.errors import Kind, ServiceError
+from services.chassis.events import ORIGIN, LogPosition, RecordedEvent
 from services.chassis.ports import Bus, EventStore
-from services.chassis.postgres import Pool
+from services.chassis.postgres import Connection, Pool, acquire, leadership, translated
+
+POLL_S = 0.1
+# What was just appended can be behind the barrier of a transaction that ends in a moment.
+POLL_S_MIN = 0.005
+PAGE_EVENTS_MAX = 1_000
+PAGE_EVENTS_MIN = 50
+# A page is held in memory twice, as rows and as messages.
+PAGE_BYTES = 8 * 2**20
+# Under load a page is filled for this long: every message costs its consumers a transaction. An event that
+# comes alone is never held.
+FILL_S = 0.05
+FILL_FROM_EVENTS_PER_S = 500.0
+PUBLISH_PAUSE_S_MIN = 0.1
+PUBLISH_PAUSE_S_MAX = 2.0
+OUTAGE_PAUSE_S = 0.5
+LAG_EVERY_S = 1.0
+
+CHECKPOINT_SQL = "SELECT epoch, xid, position FROM relay_checkpoint WHERE service = $1"
+ADVANCE_SQL = """
+INSERT INTO relay_checkpoint AS c (service, epoch, xid, position) VALUES ($1, $2, $3, $4)
+ON CONFLICT (service) DO UPDATE
+SET epoch = excluded.epoch, xid = excluded.xid, position = excluded.position, updated_at = now()
+WHERE (c.epoch, c.xid, c.position) < (excluded.epoch, excluded.xid, excluded.position)
+"""
+# Also counts what the barrier still holds back: a transaction that never ends shows here.
+LAG_SQL = """
+SELECT extract(epoch FROM clock_timestamp() - recorded_at)::float8 FROM events
+WHERE (epoch, xid, position) > ($1, $2, $3) ORDER BY epoch, xid, position LIMIT 1
+"""
+DEAD_LETTER_SQL = """
+INSERT INTO dead_letters (source, consumer, channel, event_id, type, subject_id, reason, payload)
+VALUES ($1, 'relay', $2, $3, $4, $5, $6, $7)
+"""
+
+_log = structlog.get_logger(__name__)
+
+
+async def read_checkpoint(connection: Connection, service: str) -> LogPosition:
+    """How far the service's log has been published."""
+    row = await connection.fetchrow(CHECKPOINT_SQL, service)
+    return ORIGIN if row is None else LogPosition(row["epoch"], row["xid"], row["position"])
 
 
 class Relay:
     """One leader among the service's processes tails the log and publishes it, page by page.
+
+    Within a partition messages are stored in commit order, each before the next is sent; partitions go side by side.
+    The last message of a page leaves when all others are stored and carries the page's end as watermark.
 
     Args:
         pool: of the service's database; one connection is held for the leader's lock and the checkpoint.
@@ -20,12 +78,158 @@ class Relay:
     def __init__(
         self, pool: Pool, store: EventStore, bus: Bus, service: str, *, on_lag: Callable[[float], None] | None = None
     ) -> None:
-        raise NotImplementedError
+        self._pool = pool
+        self._store = store
+        self._bus = bus
+        self._service = service
+        self._on_lag = on_lag
+        self._woken = asyncio.Event()
+        self._published_to = ORIGIN
+        self._page_events = PAGE_EVENTS_MAX
 
     def wake(self) -> None:
         """Something was appended: look now and not at the next poll."""
-        raise NotImplementedError
+        self._woken.set()
 
     async def run(self) -> None:
         """Relay until cancelled; outages are waited out."""
-        raise NotImplementedError
+        while True:
+            try:
+                async with leadership(self._pool, f"comity.relay.{self._service}") as connection:
+                    await self._lead(connection)
+            except* ServiceError as errors:
+                _log.warning("relay_interrupted", service=self._service, reason=_first(errors).reason)
+            await asyncio.sleep(OUTAGE_PAUSE_S)
+
+    async def _lead(self, connection: Connection) -> None:
+        self._published_to = await read_checkpoint(connection, self._service)
+        _log.info("relay_leads", service=self._service)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._tail(connection))
+            if self._on_lag is not None:
+                group.create_task(self._watch_lag(self._on_lag))
+
+    async def _tail(self, connection: Connection) -> None:
+        """Publish page after page."""
+        pace = _Pace()
+        poll_s = POLL_S
+        while True:
+            if self._woken.is_set():
+                self._woken.clear()
+                poll_s = POLL_S_MIN
+            page = await self._store.read_log(self._published_to, limit=self._page_events)
+            if not page:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(poll_s):
+                        await self._woken.wait()
+                poll_s = min(2 * poll_s, POLL_S)
+                continue
+            poll_s = POLL_S_MIN
+            await self._publish(connection, page)
+            self._published_to = page[-1].position
+            with translated():
+                await connection.execute(
+                    ADVANCE_SQL,
+                    self._service,
+                    page[-1].position.epoch,
+                    page[-1].position.xid,
+                    page[-1].position.position,
+                )
+            self._page_events = _next_page_events(page)
+            if len(page) < self._page_events:
+                await asyncio.sleep(pace.pause_s(len(page)))
+
+    async def _publish(self, connection: Connection, page: Sequence[RecordedEvent]) -> None:
+        """Store a page in the stream; returns when every message of it is there."""
+        by_partition = envelope.pack(self._service, page)
+        last = by_partition[envelope.partition(page[-1])].pop()
+        put_aside: list[tuple[OutMessage, str]] = []
+        async with asyncio.TaskGroup() as group:
+            for messages in by_partition.values():
+                group.create_task(self._publish_in_order(messages, put_aside))
+        await self._publish_until_stored(last, page[-1].position, put_aside)
+        for message, reason in put_aside:
+            await self._put_aside(connection, message, reason)
+
+    async def _publish_in_order(self, messages: Sequence[OutMessage], put_aside: list[tuple[OutMessage, str]]) -> None:
+        for message in messages:
+            await self._publish_until_stored(message, None, put_aside)
+
+    async def _publish_until_stored(
+        self, message: OutMessage, watermark: LogPosition | None, put_aside: list[tuple[OutMessage, str]]
+    ) -> None:
+        """Publish a message, however long the bus is away; what it will never take is put aside."""
+        headers = envelope.headers(self._service, message, watermark=watermark)
+        pause_s = PUBLISH_PAUSE_S_MIN
+        while True:
+            try:
+                await self._bus.publish(
+                    message.channel, message.payload, message_id=message.message_id, headers=headers
+                )
+                return
+            except ServiceError as error:
+                if error.kind is Kind.INVALID:
+                    put_aside.append((message, error.reason))
+                    return
+                _log.warning("publish_retried", service=self._service, reason=error.reason)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, PUBLISH_PAUSE_S_MAX)
+
+    async def _put_aside(self, connection: Connection, message: OutMessage, reason: str) -> None:
+        """Keep what the bus refuses, so that one message does not hold up the log for ever."""
+        for event in message.events:
+            _log.error("event_put_aside", service=self._service, event_id=event.event_id, reason=reason)
+            with translated():
+                await connection.execute(
+                    DEAD_LETTER_SQL,
+                    self._service,
+                    message.channel,
+                    event.event_id,
+                    event.type,
+                    event.subject_id,
+                    reason,
+                    envelope.encode_batch([event]),
+                )
+
+    async def _watch_lag(self, on_lag: Callable[[float], None]) -> None:
+        """Tell the lag once a second, also while the bus is away."""
+        while True:
+            at = self._published_to
+            async with acquire(self._pool) as connection:
+                on_lag(float(await connection.fetchval(LAG_SQL, at.epoch, at.xid, at.position) or 0.0))
+            await asyncio.sleep(LAG_EVERY_S)
+
+
+class _Pace:
+    """How long to fill the next page: not at all until events come fast."""
+
+    def __init__(self) -> None:
+        self._at_s = time.monotonic()
+        self._events_per_s = 0.0
+
+    def pause_s(self, events_count: int) -> float:
+        """The pause after a page of this many events."""
+        now_s = time.monotonic()
+        passed_s = max(now_s - self._at_s, 1e-4)
+        self._at_s = now_s
+        # A moving average over about a tenth of a second, whatever the size of the pages.
+        weight = min(1.0, passed_s / 0.1)
+        self._events_per_s += weight * (events_count / passed_s - self._events_per_s)
+        return FILL_S if self._events_per_s > FILL_FROM_EVENTS_PER_S else 0.0
+
+
+def _next_page_events(page: Sequence[RecordedEvent]) -> int:
+    """How many events of this size a page may hold."""
+    size = sum(
+        len(event.payload if isinstance(event.payload, bytes) else event.payload.ciphertext) for event in page
+    ) // len(page)
+    return max(PAGE_EVENTS_MIN, min(PAGE_EVENTS_MAX, PAGE_BYTES // max(size, 1)))
+
+
+def _first(errors: BaseExceptionGroup[ServiceError]) -> ServiceError:
+    """One of the errors, for the log."""
+    error: BaseException = errors
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, ServiceError), "the group was split by type"
+    return error

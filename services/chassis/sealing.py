@@ -3,12 +3,24 @@
 The key's destruction makes what was sealed with it unreadable for ever. Owns no keys: KeyReader gives them.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-from services.chassis.errors import ServiceError
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from services.chassis.errors import Kind, ServiceError, invalid
 from services.chassis.events import RecordedEvent, Sealed
+
+T = TypeVar("T")
+
+NONCE_BYTES = 12
+# Version of the sealing itself; another one would be another way to seal.
+SCHEMA = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +60,37 @@ class ToSeal:
     plaintext: bytes = field(repr=False)
 
 
-class Sealer:
-    """Seals and opens payloads; keeps keys for a minute, so that a batch costs one read of them at most."""
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A key in the cache, with its cipher ready."""
 
-    def __init__(self, keys: KeyReader, *, ttl_s: float = 60.0, keys_max: int = 50_000) -> None:
-        raise NotImplementedError
+    key_id: str
+    cipher: AESGCM | None
+    destroyed: bool
+    until_s: float
+
+
+class Sealer:
+    """Seals and opens payloads; keeps keys for a minute, so that a batch costs one read of them at most.
+
+    A key that was destroyed elsewhere may open payloads here for up to *ttl_s*; forget() ends that at once.
+    """
+
+    def __init__(
+        self,
+        keys: KeyReader,
+        *,
+        ttl_s: float = 60.0,
+        keys_max: int = 50_000,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._keys = keys
+        self._ttl_s = ttl_s
+        self._keys_max = keys_max
+        self._now = now
+        self._held: OrderedDict[str, _Held] = OrderedDict()
+        # Raised by forget(): a read that was under way then may carry a key that is destroyed by now.
+        self._forgotten_count = 0
 
     async def seal(self, member_id: str, event_type: str, plaintext: bytes) -> Sealed:
         """The payload, sealed for this member; mints the member's key if it has none.
@@ -60,7 +98,7 @@ class Sealer:
         Raises:
             ServiceError: NOT_FOUND (SUBJECT_ERASED), UNAVAILABLE.
         """
-        raise NotImplementedError
+        return _or_raise((await self.seal_many([ToSeal(member_id, event_type, plaintext)]))[0])
 
     async def open(self, event: RecordedEvent) -> bytes:
         """The event's payload in plain; of an event that was never sealed, as it is.
@@ -68,16 +106,88 @@ class Sealer:
         Raises:
             ServiceError: NOT_FOUND (SUBJECT_ERASED, DATA_KEY_UNKNOWN), INVALID (SEAL_BROKEN), UNAVAILABLE.
         """
-        raise NotImplementedError
+        return _or_raise((await self.open_many([event]))[0])
 
     async def seal_many(self, items: Sequence[ToSeal]) -> list[Sealed | ServiceError]:
         """Each sealed on its own merits, in order; refusals are returned, an outage is raised."""
-        raise NotImplementedError
+        held = await self._hold({item.member_id for item in items}, mint=True)
+        return [_seal(held[item.member_id], item) for item in items]
 
     async def open_many(self, events: Sequence[RecordedEvent]) -> list[bytes | ServiceError]:
         """Each payload in plain, in order; refusals are returned, an outage is raised."""
-        raise NotImplementedError
+        members = {event.subject_id for event in events if isinstance(event.payload, Sealed)}
+        held = await self._hold(members, mint=False)
+        return [
+            _open(held[event.subject_id], event, event.payload) if isinstance(event.payload, Sealed) else event.payload
+            for event in events
+        ]
 
     def forget(self, member_ids: Iterable[str]) -> None:
         """Drop these members' keys now: they were erased."""
-        raise NotImplementedError
+        self._forgotten_count += 1
+        for member_id in member_ids:
+            self._held.pop(member_id, None)
+
+    async def _hold(self, member_ids: set[str], *, mint: bool) -> dict[str, _Held]:
+        """The members' keys, from the cache or read now."""
+        now_s = self._now()
+        held: dict[str, _Held] = {}
+        for member_id in member_ids:
+            known = self._held.get(member_id)
+            if known is not None and known.until_s > now_s and (known.cipher is not None or known.destroyed):
+                self._held.move_to_end(member_id)
+                held[member_id] = known
+        missing = sorted(member_ids - held.keys())
+        if missing:
+            forgotten_before = self._forgotten_count
+            read = await self._keys.keys(missing, mint=mint)
+            for member_id in missing:
+                held[member_id] = self._to_held(read.get(member_id, DataKey(member_id)))
+                if self._forgotten_count == forgotten_before:
+                    self._keep(member_id, held[member_id])
+        return held
+
+    def _to_held(self, key: DataKey) -> _Held:
+        cipher = AESGCM(key.key) if key.key and not key.destroyed else None
+        return _Held(key.key_id, cipher, key.destroyed, self._now() + self._ttl_s)
+
+    def _keep(self, member_id: str, key: _Held) -> None:
+        self._held[member_id] = key
+        self._held.move_to_end(member_id)
+        while len(self._held) > self._keys_max:
+            self._held.popitem(last=False)
+
+
+def _seal(held: _Held, item: ToSeal) -> Sealed | ServiceError:
+    if held.cipher is None:
+        return _no_key(held)
+    # Random nonces are safe for 2^32 payloads of one key (NIST SP 800-38D, 8.3); no member comes near.
+    nonce = os.urandom(NONCE_BYTES)
+    return Sealed(held.key_id, nonce, held.cipher.encrypt(nonce, item.plaintext, _aad(item.member_id, item.type)))
+
+
+def _open(held: _Held, event: RecordedEvent, sealed: Sealed) -> bytes | ServiceError:
+    if held.cipher is None or held.key_id != sealed.key_id:
+        return _no_key(held)
+    try:
+        return held.cipher.decrypt(sealed.nonce, sealed.ciphertext, _aad(event.subject_id, event.type))
+    except (InvalidTag, ValueError):
+        # Not chained: the cryptography error says nothing, and its frames hold the key.
+        return invalid("payload", "its seal is broken: it was changed, or is another event's", reason="SEAL_BROKEN")
+
+
+def _aad(member_id: str, type_name: str) -> bytes:
+    """What a payload is bound to: it opens as nobody else's and as nothing else."""
+    return f"{member_id}|{type_name}|{SCHEMA}".encode()
+
+
+def _no_key(held: _Held) -> ServiceError:
+    if held.destroyed:
+        return ServiceError(Kind.NOT_FOUND, "SUBJECT_ERASED", "The subject was erased: its data is gone for ever.")
+    return ServiceError(Kind.NOT_FOUND, "DATA_KEY_UNKNOWN", "There is no data key that this payload was sealed with.")
+
+
+def _or_raise(result: T | ServiceError) -> T:
+    if isinstance(result, ServiceError):
+        raise result
+    return result
