@@ -20,7 +20,7 @@ async def serve(port: int) -> None:
     async def answer(request: bytes, context: object) -> bytes:
         return reply
 
-    handler = grpc.unary_unary_rpc_method_handler(answer)
+    handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(answer)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bench.Floor", {"Call": handler}),))
     server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()

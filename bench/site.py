@@ -89,6 +89,8 @@ def _features() -> list[dict[str, Any]]:
     }
     kinds["category"] = {"item_category": {"attribute": "category", "values": CATEGORY_VALUES}}
     kinds["clicks"] = {"item_count": {"event_type": "click", "transform": "TRANSFORM_LOG1P"}}
+    # Proofs compare this sum with the log.
+    kinds["clicks_plain"] = {"item_count": {"event_type": "click"}}
     kinds["clicks_decayed"] = {"item_count": {"event_type": "click", "half_life_s": 86400}}
     kinds["exposures"] = {"item_count": {"event_type": "exposure", "transform": "TRANSFORM_LOG1P"}}
     kinds["click_rate"] = {"item_rate": {"numerator": "click", "denominator": "exposure", "prior_strength": 10}}

@@ -1,0 +1,218 @@
+"""G1, G3, G10: what was acknowledged survives SIGKILL, and has its effect exactly once.
+
+Writers decide, say what was clicked, and remember every acknowledgement; a service or a server is killed again and
+again in the middle. Afterwards the logs and the features are compared with what was acknowledged.
+"""
+
+import asyncio
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import asyncpg
+import numpy as np
+from comity.common.v1 import types_pb2 as types_pb
+from comity.features.v1 import features_service_pb2 as features_pb
+from comity.feedback.v1 import feedback_service_pb2 as feedback_pb
+
+from bench.world import Requests, World
+from services.chassis.errors import Kind, ServiceError
+from services.chassis.rpc_client import call
+
+WRITERS_COUNT = 16
+CALL_TIMEOUT_S = 1.0
+ACKS_BETWEEN_KILLS = 120
+QUIET_TIMEOUT_S = 120.0
+POLL_S = 0.05
+
+# Told to the database alone: production code has no switch that weakens it.
+SYNCHRONOUS_COMMIT_OFF = """
+CREATE OR REPLACE FUNCTION weaken() RETURNS trigger LANGUAGE plpgsql AS
+$$ BEGIN PERFORM set_config('synchronous_commit', 'off', true); RETURN NULL; END $$;
+CREATE OR REPLACE TRIGGER weaken BEFORE INSERT ON events FOR EACH STATEMENT EXECUTE FUNCTION weaken();
+"""
+INBOX_OFF = """
+CREATE OR REPLACE FUNCTION forget() RETURNS trigger LANGUAGE plpgsql AS
+$$ BEGIN DELETE FROM inbox WHERE event_id = NEW.event_id; RETURN NULL; END $$;
+CREATE OR REPLACE TRIGGER forget AFTER INSERT ON inbox FOR EACH ROW EXECUTE FUNCTION forget();
+"""
+STORED_DECISIONS = "SELECT stream_id FROM events WHERE type = 'comity.decision.v1.DecisionMade'"
+STORED_BEHAVIOR_COUNT = "SELECT count(*) FROM events WHERE type = 'comity.feedback.v1.BehaviorRecorded'"
+STORED_OUTCOMES = "SELECT count(*) FROM events WHERE type = 'comity.feedback.v1.OutcomeAttributed'"
+
+
+@dataclass(slots=True)
+class Acknowledged:
+    """What writers were told is recorded."""
+
+    decisions: list[str] = field(default_factory=list)
+    clicks: list[feedback_pb.TrackedEvent] = field(default_factory=list)
+    unanswered_count: int = 0
+
+    @property
+    def count(self) -> int:
+        """Of all kinds."""
+        return len(self.decisions) + len(self.clicks)
+
+
+async def prove(world: World, *, kills: int, victims: tuple[str, ...]) -> tuple[Acknowledged, "Found"]:
+    """Write while each of *victims* is killed *kills* times, then compare."""
+    told = await write_while(world, lambda told: _kill_all(world, told, victims, kills))
+    return told, await compare(world, told)
+
+
+async def write_while(world: World, during: Callable[[Acknowledged], Awaitable[None]]) -> Acknowledged:
+    """What was acknowledged to the writers while *during* ran."""
+    told = Acknowledged()
+    writers = [asyncio.create_task(_write(world, told, number)) for number in range(WRITERS_COUNT)]
+    try:
+        await during(told)
+    finally:
+        for writer in writers:
+            writer.cancel()
+        await asyncio.gather(*writers, return_exceptions=True)
+    return told
+
+
+async def _write(world: World, told: Acknowledged, writer: int) -> None:
+    """Decide and click, for ever; what fails is not acknowledged and is only counted."""
+    requests = Requests(world.people, seed=writer)
+    number = writer
+    while True:
+        number += WRITERS_COUNT
+        request = requests(number)
+        try:
+            answer = await call(world.services.decision.Decide, request, CALL_TIMEOUT_S)
+            decision = answer.decisions[0]
+            if not decision.exposure_token:
+                told.unanswered_count += 1  # it said itself that it is not in the log
+                await asyncio.sleep(0.01)
+                continue
+            told.decisions.append(decision.decision_id)
+            shown = (decision.slate if decision.HasField("slate") else decision.fallback).entries
+            click = feedback_pb.TrackedEvent(
+                event_id=uuid.uuid4().hex,
+                type="click",
+                subject=types_pb.SubjectRef(identities=list(request.identities)),
+                item_ids=[shown[0].item_id],
+                decision_id=decision.decision_id,
+                exposure_token=decision.exposure_token,
+            )
+            track = feedback_pb.TrackRequest(events=[click])
+            tracked = await call(world.services.feedback.Track, track, CALL_TIMEOUT_S)
+            if tracked.results[0].status == feedback_pb.TRACK_STATUS_ACCEPTED:
+                told.clicks.append(click)
+        except ServiceError as error:
+            if error.kind not in (Kind.UNAVAILABLE, Kind.DEADLINE):
+                raise
+            told.unanswered_count += 1
+            await asyncio.sleep(0.01)
+
+
+async def _kill_all(world: World, told: Acknowledged, victims: tuple[str, ...], kills: int) -> None:
+    for victim in victims:
+        for _ in range(kills):
+            await _more_acknowledged(told, ACKS_BETWEEN_KILLS)
+            await world.stack.kill(victim)
+            await world.stack.restart(victim)
+    await _more_acknowledged(told, ACKS_BETWEEN_KILLS)
+
+
+async def _more_acknowledged(told: Acknowledged, count: int) -> None:
+    """Returns once that many more acknowledgements came: traffic flows again."""
+    goal = told.count + count
+    deadline = time.monotonic() + QUIET_TIMEOUT_S
+    while told.count < goal:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"no {count} acknowledgements in {QUIET_TIMEOUT_S:.0f} s: traffic does not flow again")
+        await asyncio.sleep(POLL_S)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the comparison found.
+
+    Args:
+        lost: acknowledged and not in a log.
+        doubled: clicks that features counted more than once, and outcomes joined more than once.
+        missing: clicks that never reached features, or were never joined.
+    """
+
+    lost: int
+    doubled: int
+    missing: int
+
+
+async def compare(world: World, told: Acknowledged) -> Found:
+    """Compare logs and effects with what was acknowledged, once everything has settled."""
+    stored = set(await _column(world, "decision", STORED_DECISIONS))
+    lost_decisions = sum(decision_id not in stored for decision_id in told.decisions)
+    behavior_count = await _value(world, "feedback", STORED_BEHAVIOR_COUNT)
+    counted, outcomes = await _settled(world, behavior_count)
+    lost_clicks = await _lost_clicks(world, told)
+    return Found(
+        lost=lost_decisions + lost_clicks,
+        doubled=max(0, counted - behavior_count) + max(0, outcomes - behavior_count),
+        missing=max(0, behavior_count - counted) + max(0, behavior_count - outcomes),
+    )
+
+
+async def _settled(world: World, behavior_count: int) -> tuple[int, int]:
+    """Clicks that features counted and outcomes that were joined, once both stand still or are complete."""
+    seen: list[tuple[int, int]] = []
+    async with asyncio.timeout(QUIET_TIMEOUT_S):
+        while True:
+            now = (await _counted_clicks(world), await _value(world, "feedback", STORED_OUTCOMES))
+            seen.append(now)
+            if min(now) >= behavior_count or (len(seen) > 200 and len(set(seen[-200:])) == 1):
+                return now
+            await asyncio.sleep(POLL_S)
+
+
+async def _lost_clicks(world: World, told: Acknowledged) -> int:
+    """Acknowledged clicks that are taken as new when they are sent again."""
+    lost = 0
+    for start in range(0, len(told.clicks), 500):
+        request = feedback_pb.TrackRequest(events=told.clicks[start : start + 500])
+        answer = await call(world.services.feedback.Track, request, 30.0)
+        lost += sum(result.status != feedback_pb.TRACK_STATUS_DUPLICATE for result in answer.results)
+    return lost
+
+
+async def _counted_clicks(world: World) -> int:
+    """Sum over all items of the plain count of clicks, as decision would read it."""
+    described = await call(world.services.features.DescribeFeatureSet, features_pb.DescribeFeatureSetRequest(), 10.0)
+    feature_set = described.feature_set
+    column = next(c for c in feature_set.columns if c.name == "clicks_plain")
+    total = 0.0
+    request = features_pb.GetItemColumnsRequest(feature_set_version=feature_set.version)
+    async for chunk in world.services.features.GetItemColumns(request, timeout=10.0):
+        rows = np.frombuffer(chunk.rows, "<f4").reshape(len(chunk.item_ids), feature_set.item_width)
+        total += float(np.nansum(rows[:, column.item.offset]))
+    return round(total)
+
+
+async def _column(world: World, service: str, query: str) -> list[str]:
+    connection = await asyncpg.connect(world.stack.database_url(service))
+    try:
+        return [row[0] for row in await connection.fetch(query)]
+    finally:
+        await connection.close()
+
+
+async def _value(world: World, service: str, query: str) -> int:
+    connection = await asyncpg.connect(world.stack.database_url(service))
+    try:
+        return int(await connection.fetchval(query))
+    finally:
+        await connection.close()
+
+
+async def weaken(world: World, service: str, script: str) -> None:
+    """Switch a protection off, in the service's database."""
+    connection = await asyncpg.connect(world.stack.database_url(service))
+    try:
+        await connection.execute(script)
+    finally:
+        await connection.close()
