@@ -182,9 +182,7 @@ def changes(before: People, after: People) -> tuple[list[Group], list[Group]]:
     member_ids = sorted({*before, *after})
     was = {one: _subject_id(before, one) for one in member_ids}
     now = {one: _subject_id(after, one) for one in member_ids}
-    left = [Group(old, ids) for old, new, ids in _regrouped(was, now) if old != new]
-    came = [Group(new, ids) for new, old, ids in _regrouped(now, was) if old != new]
-    return left, came
+    return _groups(was, now), _groups(now, was)
 
 
 def _may_join(ours: Subject, theirs: Subject, other: Named, *, is_linked_strongly: bool) -> bool:
@@ -209,11 +207,14 @@ def _subject_id(people: People, member_id: str) -> str:
     return member_id if subject is None else subject.subject_id
 
 
-def _regrouped(from_: Mapping[str, str], to: Mapping[str, str]) -> list[tuple[str, str, tuple[str, ...]]]:
-    """(subject here, subject there, its members) for each subject here that is more than one there."""
+def _groups(here: Mapping[str, str], there: Mapping[str, str]) -> list[Group]:
+    """For each subject here whose members are several there: each group but the one that has its earliest member."""
     groups: dict[str, dict[str, list[str]]] = {}
-    for member_id, here in from_.items():
-        groups.setdefault(here, {}).setdefault(to[member_id], []).append(member_id)
+    for member_id, subject_id in here.items():
+        groups.setdefault(subject_id, {}).setdefault(there[member_id], []).append(member_id)
     return [
-        (here, there, tuple(ids)) for here, theres in groups.items() if len(theres) > 1 for there, ids in theres.items()
+        Group(subject_id, tuple(ids))
+        for subject_id, others in groups.items()
+        for ids in others.values()
+        if subject_id not in ids
     ]

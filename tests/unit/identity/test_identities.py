@@ -19,7 +19,7 @@ from services.identity.domain.resolution import Query, Sought, SubjectMember, an
 
 PEPPER = b"p" * 32
 
-values = st.text(st.characters(blacklist_characters="\0", blacklist_categories=("Cs",)), min_size=1, max_size=40)
+values = st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=1, max_size=40)
 identities = st.builds(Identity, st.sampled_from(sorted(NAMESPACES)), values)
 
 
