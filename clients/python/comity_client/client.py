@@ -13,7 +13,7 @@ from comity.feedback.v1 import feedback_service_pb2_grpc as feedback_grpc
 
 from comity_client import wire
 from comity_client.errors import FieldProblem, InvalidRequestError, MissingDefaultError
-from comity_client.results import Decision, Entry, Page, Tracked
+from comity_client.results import Decision, Entry, Happening, Page, Tracked
 from comity_client.transport import Transport
 from comity_client.wire import Fact
 
@@ -138,27 +138,39 @@ class ComityClient:
         Raises:
             InvalidRequestError: the server refused the event as wrong (unless raise_on_invalid is off).
         """
-        event = wire.tracked_event(
-            event_id or uuid.uuid4().hex,
+        happened = Happening(
             event_type,
             identities,
-            item_ids=item_ids,
-            properties=properties or {},
-            decision=decision,
-            occurred_at=occurred_at,
+            tuple(item_ids),
+            properties or {},
+            decision,
+            occurred_at,
+            event_id or uuid.uuid4().hex,
         )
-        deadline_at = _after(self._track_deadline_s if deadline_s is None else deadline_s)
-        answer, why = await self._transport.ask(
-            self._feedback_address,
-            lambda channel: feedback_grpc.FeedbackServiceStub(channel).Track,
-            feedback_pb.TrackRequest(events=[event]),
-            deadline_at,
-        )
-        tracked = _tracked(answer, event.event_id, why)
+        (tracked,) = await self.track_many([happened], deadline_s=deadline_s)
         if tracked.status == "REFUSED" and self._raise_on_invalid:
             problem = FieldProblem(tracked.field, tracked.problem)
             raise InvalidRequestError(f"{problem.field}: {problem.problem}", problems=(problem,))
         return tracked
+
+    async def track_many(self, happenings: Sequence[Happening], *, deadline_s: float | None = None) -> list[Tracked]:
+        """Say that things happened, in one call; what became of each, in that order.
+
+        A refused event is among the results: one bad event never costs the others.
+
+        Raises:
+            InvalidRequestError: the server refused the request as a whole (unless raise_on_invalid is off).
+        """
+        if not happenings:
+            return []
+        deadline_at = _after(self._track_deadline_s if deadline_s is None else deadline_s)
+        answer, why = await self._transport.ask(
+            self._feedback_address,
+            lambda channel: feedback_grpc.FeedbackServiceStub(channel).Track,
+            feedback_pb.TrackRequest(events=[wire.tracked_event(happening) for happening in happenings]),
+            deadline_at,
+        )
+        return _tracked(answer, happenings, why)
 
     def _default_of(self, placement_id: str, of_call: Mapping[str, Sequence[Entry]]) -> tuple[Entry, ...]:
         entries = tuple(of_call.get(placement_id) or self._defaults.get(placement_id) or ())
@@ -199,10 +211,13 @@ def _own_decision(placement_id: str, entries: tuple[Entry, ...], why: str) -> De
     )
 
 
-def _tracked(answer: feedback_pb.TrackResponse | None, event_id: str, why: str) -> Tracked:
-    if answer is not None and len(answer.results) == 1:
+def _tracked(answer: feedback_pb.TrackResponse | None, happenings: Sequence[Happening], why: str) -> list[Tracked]:
+    results = list(answer.results) if answer is not None else []
+    tracked = []
+    for index, happening in enumerate(happenings):
         try:
-            return wire.tracked_of(answer.results[0], event_id=event_id)
-        except wire.GarbageError:
-            pass
-    return Tracked(event_id=event_id, status="NOT_DELIVERED", problem=why or "CLIENT_INVALID_ANSWER")
+            tracked.append(wire.tracked_of(results[index], event_id=happening.event_id))
+        except (IndexError, wire.GarbageError):
+            problem = why or "CLIENT_INVALID_ANSWER"
+            tracked.append(Tracked(event_id=happening.event_id, status="NOT_DELIVERED", problem=problem))
+    return tracked

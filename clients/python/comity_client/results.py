@@ -1,7 +1,9 @@
 """What calls give back, in plain dataclasses."""
 
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Literal, TypeAlias
 
 # slate: chosen for this person; fallback: what the server declares or what is popular; client_default: the caller's own.
@@ -58,6 +60,27 @@ class Decision:
 
 # Placement id → its decision; every placement that was asked for is there.
 Page: TypeAlias = Mapping[str, Decision]
+
+
+@dataclass(frozen=True, slots=True)
+class Happening:
+    """Something that happened, to be tracked.
+
+    Args:
+        type: as the site bundle declares it, e.g. click.
+        identities: namespace → value of the person.
+        decision: what it answers, as decide gave it.
+        occurred_at: aware; now when not given.
+        event_id: the same id counts once.
+    """
+
+    type: str
+    identities: Mapping[str, str]
+    item_ids: tuple[str, ...] = ()
+    properties: Mapping[str, str | float | bool] = field(default_factory=dict)
+    decision: Decision | None = None
+    occurred_at: datetime | None = None
+    event_id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
 
 @dataclass(frozen=True, slots=True)

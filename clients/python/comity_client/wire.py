@@ -1,15 +1,13 @@
 """Protobuf ↔ dataclasses, the only place that knows both; what is not a sound answer is refused here."""
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-
 from comity.common.v1 import types_pb2 as types_pb
 from comity.decision.v1 import decision_events_pb2 as decision_events_pb
 from comity.decision.v1 import decision_service_pb2 as decision_pb
 from comity.feedback.v1 import feedback_events_pb2 as feedback_events_pb
 from comity.feedback.v1 import feedback_service_pb2 as feedback_pb
 
-from comity_client.results import Decision, Entry, Tracked, TrackedStatus
+from comity_client.results import Decision, Entry, Happening, Tracked, TrackedStatus
 
 Fact = str | float | bool
 SLATE_ENTRIES_MAX = 100
@@ -85,28 +83,20 @@ def decision_of(answer: decision_pb.PlacementDecision, *, placement_id: str) -> 
     )
 
 
-def tracked_event(
-    event_id: str,
-    type_: str,
-    identities: Mapping[str, str],
-    *,
-    item_ids: Sequence[str],
-    properties: Mapping[str, Fact],
-    decision: Decision | None,
-    occurred_at: datetime | None,
-) -> feedback_pb.TrackedEvent:
+def tracked_event(happening: Happening) -> feedback_pb.TrackedEvent:
     """The event; a decision that the client made itself is left out, for the log does not know it."""
     event = feedback_pb.TrackedEvent(
-        event_id=event_id,
-        type=type_,
-        subject=types_pb.SubjectRef(identities=identities_of(identities)),
-        item_ids=item_ids,
-        properties={name: _property_value(value) for name, value in properties.items()},
+        event_id=happening.event_id,
+        type=happening.type,
+        subject=types_pb.SubjectRef(identities=identities_of(happening.identities)),
+        item_ids=happening.item_ids,
+        properties={name: _property_value(value) for name, value in happening.properties.items()},
     )
-    if occurred_at is not None:
-        if occurred_at.tzinfo is None:
+    if happening.occurred_at is not None:
+        if happening.occurred_at.tzinfo is None:
             raise ValueError("occurred_at must be aware: give it a time zone")
-        event.occurred_at.FromDatetime(occurred_at)
+        event.occurred_at.FromDatetime(happening.occurred_at)
+    decision = happening.decision
     if decision is not None and decision.exposure_token:
         event.decision_id = decision.decision_id
         event.exposure_token = decision.exposure_token

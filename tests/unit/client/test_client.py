@@ -12,7 +12,7 @@ import pytest
 from comity.decision.v1 import decision_events_pb2 as events_pb
 from comity.decision.v1 import decision_service_pb2 as decision_pb
 from comity.feedback.v1 import feedback_service_pb2 as feedback_pb
-from comity_client import ComityClient, Entry, InvalidRequestError, MissingDefaultError
+from comity_client import ComityClient, Entry, Happening, InvalidRequestError, MissingDefaultError
 from comity_client.timing import within
 from google.protobuf import any_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
@@ -413,3 +413,14 @@ async def test_a_result_for_another_event_is_not_taken() -> None:
     async with served(Feedback(other)) as address, ComityClient(address) as comity:
         tracked = await comity.track("click", identities=ALICE)
     assert (tracked.status, tracked.problem) == ("NOT_DELIVERED", "CLIENT_INVALID_ANSWER")
+
+
+async def test_many_events_go_in_one_call_and_a_refused_one_costs_no_other() -> None:
+    """Each event of a batch has its own verdict, and none raises."""
+    refused = feedback_pb.TrackResult(status=feedback_pb.TRACK_STATUS_REFUSED, field="type", problem="is not declared")
+    feedback = Feedback(refused)
+    happenings = [Happening("clik", ALICE), Happening("click", ALICE, item_ids=("kite",))]
+    async with served(feedback) as address, ComityClient(address) as comity:
+        tracked = await comity.track_many(happenings)
+    assert [one.status for one in tracked] == ["REFUSED", "NOT_DELIVERED"]
+    assert len(feedback.requests) == 1
