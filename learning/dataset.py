@@ -1,0 +1,293 @@
+"""Examples from the log: what was shown, with the features it was decided with, and what came back.
+
+Point in time by construction: the features are the matrix that the decision logged, so nothing that happened later
+can be in them. Only what was shown is an example: a candidate that nobody saw is no negative.
+"""
+
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+import grpc
+import numpy as np
+from comity.decision.v1 import decision_events_pb2 as decision_pb2
+from comity.feedback.v1 import feedback_service_pb2 as pb
+from comity.feedback.v1.feedback_service_pb2_grpc import FeedbackServiceStub
+from numpy.typing import NDArray
+
+from services.chassis.status import from_call_error
+
+Floats = NDArray[np.float32]
+Integers = NDArray[np.int64]
+
+# Rewards become grades, small whole numbers: LambdaMART's gain is 2^grade − 1.
+GRADE_MAX = 4
+CHUNK_ROWS = 65_536
+CLOCK_SKEW_MAX = timedelta(minutes=5)
+Progress = Callable[[int], None]
+
+
+@dataclass(slots=True)
+class Counts:
+    """What became of the decisions that were read."""
+
+    decisions: int = 0
+    used: int = 0
+    without_outcome: int = 0
+    not_learnable: int = 0
+    without_features: int = 0
+    other_feature_set: int = 0
+    outcomes: int = 0
+    withheld: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """Columnar examples, one row an item shown, rows of a decision together, decisions in order of time.
+
+    Args:
+        matrix: float32, shape (rows_count, columns_count); NaN where a feature is missing or may not be used.
+        labels: float32 grade of each row, whole numbers in [0, 4]; 0: shown and not answered.
+        groups: rows of each decision.
+        slots: place in the slate, from 0.
+        propensities: probability that the row's item was in its slot; 0 where it is not known.
+        decided_at_ms: of each decision.
+    """
+
+    columns: tuple[str, ...]
+    matrix: Floats
+    labels: Floats
+    groups: Integers
+    slots: Integers
+    propensities: Floats
+    item_ids: tuple[str, ...]
+    decision_ids: tuple[str, ...]
+    decided_at_ms: Integers
+    counts: Counts = field(compare=False)
+
+    @property
+    def rows_count(self) -> int:
+        """Items shown, over all decisions."""
+        return len(self.labels)
+
+    def head(self, groups_count: int) -> "Examples":
+        """The first decisions."""
+        return self._part(0, groups_count)
+
+    def tail(self, groups_count: int) -> "Examples":
+        """The decisions after the first *groups_count*."""
+        return self._part(groups_count, len(self.groups))
+
+    def _part(self, first: int, end: int) -> "Examples":
+        rows = slice(int(self.groups[:first].sum()), int(self.groups[:end].sum()))
+        return Examples(
+            columns=self.columns,
+            matrix=self.matrix[rows],
+            labels=self.labels[rows],
+            groups=self.groups[first:end],
+            slots=self.slots[rows],
+            propensities=self.propensities[rows],
+            item_ids=self.item_ids[rows],
+            decision_ids=self.decision_ids[first:end],
+            decided_at_ms=self.decided_at_ms[first:end],
+            counts=self.counts,
+        )
+
+
+class ExamplesBuilder:
+    """Collects examples into float32 chunks that are allocated ahead, so that memory is what the rows take."""
+
+    def __init__(self, columns: tuple[str, ...], rewards: Mapping[str, Mapping[str, float]], feature_set: str) -> None:
+        self._columns = columns
+        self._rewards = rewards
+        self._feature_set = feature_set
+        self._chunks: list[Floats] = []
+        self._rows_count = 0
+        self._labels: list[float] = []
+        self._slots: list[int] = []
+        self._propensities: list[float] = []
+        self._item_ids: list[str] = []
+        self._groups: list[int] = []
+        self._decision_ids: list[str] = []
+        self._decided_at_ms: list[int] = []
+        self.counts = Counts()
+
+    def add(self, decision: decision_pb2.DecisionMade) -> None:
+        """Make examples of a decision, if it can be learned from; count it in any case."""
+        counts = self.counts
+        counts.decisions += 1
+        recorded = decision.origin == decision_pb2.ORIGIN_RECORDED
+        if not (decision.learnable or recorded):
+            # What a fallback showed says nothing about the policy.
+            counts.not_learnable += 1
+        elif decision.versions.feature_set != self._feature_set:
+            counts.other_feature_set += 1
+        elif (matrix := logged_matrix(decision, len(self._columns))) is None:
+            counts.without_features += 1
+        elif not (rewards := self._rewards.get(decision.decision_id)):
+            counts.without_outcome += 1
+        else:
+            self._add_shown(decision, matrix, rewards)
+
+    def _add_shown(self, decision: decision_pb2.DecisionMade, matrix: Floats, rewards: Mapping[str, float]) -> None:
+        row_of = row_by_candidate(decision.inputs)
+        shown = [
+            (entry, row)
+            for entry in sorted(decision.slate, key=lambda entry: entry.slot)
+            if (row := row_of.get((entry.item_id, entry.variant_id), row_of.get((entry.item_id, "")))) is not None
+        ]
+        grades = [grade(rewards.get(entry.item_id, 0.0)) for entry, _ in shown]
+        if not any(grades):
+            self.counts.without_outcome += 1
+            return
+        for (entry, row), label in zip(shown, grades, strict=True):
+            self._place()[:] = matrix[row]
+            self._labels.append(label)
+            self._slots.append(entry.slot)
+            self._propensities.append(entry.propensity)
+            self._item_ids.append(entry.item_id)
+        self._groups.append(len(shown))
+        self._decision_ids.append(decision.decision_id)
+        self._decided_at_ms.append(decision.decided_at.ToMilliseconds())
+        self.counts.used += 1
+
+    def _place(self) -> Floats:
+        chunk, row = divmod(self._rows_count, CHUNK_ROWS)
+        if chunk == len(self._chunks):
+            self._chunks.append(np.empty((CHUNK_ROWS, len(self._columns)), dtype=np.float32))
+        self._rows_count += 1
+        place: Floats = self._chunks[chunk][row]
+        return place
+
+    def build(self) -> Examples:
+        """Everything that was added."""
+        matrix = np.empty((self._rows_count, len(self._columns)), dtype=np.float32)
+        # Chunks are let go as they are copied: the peak is one copy and one chunk.
+        for start in range(0, self._rows_count, CHUNK_ROWS):
+            end = min(start + CHUNK_ROWS, self._rows_count)
+            matrix[start:end] = self._chunks.pop(0)[: end - start]
+        return Examples(
+            columns=self._columns,
+            matrix=matrix,
+            labels=np.array(self._labels, dtype=np.float32),
+            groups=np.array(self._groups, dtype=np.int64),
+            slots=np.array(self._slots, dtype=np.int64),
+            propensities=np.array(self._propensities, dtype=np.float32),
+            item_ids=tuple(self._item_ids),
+            decision_ids=tuple(self._decision_ids),
+            decided_at_ms=np.array(self._decided_at_ms, dtype=np.int64),
+            counts=self.counts,
+        )
+
+
+def grade(reward: float) -> float:
+    """The relevance that a reward is: 0 for none, else the reward rounded, in [1, 4]."""
+    return float(min(max(round(reward), 1), GRADE_MAX)) if reward > 0 else 0.0
+
+
+def logged_matrix(decision: decision_pb2.DecisionMade, columns_count: int) -> Floats | None:
+    """The model's input as it was logged, one row an eligible candidate; None where there is none of this width."""
+    inputs = decision.inputs
+    if not inputs.matrix or inputs.columns_count != columns_count:
+        return None
+    return np.frombuffer(inputs.matrix, dtype="<f4").reshape(-1, columns_count)
+
+
+def row_by_candidate(inputs: decision_pb2.DecisionInputs) -> dict[tuple[str, str], int]:
+    """Where in the matrix a candidate's row is, by item and variant, and by item alone: its first variant's.
+
+    Rows are the eligible candidates in order; excluded ones have none.
+    """
+    rows: dict[tuple[str, str], int] = {}
+    row = 0
+    for place, item_id in enumerate(inputs.item_ids):
+        if place < len(inputs.exclusions) and inputs.exclusions[place] != decision_pb2.EXCLUSION_REASON_UNSPECIFIED:
+            continue
+        if place < len(inputs.variant_ids):
+            rows.setdefault((item_id, inputs.variant_ids[place]), row)
+        rows.setdefault((item_id, ""), row)
+        row += 1
+    return rows
+
+
+async def replay_examples(
+    stub: FeedbackServiceStub,
+    *,
+    columns: tuple[str, ...],
+    feature_set: str,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    placement_id: str = "",
+    purpose: str = "",
+    progress: Progress = lambda _: None,
+) -> Examples:
+    """Examples of the decisions made in [since, until), whenever their outcomes came.
+
+    Outcomes are read first, so that a decision nobody answered is counted and not kept.
+
+    Args:
+        purpose: what people must allow now for their decisions to be learned from; empty: nothing is asked.
+        progress: told how many decisions have been read.
+    """
+    # An answer's clock may be late: it can seem to come a little before its decision.
+    answered_since = since - CLOCK_SKEW_MAX if since is not None else None
+    asked = _request(pb.REPLAY_KIND_OUTCOME, placement_id, purpose, since=answered_since)
+    rewards, withheld = await _replay_rewards(stub, asked)
+    builder = ExamplesBuilder(columns, rewards, feature_set)
+    builder.counts.outcomes = sum(len(items) for items in rewards.values())
+    builder.counts.withheld = withheld
+    request = _request(pb.REPLAY_KIND_DECISION, placement_id, purpose, since=since, until=until)
+    async for response in _responses(stub, request):
+        builder.counts.withheld += response.withheld_count
+        for event in response.events:
+            builder.add(event.decision)
+        progress(builder.counts.decisions)
+    return builder.build()
+
+
+async def _replay_rewards(
+    stub: FeedbackServiceStub, request: pb.ReplayEventsRequest
+) -> tuple[dict[str, dict[str, float]], int]:
+    """The best reward of each item of each decision, and how many outcomes were withheld."""
+    rewards: dict[str, dict[str, float]] = {}
+    withheld = 0
+    async for response in _responses(stub, request):
+        withheld += response.withheld_count
+        for event in response.events:
+            items = rewards.setdefault(event.outcome.decision_id, {})
+            items[event.outcome.item_id] = max(items.get(event.outcome.item_id, 0.0), event.outcome.reward)
+    return rewards, withheld
+
+
+async def _responses(
+    stub: FeedbackServiceStub, request: pb.ReplayEventsRequest
+) -> AsyncIterator[pb.ReplayEventsResponse]:
+    try:
+        async for response in stub.ReplayEvents(request):
+            yield response
+    except grpc.aio.AioRpcError as error:
+        raise from_call_error(error) from error
+
+
+def _request(
+    kind: pb.ReplayKind.ValueType,
+    placement_id: str,
+    purpose: str,
+    *,
+    since: datetime | None = None,
+    until: datetime | None = None,
+) -> pb.ReplayEventsRequest:
+    request = pb.ReplayEventsRequest(kinds=[kind], placement_id=placement_id, purpose=purpose)
+    if since is not None:
+        request.since.FromDatetime(since)
+    if until is not None:
+        request.until.FromDatetime(until)
+    return request
+
+
+def groups_of(examples: Examples) -> Iterator[slice]:
+    """The rows of each decision."""
+    start = 0
+    for count in examples.groups.tolist():
+        yield slice(start, start + count)
+        start += count

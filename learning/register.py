@@ -1,0 +1,57 @@
+"""Hands a model to the platform: registered whole or not at all, then made the one that decides."""
+
+from collections.abc import Iterator, Mapping
+
+import grpc
+from comity.decision.v1 import decision_service_pb2 as pb
+from comity.decision.v1.decision_service_pb2_grpc import ReleaseServiceStub
+
+from learning.export import Exported
+from services.chassis.rpc_client import call
+from services.chassis.status import from_call_error
+
+# Half of what one message may carry.
+CHUNK_BYTES = 64 * 1024
+REGISTER_TIMEOUT_S = 60.0
+ACTIVATE_TIMEOUT_S = 30.0
+
+
+async def register(
+    stub: ReleaseServiceStub,
+    exported: Exported,
+    *,
+    name: str,
+    feature_set: str,
+    columns: tuple[str, ...],
+    metrics: Mapping[str, float],
+) -> str:
+    """The version that the model was registered as; registering the same one again gives the same version.
+
+    Raises:
+        ServiceError: INVALID when the model does not fit the site's features; nothing of it is kept then.
+    """
+    header = pb.ModelHeader(
+        name=name, sha256=exported.sha256, feature_set_version=feature_set, columns=columns, metrics=dict(metrics)
+    )
+    try:
+        response = await stub.RegisterModel(_parts(header, exported.model), timeout=REGISTER_TIMEOUT_S)
+    except grpc.aio.AioRpcError as error:
+        raise from_call_error(error) from error
+    return response.model_version
+
+
+def _parts(header: pb.ModelHeader, model: bytes) -> Iterator[pb.RegisterModelRequest]:
+    yield pb.RegisterModelRequest(header=header)
+    for start in range(0, len(model), CHUNK_BYTES):
+        yield pb.RegisterModelRequest(chunk=model[start : start + CHUNK_BYTES])
+
+
+async def activate(stub: ReleaseServiceStub, *, name: str, sha256: str) -> str:
+    """The version that decides from now on.
+
+    Raises:
+        ServiceError: NOT_FOUND when it was never registered.
+    """
+    request = pb.ActivateModelRequest(name=name, sha256=sha256)
+    response = await call(stub.ActivateModel, request, ACTIVATE_TIMEOUT_S)
+    return response.model_version
