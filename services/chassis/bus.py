@@ -138,6 +138,9 @@ class NatsBus:
             ServiceError: also INVALID (MESSAGE_TOO_LARGE) when it can never be stored.
         """
         sent = {**headers, MESSAGE_ID: message_id}
+        if len(payload) + _header_bytes(sent) > min(MESSAGE_BYTES_MAX, self._client.max_payload):
+            # The client looks at the payload alone, and the server answers what is too long by hanging up.
+            raise _too_large()
         with _outages("publish"):
             for attempt in range(PUBLISH_ATTEMPTS):
                 try:
@@ -297,6 +300,11 @@ def _message(msg: Msg) -> Message:
         headers={name: value for name, value in (msg.headers or {}).items() if name != MESSAGE_ID},
         deliveries_count=msg.metadata.num_delivered,
     )
+
+
+def _header_bytes(headers: Mapping[str, str]) -> int:
+    """Length of the headers on the wire: `NATS/1.0`, a line each, an empty line."""
+    return 12 + sum(len(name) + len(value) + 4 for name, value in headers.items())
 
 
 def _service_in(channels: str) -> str:

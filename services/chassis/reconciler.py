@@ -16,6 +16,7 @@ import structlog
 
 from services.chassis import envelope
 from services.chassis.bus import STREAM_AGE_S, NatsBus, StreamState
+from services.chassis.envelope import OutMessage
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.events import LogPosition
 from services.chassis.eventstore import recorded
@@ -160,17 +161,27 @@ class Reconciler:
         """Publish events under new message ids: the stream remembers the old ones for a while, and would drop them."""
         for messages in envelope.pack(self._service, [recorded(row) for row in rows]).values():
             for message in messages:
-                await self._bus.publish(
-                    message.channel,
-                    message.payload,
-                    message_id=f"again-{uuid4().hex}",
-                    headers=envelope.headers(self._service, message),
-                )
+                await self._publish(message)
+
+    async def _publish(self, message: OutMessage) -> None:
+        try:
+            await self._bus.publish(
+                message.channel,
+                message.payload,
+                message_id=f"again-{uuid4().hex}",
+                headers=envelope.headers(self._service, message),
+            )
+        except ServiceError as error:
+            if error.kind is not Kind.INVALID:
+                raise
+            # The relay met it as well, and put it aside: the bus never takes it.
+            _log.warning("event_cannot_be_published", service=self._service, reason=error.reason)
 
 
 def lost_something(before: asyncpg.Record, state: StreamState) -> bool:
     """Whether a stream that looked like *before* can only look like this because something was taken from it."""
-    aged_out = state.first_at < _oldest() + timedelta(hours=1)
+    # An empty stream tells no time of its first message, and is worth a comparison.
+    aged_out = state.first_at.year > 1 and state.first_at < _oldest() + timedelta(hours=1)
     return (
         before["stream_created"] != state.created
         or state.last_seq < before["last_seq"]
