@@ -1,0 +1,250 @@
+"""What is traced, what leaves the process, and how it lies in a file."""
+
+import asyncio
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import asyncpg
+import pytest
+import redis.asyncio
+from google.protobuf.json_format import Parse
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from opentelemetry.trace import SpanKind, StatusCode
+
+from services.chassis import telemetry, tracing
+from services.chassis.gather import Gatherer, Load
+from services.chassis.span_export import FileExporter
+from services.chassis.telemetry import Telemetry
+
+SAMPLED = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
+NOT_SAMPLED = SAMPLED[:-2] + "00"
+
+
+class Kept(SpanExporter):
+    """Keeps what is exported."""
+
+    def __init__(self) -> None:
+        self.spans: list[ReadableSpan] = []
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        self.spans.extend(spans)
+        return SpanExportResult.SUCCESS
+
+
+class Traced:
+    """Tracing that keeps its spans."""
+
+    def __init__(self, ratio: float = 1.0) -> None:
+        self.kept = Kept()
+        self.telemetry = Telemetry("sample", self.kept, ratio=ratio)
+
+    def spans(self) -> dict[str, ReadableSpan]:
+        self.telemetry.flush()
+        return {span.name: span for span in self.kept.spans}
+
+
+class Call(NamedTuple):
+    method: str
+    invocation_metadata: tuple[tuple[str, str | bytes], ...]
+
+    @classmethod
+    def to(cls, method: str, traceparent: str | None = None) -> Any:
+        metadata = () if traceparent is None else (("user-agent", "x"), ("traceparent", traceparent))
+        return cls(method, metadata)
+
+
+@pytest.fixture
+def traced() -> Iterator[Traced]:
+    made = Traced()
+    yield made
+    made.telemetry.shutdown()
+
+
+def test_without_telemetry_nothing_is_created() -> None:
+    """A span outside of a traced process is no span, and carries no context onward."""
+    with tracing.span("x") as span, tracing.root_span("y") as root:
+        assert not span.is_recording()
+        assert not root.is_recording()
+        assert tracing.traceparent() == ""
+        headers: dict[str, str] = {}
+        tracing.inject(headers)
+        assert headers == {}
+
+
+def test_a_step_is_traced_only_inside_a_sampled_call(traced: Traced) -> None:
+    """Outside of one no span begins, however high the ratio."""
+    with tracing.span("outside"):
+        pass
+    with tracing.root_span("call"), tracing.span("inside", {tracing.COMITY_REASON: "RANKED"}):
+        # Bit 0 says sampled; OpenTelemetry sets bit 1 as well: the trace id is random.
+        assert int(tracing.traceparent()[-2:], 16) & 1
+        tracing.set_attributes({tracing.COMITY_BATCH_SIZE: 3})
+    spans = traced.spans()
+    assert spans.keys() == {"call", "inside"}
+    assert spans["inside"].parent == spans["call"].context
+    assert dict(spans["inside"].attributes or {}) == {"comity.reason": "RANKED", "comity.batch.size": 3}
+
+
+@pytest.mark.parametrize(
+    ("ratio", "traceparent", "sampled"),
+    [
+        (0.0, SAMPLED, True),
+        (1.0, NOT_SAMPLED, False),
+        (1.0, None, True),
+        (0.0, None, False),
+        (1.0, "nonsense", False),
+    ],
+)
+def test_the_caller_decides_and_else_the_dice(ratio: float, traceparent: str | None, sampled: bool) -> None:
+    """A traceparent settles it, whatever the ratio; without one the ratio does."""
+    filter_ = Telemetry("sample", None, ratio=ratio).sampled_call
+    assert filter_(Call.to("/comity.x.v1.X/Y", traceparent)) is sampled
+
+
+def test_probes_are_never_traced() -> None:
+    """A health check a second would bury what matters."""
+    assert not Telemetry("sample", None, ratio=1.0).sampled_call(Call.to("/grpc.health.v1.Health/Check", SAMPLED))
+
+
+def test_the_dice_are_thrown_once() -> None:
+    """What the filter let in is recorded, also at a ratio that the sampler would refuse."""
+    traced = Traced(ratio=0.0)
+    try:
+        with tracing.tracer().start_as_current_span("server", kind=SpanKind.SERVER) as span:
+            assert span.is_recording()
+        with tracing.root_span("loop") as span:
+            assert not span.is_recording()
+    finally:
+        traced.telemetry.shutdown()
+
+
+def test_a_message_links_its_consumer_to_its_producer(traced: Traced) -> None:
+    """The consumer's trace is its own, and finds the producer's by a link."""
+    headers: dict[str, str] = {}
+    with tracing.root_span("produce"):
+        tracing.inject(headers)
+    with tracing.consumer_span("consume", headers) as span:
+        assert span.is_recording()
+    spans = traced.spans()
+    assert spans["consume"].parent is None
+    assert spans["consume"].kind is SpanKind.CONSUMER
+    assert [link.context.span_id for link in spans["consume"].links] == [spans["produce"].context.span_id]
+
+
+@pytest.mark.parametrize("headers", [{}, {"traceparent": NOT_SAMPLED}, {"traceparent": "nonsense"}])
+def test_a_message_of_an_untraced_producer_is_not_traced(traced: Traced, headers: dict[str, str]) -> None:
+    """Nothing begins on the consumer's side either."""
+    with tracing.consumer_span("consume", headers) as span:
+        assert not span.is_recording()
+
+
+def test_texts_of_exceptions_do_not_leave(traced: Traced) -> None:
+    """A driver's error may hold a value; its type is enough."""
+
+    def fail() -> None:
+        with tracing.root_span("call") as span:
+            span.set_attribute("enduser.id", "canary")
+            span.set_attribute("db.statement.parameters", "canary")
+            span.set_attribute("db.statement", "SELECT 1")
+            raise ValueError("canary")
+
+    with pytest.raises(ValueError, match="canary"):
+        fail()
+    exported = traced.spans()["call"]
+    assert "canary" not in exported.to_json()
+    assert exported.status.status_code is StatusCode.ERROR
+    assert dict(exported.attributes or {}) == {"db.statement": "SELECT 1"}
+    assert [dict(event.attributes or {}) for event in exported.events] == [{"exception.type": "ValueError"}]
+
+
+def test_a_file_holds_otlp_json_lines(tmp_path: Path) -> None:
+    """Ids are hex and enums integers, as the OTLP/JSON encoding says; each line is one export."""
+    made = Telemetry("sample", FileExporter(tmp_path, "sample"), ratio=1.0)
+    with tracing.root_span("first") as first:
+        tracing.link_to([SAMPLED])
+        with tracing.span("second"):
+            pass
+    made.shutdown()
+    (path,) = tmp_path.iterdir()
+    (line,) = path.read_text().splitlines()
+    request = json.loads(line)
+    spans = request["resourceSpans"][0]["scopeSpans"][0]["spans"]
+    by_name = {span["name"]: span for span in spans}
+    context = first.get_span_context()
+    assert by_name["first"]["traceId"] == f"{context.trace_id:032x}"
+    assert by_name["second"]["parentSpanId"] == by_name["first"]["spanId"] == f"{context.span_id:016x}"
+    assert by_name["first"]["links"][0]["traceId"] == "a" * 32
+    assert by_name["first"]["kind"] == 1
+    assert isinstance(by_name["first"]["startTimeUnixNano"], str)
+    names = {one["key"]: one["value"] for one in request["resourceSpans"][0]["resource"]["attributes"]}
+    assert names["service.name"] == {"stringValue": "sample"}
+    Parse(line, ExportTraceServiceRequest())
+
+
+def test_files_are_bounded(tmp_path: Path) -> None:
+    """A full file is put aside, and of all of them the newest are kept."""
+    made = Traced()
+    with tracing.root_span("call"):
+        pass
+    spans = list(made.spans().values())
+    made.telemetry.shutdown()
+    (tmp_path / "other-1.jsonl").touch()
+    exporter = FileExporter(tmp_path, "sample", file_bytes_max=2000, files_max=3)
+    for _ in range(40):
+        assert exporter.export(spans) is SpanExportResult.SUCCESS
+    exporter.shutdown()
+    files = sorted(path.name for path in tmp_path.glob("sample-*.jsonl"))
+    assert len(files) == 3
+    assert all(path.stat().st_size <= 2000 for path in tmp_path.iterdir())
+    assert (tmp_path / "other-1.jsonl").exists()
+
+
+def test_shutting_down_leaves_the_drivers_as_they_were() -> None:
+    """Set up and shut down as often as one likes."""
+    places = [(asyncpg.Connection, "fetch"), (redis.asyncio.Redis, "execute_command")]
+    before = [getattr(owner, name) for owner, name in places]
+    for _ in range(2):
+        made = Traced()
+        assert [getattr(owner, name) for owner, name in places] != before
+        assert telemetry.client_interceptors()
+        made.telemetry.shutdown()
+        made.telemetry.shutdown()
+        assert [getattr(owner, name) for owner, name in places] == before
+        assert not telemetry.client_interceptors()
+
+
+async def test_a_batch_is_traced_by_its_first_sampled_waiter_and_linked_by_the_others(traced: Traced) -> None:
+    """What the batch does nests in one trace; every other sampled one finds it by a link; the unsampled add nothing."""
+
+    async def send(queries: list[str]) -> Sequence[str | Exception]:
+        with tracing.span("read"):
+            return queries
+
+    load = Load()
+    gatherer = Gatherer(send, load, name="consent")
+
+    async def call(name: str, sampled: bool) -> str:
+        if not sampled:
+            return await gatherer(name)
+        with tracing.root_span(name):
+            return await gatherer(name)
+
+    calls = [call("dark", False), call("one", True), call("two", True)]
+    assert await asyncio.gather(*calls) == ["dark", "one", "two"]
+    traced.telemetry.flush()
+    kept = traced.kept.spans
+    one, two = (next(span for span in kept if span.name == name) for name in ("one", "two"))
+    gathers = [span for span in kept if span.name == "gather consent"]
+    (first,) = [span for span in gathers if span.context.trace_id == one.context.trace_id]
+    (other,) = [span for span in gathers if span.context.trace_id == two.context.trace_id]
+    (read,) = [span for span in kept if span.name == "read"]
+    assert read.parent == first.context
+    assert first.parent == one.context
+    assert other.parent == two.context
+    assert [link.context.span_id for link in other.links] == [first.context.span_id]
+    assert (first.attributes or {})["comity.batch.size"] == 3
+    assert len(kept) == 5
