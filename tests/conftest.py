@@ -33,6 +33,17 @@ def servers() -> Iterator[Servers]:
 
 
 @pytest.fixture
+def data_dir() -> Iterator[Path]:
+    """A folder for a stack, removed after the test.
+
+    Not under tmp_path: that is closed to other users, and root's Postgres runs as one (cli.stack.state).
+    """
+    with tempfile.TemporaryDirectory(prefix="comity-stack-") as folder:
+        Path(folder).chmod(0o711)
+        yield Path(folder) / "stack"
+
+
+@pytest.fixture
 async def database(servers: Servers) -> AsyncIterator[MakeDatabase]:
     """`await database("identity")`: address of a fresh database with that service's tables, dropped after the test."""
     made: list[str] = []

@@ -138,7 +138,7 @@ class Process:
                 return
             self.send(number)
             if number != signal.SIGKILL:
-                self.send(signal.SIGCONT)  # a paused process takes no signal but SIGKILL
+                signal_all(self.family(), signal.SIGCONT)  # what is paused takes no signal but SIGKILL
             if await self.wait_gone(patience_s):
                 return
         if self.alive():
@@ -148,10 +148,14 @@ class Process:
         """End it and its children at once, as a power cut would, and wait until they are gone."""
         self._stopped = True
         family = self.family()
-        for member in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                member.kill()
+        signal_all(family, signal.SIGKILL)
         await wait_until(lambda: not self.alive() and not any(_runs(member) for member in family), 10.0)
+
+    def release(self) -> None:
+        """No longer be its parent: it goes on when this one ends, and from now on is known by its record alone."""
+        if self._child is not None:
+            self._child.returncode = 0  # or Popen warns that it still runs, which is the intention
+            self._child = None
 
     def family(self) -> list[psutil.Process]:
         """The process and all its children, the process first; empty when it is not running."""
@@ -182,6 +186,13 @@ async def wait_until(holds: Callable[[], bool], timeout_s: float) -> bool:
             return False
         await asyncio.sleep(POLL_S)
     return True
+
+
+def signal_all(family: Sequence[psutil.Process], number: signal.Signals) -> None:
+    """Send the signal to each that is still there, in order."""
+    for member in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.send_signal(number)
 
 
 def _runs(process: psutil.Process) -> bool:

@@ -19,6 +19,7 @@ SECRETS: Mapping[str, Mapping[str, str]] = {
     "decision": {"SEED_KEY_FILE": "seed_key", "TOKEN_KEY_FILE": "token_key"},
     "feedback": {"TOKEN_KEY_FILE": "token_key"},
 }
+SECRET_NAMES = sorted({name for secrets in SECRETS.values() for name in secrets.values()})
 # Administrators' addresses: a service has its own role and must not know a stronger one.
 WITHHELD = ("COMITY_POSTGRES_URL",)
 # May be set for all services at once, as COMITY_LOG_LEVEL.

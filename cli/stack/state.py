@@ -4,13 +4,14 @@ import fcntl
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from cli.stack.binaries import is_root
-from cli.stack.processes import ProcessRecord
+from cli.stack.processes import ProcessRecord, start_time
 from services.chassis.errors import Kind, ServiceError
 
 # Raised when state.json changes its meaning; an older CLI then refuses instead of guessing.
@@ -131,6 +132,26 @@ class DataDir:
             lock.write(str(os.getpid()))
             lock.flush()
             yield
+
+
+def discard(data_dir: Path) -> None:
+    """Remove a stopped stack with all that it stored, also what lies outside its folder.
+
+    Raises:
+        ServiceError: FAILED_PRECONDITION when it runs, or is held by another process.
+    """
+    folder = DataDir(data_dir)
+    if not folder.path.exists():
+        return
+    state = folder.read()
+    with folder.exclusive():
+        if state is not None:
+            running = [name for name, record in state.processes.items() if start_time(record.pid) == record.started]
+            if running:
+                raise _refusal("STACK_IS_UP", f"{', '.join(running)} of {data_dir} still run; `comity down` first")
+            shutil.rmtree(folder.postgres(state.stack_id), ignore_errors=True)
+            shutil.rmtree(ROOT_HOME / state.stack_id, ignore_errors=True)
+        shutil.rmtree(folder.path)
 
 
 class Secrets:

@@ -11,15 +11,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import psutil
-
 from cli.stack import programs
 from cli.stack.binaries import versions
 from cli.stack.external import external_urls, require_reachable
 from cli.stack.ports import free_port, is_free
 from cli.stack.postgres import PostgresServer
 from cli.stack.probe import is_serving, wait_serving
-from cli.stack.processes import STOP_SIGNALS, Command, Process, ProcessRecord, log_tail, start_time
+from cli.stack.processes import STOP_SIGNALS, Command, Process, ProcessRecord, log_tail, signal_all, start_time
 from cli.stack.provision import SERVICES, migrate_service, provision
 from cli.stack.server import Server
 from cli.stack.servers import NatsServer, ValkeyServer, together
@@ -150,7 +148,7 @@ class Stack:
             self._lock.close()
             raise
         if not self._tied:
-            self._lock.close()
+            self._let_go()
 
     async def stop(self) -> None:
         """Stop everything that runs, what was started last first. External servers are left alone."""
@@ -180,11 +178,11 @@ class Stack:
 
     def pause(self, name: str) -> None:
         """Let it stand still (SIGSTOP): its connections stay open and nothing answers."""
-        _signal_all(self._processes[name].family(), signal.SIGSTOP)
+        signal_all(self._processes[name].family(), signal.SIGSTOP)
 
     def resume(self, name: str) -> None:
         """Let it go on."""
-        _signal_all(self._processes[name].family(), signal.SIGCONT)
+        signal_all(self._processes[name].family(), signal.SIGCONT)
 
     async def restart(self, name: str) -> None:
         """Stop it if it runs, and start it again where it was; returns when it answers."""
@@ -207,7 +205,9 @@ class Stack:
         """Take up what state.json says, or begin anew."""
         state = self.data_dir.read() or State(stack_id=chance.token_hex(8))
         self._state = state
-        self._secrets = Secrets(self.data_dir.secrets, state)
+        secrets = Secrets(self.data_dir.secrets, state)
+        self._secrets = secrets
+        self._secret_files = {name: secrets.file(name) for name in programs.SECRET_NAMES}
         self._processes = {name: self._process(name) for name in SERVICES}
         self._servers = {server.name: server for server in (self._postgres(), self._nats(), self._valkey())}
         self._processes |= {name: server.process for name, server in self._servers.items()}
@@ -307,7 +307,6 @@ class Stack:
         self._processes[name].spawn(self._command(name), partial(self._record, name))
 
     def _command(self, service: str) -> Command:
-        names = {name for secrets in programs.SECRETS.values() for name in secrets.values()}
         around = programs.Surroundings(
             addresses=self.addresses,
             databases=self._state.databases,
@@ -315,7 +314,7 @@ class Stack:
             redis_url=self.redis_url,
             traces=self.data_dir.traces,
             logs=self.data_dir.logs,
-            secret_files={name: self._secrets.file(name) for name in sorted(names)},
+            secret_files=self._secret_files,
         )
         return programs.command(service, around, {**self._env.get("*", {}), **self._env.get(service, {})})
 
@@ -361,18 +360,14 @@ class Stack:
             self._state.ports[name] = self._servers[name].port
         self._save()
 
+    def _let_go(self) -> None:
+        for process in self._processes.values():
+            process.release()
+        self._lock.close()
+
     def _forget(self, name: str) -> None:
         if self._state.processes.pop(name, None):
             self._save()
 
     def _save(self) -> None:
         self.data_dir.write(self._state)
-
-
-def _signal_all(family: list[psutil.Process], number: signal.Signals) -> None:
-    """Send the signal to each, children last: a parent that goes on could replace a child that stands still."""
-    for member in family:
-        try:
-            member.send_signal(number)
-        except psutil.NoSuchProcess:
-            continue

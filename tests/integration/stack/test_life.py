@@ -1,0 +1,158 @@
+"""A stack from its first start to its end."""
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import asyncpg
+import psutil
+import pytest
+
+from cli.stack import SERVICES, Stack, addresses, discard, look
+from cli.stack.probe import is_serving
+from cli.stack.processes import wait_until
+from services.chassis.errors import ServiceError
+
+ALONE = """
+import asyncio, sys
+from pathlib import Path
+from cli.stack import Stack, programs
+programs.argv = lambda service: (sys.executable, sys.argv[2], service)
+
+async def main():
+    async with Stack(Path(sys.argv[1]), services=("identity",), disposable=True):
+        print("up", flush=True)
+        await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+async def test_whole_stack_answers_and_leaves_nothing_behind(data_dir: Path) -> None:
+    """All servers and services answer at the addresses given; after the end none of their processes runs."""
+    async with Stack(data_dir, disposable=True) as stack:
+        assert set(stack.addresses) == set(SERVICES)
+        assert all([await is_serving(stack.address(service)) for service in SERVICES])
+        assert (await look(data_dir)).summary == "up"
+        assert addresses(data_dir) == stack.addresses
+        processes = [psutil.Process(stack.pid(name)) for name in ("postgres", "nats", "valkey", *SERVICES)]
+    assert not any(process.is_running() for process in processes)
+    assert (await look(data_dir)).summary == "down"
+    with pytest.raises(ServiceError, match="comity up"):
+        addresses(data_dir)
+
+
+async def test_data_secrets_and_ports_outlast_a_stop(data_dir: Path) -> None:
+    """What a service stored, the keys it was stored with and where it answers are the same after down and up."""
+    async with Stack(data_dir, services=("identity",)) as stack:
+        connection = await asyncpg.connect(stack.database_url("identity"))
+        await connection.execute("CREATE TABLE kept (id int)")
+        await connection.close()
+        address = stack.address("identity")
+        pepper = (data_dir / "secrets" / "pepper").read_text()
+    async with Stack(data_dir, services=("identity",)) as stack:
+        connection = await asyncpg.connect(stack.database_url("identity"))
+        assert await connection.fetchval("SELECT count(*) FROM kept") == 0
+        await connection.close()
+        assert stack.address("identity") == address
+        assert (data_dir / "secrets" / "pepper").read_text() == pepper
+
+
+async def test_secrets_are_for_their_owner_only(data_dir: Path) -> None:
+    """No other user can read a key, a password or the addresses that carry passwords."""
+    async with Stack(data_dir, services=(), disposable=True):
+        modes = {file.name: file.stat().st_mode & 0o077 for file in (data_dir / "secrets").iterdir()}
+        modes |= {file.name: file.stat().st_mode & 0o077 for file in data_dir.glob("*/*.conf")}
+        modes["state.json"] = (data_dir / "state.json").stat().st_mode & 0o077
+    assert len(modes) >= 10
+    assert set(modes.values()) == {0}
+
+
+async def test_a_service_reaches_its_own_database_only(data_dir: Path) -> None:
+    """A service's role cannot connect to another service's database, nor create anything of its own."""
+    async with Stack(data_dir, services=(), disposable=True) as stack:
+        foreign = stack.database_url("identity").removesuffix("identity") + "consent"
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await asyncpg.connect(foreign)
+        connection = await asyncpg.connect(stack.database_url("identity"))
+        try:
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await connection.execute("CREATE DATABASE mine")
+            assert await connection.fetchval("SHOW data_checksums") == "on"
+            assert await connection.fetchval("SHOW synchronous_commit") == "on"
+        finally:
+            await connection.close()
+
+
+async def test_untied_stack_outlives_its_starter_and_is_stopped_by_another(data_dir: Path) -> None:
+    """`comity up` and `comity down` are two processes: the second finds by pid what the first started."""
+    up = Stack(data_dir, services=("identity",), tied=False, disposable=True)
+    await up.start()
+    pid = up.pid("identity")
+    again = Stack(data_dir, services=("identity",), tied=False, disposable=True)
+    await again.start()
+    assert again.pid("identity") == pid, "a second up leaves alone what runs"
+    await Stack(data_dir, tied=False).stop()
+    assert json.loads((data_dir / "state.json").read_text())["processes"] == {}
+    assert (await look(data_dir)).summary == "down"
+    discard(data_dir)
+    assert not data_dir.exists()
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+async def test_nothing_outlives_a_tied_supervisor(data_dir: Path, end: signal.Signals) -> None:
+    """However the process that holds a stack ends, its servers and services end too, and the next start works."""
+    stand_in = Path(__file__).with_name("stand_in.py")
+    command = [sys.executable, "-c", ALONE, str(data_dir), str(stand_in)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as supervisor:
+        try:
+            assert supervisor.stdout is not None
+            assert await asyncio.to_thread(supervisor.stdout.readline) == b"up\n"
+            records = json.loads((data_dir / "state.json").read_text())["processes"]
+            processes = [psutil.Process(record["pid"]) for record in records.values()]
+            assert len(processes) == 4
+        finally:
+            supervisor.send_signal(end)
+            supervisor.wait(30)
+    assert await wait_until(lambda: not any(_runs(process) for process in processes), 20)
+    async with Stack(data_dir, services=("identity",), disposable=True) as stack:
+        assert await is_serving(stack.address("identity"))
+
+
+async def test_a_second_supervisor_is_refused(data_dir: Path) -> None:
+    """Two processes cannot change one data directory at the same time; the second is told who holds it."""
+    async with Stack(data_dir, services=(), disposable=True):
+        with pytest.raises(ServiceError, match="in use by process"):
+            await Stack(data_dir, services=()).start()
+        with pytest.raises(ServiceError, match="in use by process"):
+            await Stack(data_dir).stop()
+
+
+async def test_external_servers_are_used_and_left_alone(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers named by address are used by the services, never started, and still run after the stack has stopped."""
+    async with Stack(data_dir / "theirs", services=(), disposable=True) as theirs:
+        monkeypatch.setenv("COMITY_POSTGRES_URL", theirs.postgres_url)
+        monkeypatch.setenv("COMITY_NATS_URL", theirs.nats_url)
+        monkeypatch.setenv("COMITY_REDIS_URL", theirs.redis_url)
+        async with Stack(data_dir / "ours", services=("identity",)) as ours:
+            assert ours.nats_url == theirs.nats_url
+            states = {part.name: part.state for part in (await look(data_dir / "ours")).parts}
+            assert [states[name] for name in ("postgres", "nats", "valkey")] == ["external"] * 3
+            connection = await asyncpg.connect(ours.database_url("identity"))
+            assert await connection.fetchval("SELECT current_user") == "comity_identity"
+            await connection.close()
+        assert not (data_dir / "ours" / "postgres").exists()
+        assert theirs.crashed == []
+        monkeypatch.setenv("COMITY_NATS_URL", "nats://127.0.0.1:1")
+        with pytest.raises(ServiceError, match="COMITY_NATS_URL"):
+            await Stack(data_dir / "ours").start()
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
