@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -54,7 +54,7 @@ class TrainRequest:
     until: datetime | None = None
     placement_id: str = ""
     purpose: str = ""
-    plan: TrainPlan = TrainPlan()
+    plan: TrainPlan = field(default_factory=TrainPlan)
     activate: bool = True
 
 
