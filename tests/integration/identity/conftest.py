@@ -1,0 +1,79 @@
+"""Identity over a real Postgres and real gRPC, in this process."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+
+import grpc
+import pytest
+from comity.common.v1 import types_pb2 as common_pb
+from comity.identity.v1 import identity_service_pb2 as pb
+from comity.identity.v1 import identity_service_pb2_grpc as pb_grpc
+
+from services.chassis.clock import SystemClock
+from services.chassis.postgres import Pool, create_pool
+from services.chassis.rpc_client import connect
+from services.chassis.rpc_server import RpcServer
+from services.chassis.settings import ServiceSettings
+from services.identity.handlers import IdentityHandlers, KeyHandlers
+from services.identity.service import IdentityService, KeyService
+from services.identity.store.keys import PostgresKeys, Wrapping
+from services.identity.store.links import PostgresLinks
+from services.identity.store.subjects import PostgresSubjects
+
+PEPPER = b"pepper of the tests, 32 bytes long"
+KEK = b"key that wraps keys, 32 bytes long"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A running identity service and what a test may look into."""
+
+    url: str
+    pool: Pool
+    service: pb_grpc.IdentityServiceStub
+    keys: pb_grpc.KeyServiceStub
+
+    async def resolve(self, *presented: str) -> pb.ResolvedSubject:
+        """Who `user_id:1`, `anonymous_id:a` … are, as one query."""
+        response = await self.service.Resolve(
+            pb.ResolveRequest(queries=[pb.ResolveQuery(identities=identities(*presented))]), timeout=10
+        )
+        return response.subjects[0]
+
+    async def link(self, request_id: str, *presented: str) -> pb.LinkResponse:
+        """State that these are one person."""
+        request = pb.LinkRequest(request_id=request_id, identities=identities(*presented))
+        return await self.service.Link(request, timeout=10)
+
+    async def unlink(self, request_id: str, link_id: str) -> pb.UnlinkResponse:
+        """Take it back."""
+        return await self.service.Unlink(pb.UnlinkRequest(request_id=request_id, link_id=link_id), timeout=10)
+
+    async def events(self, stream_id: str) -> list[str]:
+        """Types of what was recorded, in order."""
+        rows = await self.pool.fetch("SELECT type FROM events WHERE stream_id = $1 ORDER BY version", stream_id)
+        return [row["type"].rpartition(".")[2] for row in rows]
+
+
+def identities(*presented: str) -> list[common_pb.Identity]:
+    """`user_id:1` as messages."""
+    pairs = [one.split(":") for one in presented]
+    return [common_pb.Identity(namespace=namespace, value=value) for namespace, value in pairs]
+
+
+@pytest.fixture
+async def identity(database: Callable[[str], Awaitable[str]]) -> AsyncIterator[Identity]:
+    """Identity on a fresh database."""
+    url = await database("identity")
+    pool = await create_pool(url, size=8)
+    clock = SystemClock()
+    server = RpcServer(ServiceSettings(database_url=url, nats_url="", drain_s=0.0))  # type: ignore[arg-type]
+    handlers = IdentityHandlers(PostgresSubjects(pool), PostgresLinks(pool), clock, pepper=PEPPER, holdout_salt="salt")
+    server.add(pb_grpc.add_IdentityServiceServicer_to_server, IdentityService(handlers))
+    keys = KeyHandlers(PostgresKeys(pool, Wrapping(KEK), clock))
+    server.add(pb_grpc.add_KeyServiceServicer_to_server, KeyService(keys))
+    channel: grpc.aio.Channel = connect(f"127.0.0.1:{await server.start()}")
+    yield Identity(url, pool, pb_grpc.IdentityServiceStub(channel), pb_grpc.KeyServiceStub(channel))
+    await channel.close()
+    await server.stop()
+    await pool.close()

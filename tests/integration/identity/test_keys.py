@@ -1,0 +1,99 @@
+"""Data keys: one a member, for ever the same, gone when destroyed, and never in plain where they are kept."""
+
+import asyncio
+from typing import Any
+
+import grpc
+import pytest
+from comity.identity.v1 import identity_service_pb2 as pb
+
+from services.chassis.errors import Kind, ServiceError
+from services.chassis.postgres import create_pool
+from services.chassis.status import from_call_error
+from services.identity.store.keys import Wrapping
+from services.identity.store.secrets import require_same_secrets
+
+MEMBERS = ["a" * 26, "b" * 26, "c" * 26]
+
+
+async def keys(identity: Any, member_ids: list[str], *, mint: bool) -> list[pb.DataKey]:
+    request = pb.GetDataKeysRequest(member_ids=member_ids, mint=mint)
+    return list((await identity.keys.GetDataKeys(request, timeout=10)).keys)
+
+
+async def test_a_read_makes_no_key(identity: Any) -> None:
+    """Who only looks gets nothing where nothing is."""
+    assert [(key.key_id, key.key, key.destroyed) for key in await keys(identity, MEMBERS, mint=False)] == [
+        ("", b"", False)
+    ] * 3
+    assert await identity.pool.fetchval("SELECT count(*) FROM data_keys") == 0
+
+
+async def test_a_minted_key_stays(identity: Any) -> None:
+    """Keys are 32 bytes, of one member each, in the order asked for, and the same for ever; the minting is recorded."""
+    minted = await keys(identity, [MEMBERS[2], MEMBERS[0], MEMBERS[2]], mint=True)
+    assert [key.member_id for key in minted] == [MEMBERS[2], MEMBERS[0], MEMBERS[2]]
+    assert minted[0] == minted[2]
+    assert {len(key.key) for key in minted} == {32}
+    assert minted[0].key != minted[1].key
+    assert await keys(identity, [MEMBERS[0]], mint=True) == [minted[1]]
+    assert await keys(identity, [MEMBERS[0]], mint=False) == [minted[1]]
+    assert await identity.events(f"key-{MEMBERS[0]}") == ["DataKeyMinted"]
+
+
+async def test_minters_that_race_get_the_same_key(identity: Any) -> None:
+    """Sixteen mint overlapping members at once: whoever seals, everybody can open."""
+    orders = [MEMBERS, MEMBERS[::-1], MEMBERS[1:], MEMBERS[:2]] * 4
+    answers = await asyncio.gather(*(keys(identity, order, mint=True) for order in orders))
+    by_member = {
+        member: {key.key for answer in answers for key in answer if key.member_id == member} for member in MEMBERS
+    }
+    assert [len(found) for found in by_member.values()] == [1, 1, 1]
+    assert await identity.pool.fetchval("SELECT count(*) FROM events") == 3
+
+
+async def test_a_destroyed_key_is_not_made_again(identity: Any) -> None:
+    """The tombstone of an erased member refuses, and says so."""
+    await keys(identity, MEMBERS, mint=True)
+    await identity.pool.execute(
+        "UPDATE data_keys SET wrapped = NULL, destroyed_at = now() WHERE member_id = $1", MEMBERS[1]
+    )
+    for mint in (True, False):
+        found = await keys(identity, MEMBERS, mint=mint)
+        assert [(bool(key.key), key.destroyed) for key in found] == [(True, False), (False, True), (True, False)]
+
+
+async def test_only_wrapped_keys_are_kept(identity: Any) -> None:
+    """No byte of the key is in the row, and the row opens for no other member and under no other KEK."""
+    (key,) = await keys(identity, MEMBERS[:1], mint=True)
+    row = await identity.pool.fetchrow("SELECT member_id, key_id, wrapped FROM data_keys")
+    assert key.key not in row["wrapped"]
+    wrapping = Wrapping(b"key that wraps keys, 32 bytes long")
+    assert wrapping.unwrap(MEMBERS[0], row["key_id"], row["wrapped"]) == key.key
+    for other, member in ((wrapping, MEMBERS[1]), (Wrapping(b"another key, also 32 bytes long!"), MEMBERS[0])):
+        with pytest.raises(ServiceError) as caught:
+            other.unwrap(member, row["key_id"], row["wrapped"])
+        assert caught.value.reason == "DATA_KEY_BROKEN"
+
+
+async def test_what_is_no_member_id_gets_no_key(identity: Any) -> None:
+    """A key for a raw identifier by mistake would be a fact about it."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await keys(identity, [MEMBERS[0], "canary@example.org"], mint=True)
+    error = from_call_error(caught.value)
+    assert error.kind is Kind.INVALID
+    assert error.problems[0].field == "member_ids[1]"
+    assert "canary" not in error.message
+    assert await identity.pool.fetchval("SELECT count(*) FROM data_keys") == 0
+
+
+async def test_other_secrets_than_those_of_the_data_are_refused(identity: Any) -> None:
+    """With another pepper everybody would silently be somebody else."""
+    pool = await create_pool(identity.url, size=1)
+    try:
+        await require_same_secrets(pool, {"pepper": b"p" * 32, "kek": b"k" * 32})
+        await require_same_secrets(pool, {"pepper": b"p" * 32, "kek": b"k" * 32})
+        with pytest.raises(ServiceError, match="pepper is not the one"):
+            await require_same_secrets(pool, {"pepper": b"q" * 32, "kek": b"k" * 32})
+    finally:
+        await pool.close()

@@ -1,0 +1,239 @@
+"""Who is who, over gRPC and Postgres: what a caller sees and what is recorded."""
+
+import asyncio
+from typing import Any
+
+import grpc
+import pytest
+from comity.common.v1 import types_pb2 as common_pb
+from comity.identity.v1 import identity_events_pb2 as events_pb
+from comity.identity.v1 import identity_service_pb2 as pb
+
+from services.chassis.errors import Kind, ServiceError
+from services.chassis.status import from_call_error
+
+
+async def refusal(call: Any) -> ServiceError:
+    """The error that a call ends with."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return from_call_error(caught.value)
+
+
+def who(subject: pb.ResolvedSubject) -> tuple[object, ...]:
+    """What says who somebody is, apart from how they were asked for."""
+    return (subject.subject_id, subject.holdout_bucket, tuple(one.SerializeToString() for one in subject.members))
+
+
+async def test_resolve_writes_nothing_and_answers_each_query_for_itself(identity: Any) -> None:
+    """In one call unknown people are people, and a contradiction costs the others nothing."""
+    queries = [
+        pb.ResolveQuery(identities=[common_pb.Identity(namespace="user_id", value="1")]),
+        pb.ResolveQuery(identities=[common_pb.Identity(namespace="fax", value="1")]),
+        pb.ResolveQuery(
+            identities=[
+                common_pb.Identity(namespace="user_id", value="1"),
+                common_pb.Identity(namespace="user_id", value="2"),
+            ]
+        ),
+        pb.ResolveQuery(subject_id="a" * 26),
+        pb.ResolveQuery(),
+    ]
+    found = (await identity.service.Resolve(pb.ResolveRequest(queries=queries), timeout=10)).subjects
+    assert found[0].subject_id == found[0].member_id == found[0].members[0].subject_id
+    assert found[0].level == common_pb.SUBJECT_LEVEL_KNOWN
+    assert "namespace is unknown" in found[1].error
+    assert not found[1].subject_id
+    assert "two different values of user_id" in found[2].error
+    assert found[3].subject_id == "a" * 26
+    assert found[3].level == common_pb.SUBJECT_LEVEL_UNSPECIFIED
+    assert "give identities or subject_id" in found[4].error
+    for table in ("events", "links", "subject_members", "data_keys", "commands"):
+        assert await identity.pool.fetchval(f"SELECT count(*) FROM {table}") == 0
+
+
+async def test_a_batch_of_resolves_is_one_query(identity: Any) -> None:
+    """However many are asked for, Postgres is asked once."""
+    await identity.link("r1", "user_id:1", "anonymous_id:a")
+    asked: list[str] = []
+    async with identity.pool.acquire() as connection:
+        pass
+    connections = [holder._con for holder in identity.pool._holders if holder._con is not None]
+    for connection in connections:
+        connection.add_query_logger(lambda record: asked.append(record.query))
+    queries = [
+        pb.ResolveQuery(identities=[common_pb.Identity(namespace="anonymous_id", value=value)]) for value in "abcdefgh"
+    ]
+    found = (await identity.service.Resolve(pb.ResolveRequest(queries=queries), timeout=10)).subjects
+    assert len(found[0].members) == 2
+    assert [len(one.members) for one in found[1:]] == [1] * 7
+    assert len(asked) == 1
+
+
+async def test_resolve_needs_a_deadline(identity: Any) -> None:
+    """The hot path is never asked without one."""
+    request = pb.ResolveRequest(queries=[pb.ResolveQuery(subject_id="a" * 26)])
+    assert (await refusal(identity.service.Resolve(request))).kind is Kind.INVALID
+
+
+async def test_login_merges_and_unlink_restores_each_side(identity: Any) -> None:
+    """After Unlink everybody is exactly who they were, bucket and members included."""
+    visitor, user = await identity.resolve("anonymous_id:a"), await identity.resolve("user_id:1")
+    linked = await identity.link("r1", "anonymous_id:a", "user_id:1")
+    assert linked.merged
+    assert linked.subject.subject_id == visitor.subject_id
+    assert linked.subject.holdout_bucket == visitor.holdout_bucket
+    assert linked.subject.member_id == user.member_id
+    assert [one.subject_id for one in linked.subject.members] == [visitor.member_id, user.member_id]
+    assert not linked.subject.members[0].HasField("merged_at")
+    assert linked.subject.members[1].HasField("merged_at")
+    assert await identity.resolve("anonymous_id:a", "user_id:1") == linked.subject
+    apart = await identity.unlink("r2", linked.link_id)
+    assert {one.subject_id for one in apart.subjects} == {visitor.subject_id, user.subject_id}
+    assert await identity.resolve("anonymous_id:a") == visitor
+    assert await identity.resolve("user_id:1") == user
+    assert await identity.pool.fetchval("SELECT count(*) FROM subject_members") == 0
+    stream = f"link-{linked.link_id}"
+    assert await identity.events(stream) == ["IdentityLinked", "SubjectsMerged", "IdentityUnlinked", "SubjectsUnmerged"]
+
+
+async def test_the_merge_is_recorded_as_it_is_answered(identity: Any) -> None:
+    """The fact carries the members and the time that readers combine by, and keyed hashes only."""
+    linked = await identity.link("r1", "anonymous_id:canary-a", "user_id:canary-1")
+    rows = await identity.pool.fetch("SELECT subject_id, payload FROM events ORDER BY version")
+    stated = events_pb.IdentityLinked.FromString(rows[0]["payload"])
+    assert [len(one.identity_hash) for one in stated.identities] == [32, 32]
+    merged = events_pb.SubjectsMerged.FromString(rows[1]["payload"])
+    assert merged.subject_id == rows[1]["subject_id"] == linked.subject.subject_id
+    assert list(merged.member_ids) == [linked.subject.members[1].subject_id]
+    assert merged.merged_at == linked.subject.members[1].merged_at
+    assert not any(b"canary" in row["payload"] for row in rows)
+
+
+async def test_an_unlinked_login_is_not_stitched(identity: Any) -> None:
+    """Resolve follows the strongest identity and links nothing."""
+    await identity.link("r1", "anonymous_id:a", "user_id:1")
+    stranger = await identity.resolve("anonymous_id:a", "user_id:2")
+    assert stranger.subject_id == stranger.member_id
+    assert who(stranger) == who(await identity.resolve("user_id:2"))
+
+
+async def test_a_shared_device_never_makes_two_people_one(identity: Any) -> None:
+    """The second user's login is answered, stands, and moves nothing."""
+    first = await identity.link("r1", "user_id:1", "device_id:d")
+    second = await identity.link("r2", "user_id:2", "device_id:d")
+    assert first.merged
+    assert not second.merged
+    assert who(await identity.resolve("device_id:d")) == who(first.subject)
+    assert who(await identity.resolve("user_id:2")) == who(second.subject)
+    assert len(second.subject.members) == 1
+    # It takes effect when the first is taken back.
+    await identity.unlink("r3", first.link_id)
+    assert who(await identity.resolve("device_id:d")) == who(await identity.resolve("user_id:2"))
+    assert len((await identity.resolve("user_id:1")).members) == 1
+
+
+async def test_linking_again_changes_nothing(identity: Any) -> None:
+    """A retry gets the first answer; the same statement under another id finds the link that stands."""
+    first = await identity.link("r1", "anonymous_id:a", "user_id:1")
+    assert await identity.link("r1", "user_id:1", "anonymous_id:a") == first
+    again = await identity.link("r2", "user_id:1", "anonymous_id:a")
+    assert again.link_id == first.link_id
+    assert not again.merged
+    assert await identity.pool.fetchval("SELECT count(*) FROM events") == 2
+
+
+async def test_a_late_retry_of_unlink_takes_back_nothing_new(identity: Any) -> None:
+    """The link made after it stands."""
+    first = await identity.link("r1", "anonymous_id:a", "user_id:1")
+    apart = await identity.unlink("r2", first.link_id)
+    second = await identity.link("r3", "anonymous_id:a", "user_id:1")
+    assert second.link_id != first.link_id
+    assert second.merged
+    retried = await identity.unlink("r2", first.link_id)
+    assert len(apart.subjects) == 2
+    assert [who(one) for one in retried.subjects] == [who(await identity.resolve("user_id:1"))]
+
+
+async def test_a_request_id_names_one_command(identity: Any) -> None:
+    """The same id with other identities, or for Unlink, is refused."""
+    linked = await identity.link("r1", "anonymous_id:a", "user_id:1")
+    other = await refusal(identity.link("r1", "anonymous_id:b", "user_id:1"))
+    assert (other.kind, other.reason) == (Kind.ALREADY_EXISTS, "REQUEST_ID_REUSED")
+    assert (await refusal(identity.unlink("r1", linked.link_id))).reason == "REQUEST_ID_REUSED"
+
+
+async def test_bad_commands_are_refused_with_the_remedy(identity: Any) -> None:
+    """Two user ids, an unknown namespace and an unknown link are typed errors that change nothing."""
+    contradiction = await refusal(identity.link("r1", "user_id:canary1", "user_id:canary2"))
+    assert contradiction.kind is Kind.INVALID
+    assert contradiction.problems[0].field == "identities"
+    assert "canary" not in contradiction.message
+    assert "use one of" in (await refusal(identity.link("r1", "fax:1", "user_id:1"))).message
+    unknown = await refusal(identity.unlink("r1", "never-made"))
+    assert (unknown.kind, unknown.reason) == (Kind.NOT_FOUND, "LINK_UNKNOWN")
+    assert await identity.pool.fetchval("SELECT count(*) FROM events") == 0
+
+
+async def test_a_person_has_at_most_32_members(identity: Any) -> None:
+    """The link that would make it more is refused as a whole, and says what to do."""
+    for start in range(0, 28, 7):
+        await identity.link(f"r{start}", "user_id:1", *(f"session_id:{n}" for n in range(start, start + 7)))
+    await identity.link("r31", "user_id:1", "session_id:28", "session_id:29", "session_id:30")
+    full = await refusal(identity.link("r32", "user_id:1", "session_id:31"))
+    assert (full.kind, full.reason) == (Kind.FAILED_PRECONDITION, "SUBJECT_FULL")
+    assert len((await identity.resolve("user_id:1")).members) == 32
+    assert len((await identity.resolve("session_id:31")).members) == 1
+
+
+async def test_racing_links_of_one_person_all_take_effect(identity: Any) -> None:
+    """Twelve logins at once, over shared and new identities: the people are those of some order of the links."""
+    names = [f"anonymous_id:{n}" for n in range(12)]
+    await asyncio.gather(*(identity.link(f"r{n}", "user_id:1", name) for n, name in enumerate(names)))
+    merged = await identity.resolve("user_id:1")
+    assert len(merged.members) == 13
+    assert {who(await identity.resolve(name)) for name in names} == {who(merged)}
+    assert sum(not one.HasField("merged_at") for one in merged.members) == 1
+
+
+async def test_racing_merges_make_one_person(identity: Any) -> None:
+    """Four subjects, merged pairwise in a ring at the same time, end as one: nobody reads a subject that moves."""
+    for n in range(4):
+        await identity.link(f"s{n}", f"email_sha256:{n}", f"anonymous_id:{n}")
+    ring = [(f"email_sha256:{n}", f"email_sha256:{(n + 1) % 4}") for n in range(4)]
+    await asyncio.gather(*(identity.link(f"m{n}", *pair) for n, pair in enumerate(ring)))
+    subjects = {who(await identity.resolve(f"anonymous_id:{n}")) for n in range(4)}
+    assert len(subjects) == 1
+    assert len((await identity.resolve("anonymous_id:0")).members) == 8
+
+
+async def test_the_same_command_at_once_is_applied_once(identity: Any) -> None:
+    """Retries that race with the first try get its answer."""
+    answers = await asyncio.gather(*(identity.link("r1", "user_id:1", "anonymous_id:a") for _ in range(6)))
+    assert len({answer.SerializeToString(deterministic=True) for answer in answers}) == 1
+    assert await identity.pool.fetchval("SELECT count(*) FROM links") == 1
+
+
+async def test_links_and_unlinks_at_once_leave_the_fold_of_what_stands(identity: Any) -> None:
+    """Whatever the order was, the table says what the standing links say."""
+    made = [await identity.link(f"a{n}", f"user_id:{n}", "device_id:d") for n in range(4)]
+    await asyncio.gather(
+        *(identity.unlink(f"u{n}", link.link_id) for n, link in enumerate(made[:3])),
+        *(identity.link(f"b{n}", f"user_id:{n}", f"anonymous_id:{n}") for n in range(4)),
+    )
+    assert who(await identity.resolve("device_id:d")) == who(await identity.resolve("user_id:3"))
+    assert [len((await identity.resolve(f"user_id:{n}")).members) for n in range(4)] == [2, 2, 2, 3]
+
+
+async def test_a_subject_is_described_by_namespaces_only(identity: Any) -> None:
+    """Its links say what kinds of identifiers it was linked by, and when; the values were never kept."""
+    linked = await identity.link("r1", "anonymous_id:a", "user_id:1")
+    for ref in (
+        common_pb.SubjectRef(subject_id=linked.subject.members[1].subject_id),
+        common_pb.SubjectRef(identities=[common_pb.Identity(namespace="anonymous_id", value="a")]),
+    ):
+        described = await identity.service.DescribeSubject(pb.DescribeSubjectRequest(subject=ref), timeout=10)
+        assert who(described.subject) == who(linked.subject)
+        assert [(one.link_id, list(one.namespaces)) for one in described.links] == [
+            (linked.link_id, ["anonymous_id", "user_id"])
+        ]
