@@ -6,6 +6,7 @@ a line that a library logs, the first line of its template.
 """
 
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Mapping, MutableMapping
@@ -54,6 +55,8 @@ def setup_logs(service: str, level: str) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
+    # gRPC's core writes to stderr by itself, in no format of ours.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     logging.basicConfig(handlers=[_Foreign()], level=max(threshold, logging.WARNING), force=True)
 
 

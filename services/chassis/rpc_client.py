@@ -10,7 +10,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from opentelemetry import trace
 
-from services.chassis import metrics, telemetry, tracing
+from services.chassis import metrics, tracing
 from services.chassis.deadline import shave
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.status import from_call_error
@@ -70,7 +70,7 @@ def connect(address: str) -> grpc.aio.Channel:
     """
     plain = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
     plain.get_state(try_to_connect=True)
-    interceptors = telemetry.client_interceptors()
+    interceptors = tracing.client_interceptors()
     if not interceptors:
         return plain
     return _SwitchingChannel(

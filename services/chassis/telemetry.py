@@ -59,8 +59,6 @@ _GATED_REDIS = (
     (redis.asyncio.client.Pipeline, "immediate_execute_command"),
 )
 
-_client_interceptors: list[grpc.aio.ClientInterceptor] = []
-
 
 class Telemetry:
     """A process's tracing; without an exporter it does nothing and costs nothing."""
@@ -104,7 +102,6 @@ class Telemetry:
         if self._provider is None:
             return
         tracing.use_tracer(None)
-        _client_interceptors.clear()
         for owner, name, plain in self._plain:
             setattr(owner, name, plain)
         AsyncPGInstrumentor().uninstrument()  # type: ignore[no-untyped-call]
@@ -113,8 +110,8 @@ class Telemetry:
         self._provider = None
 
     def _install(self, provider: TracerProvider) -> None:
-        tracing.use_tracer(provider.get_tracer("comity"))
-        _client_interceptors[:] = aio_client_interceptors(provider)  # type: ignore[no-untyped-call]
+        interceptors = aio_client_interceptors(provider)  # type: ignore[no-untyped-call]
+        tracing.use_tracer(provider.get_tracer("comity"), interceptors=interceptors)
         gates = [(owner, name, getattr(owner, name)) for owner, name in (*_GATED_ASYNCPG, *_GATED_REDIS)]
         AsyncPGInstrumentor().instrument(tracer_provider=provider)  # type: ignore[no-untyped-call]
         RedisInstrumentor().instrument(tracer_provider=provider)
@@ -133,11 +130,6 @@ def setup(service: str, settings: ServiceSettings) -> Telemetry:
     elif settings.traces_dir:
         exporter = FileExporter(Path(settings.traces_dir), service)
     return Telemetry(service, exporter, ratio=settings.trace_ratio)
-
-
-def client_interceptors() -> Sequence[grpc.aio.ClientInterceptor]:
-    """What a gRPC channel needs to trace calls; empty when tracing is off."""
-    return tuple(_client_interceptors)
 
 
 class HeadSampler(Sampler):

@@ -7,6 +7,7 @@ This module knows the OpenTelemetry API and nothing of gRPC, SQL or Redis.
 
 from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -38,6 +39,7 @@ Attributes = Mapping[str, AttributeValue]
 
 _propagator = TraceContextTextMapPropagator()
 _tracer: trace.Tracer = trace.NoOpTracer()
+_client_interceptors: tuple[Any, ...] = ()
 _NO_SPAN: AbstractContextManager[Span] = nullcontext(INVALID_SPAN)
 
 
@@ -46,11 +48,20 @@ def tracer() -> trace.Tracer:
     return _tracer
 
 
-def use_tracer(new: trace.Tracer | None) -> None:
-    """Make this the process's tracer, or with None no longer have one."""
+def use_tracer(new: trace.Tracer | None, *, interceptors: Sequence[Any] = ()) -> None:
+    """Make this the process's tracer, or with None no longer have one; *interceptors* trace calls on gRPC channels."""
     # Not OpenTelemetry's global: that can be set only once, and tests set up and shut down many times.
-    global _tracer
+    global _tracer, _client_interceptors
     _tracer = new if new is not None else trace.NoOpTracer()
+    _client_interceptors = tuple(interceptors)
+
+
+def client_interceptors() -> tuple[Any, ...]:
+    """What a gRPC channel needs to trace calls, of types that only chassis.rpc_client knows; empty when tracing is off.
+
+    Kept here and not in chassis.telemetry, so that who calls a service needs no database driver for it.
+    """
+    return _client_interceptors
 
 
 def sampled() -> bool:

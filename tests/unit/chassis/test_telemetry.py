@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.trace import SpanKind, StatusCode
 
-from services.chassis import telemetry, tracing
+from services.chassis import tracing
 from services.chassis.gather import Gatherer, Load
 from services.chassis.span_export import FileExporter
 from services.chassis.telemetry import Telemetry
@@ -210,11 +210,11 @@ def test_shutting_down_leaves_the_drivers_as_they_were() -> None:
     for _ in range(2):
         made = Traced()
         assert [getattr(owner, name) for owner, name in places] != before
-        assert telemetry.client_interceptors()
+        assert tracing.client_interceptors()
         made.telemetry.shutdown()
         made.telemetry.shutdown()
         assert [getattr(owner, name) for owner, name in places] == before
-        assert not telemetry.client_interceptors()
+        assert not tracing.client_interceptors()
 
 
 async def test_a_batch_is_traced_by_its_first_sampled_waiter_and_linked_by_the_others(traced: Traced) -> None:

@@ -1,0 +1,214 @@
+"""How a service process begins and ends."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import grpc
+import pytest
+from comity.consent.v1 import consent_service_pb2_grpc as pb_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from pydantic import SecretStr
+
+from services.chassis import lifecycle
+from services.chassis.errors import Kind, ServiceError
+from services.chassis.lifecycle import App, serve
+from services.chassis.settings import ServiceSettings
+
+SETTINGS = ServiceSettings(database_url=SecretStr("x"), nats_url="x", drain_s=0.0, stop_grace_s=1.0)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Yield to the loop until the condition holds, at most ten seconds."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - the condition is the code under test's own state
+            await asyncio.sleep(0.005)
+
+
+def closer(name: str, closed: list[str], *, error: Exception | None = None) -> Callable[[], Awaitable[object]]:
+    async def close() -> None:
+        closed.append(name)
+        if error is not None:
+            raise error
+
+    return close
+
+
+async def test_the_way_down_is_in_order() -> None:
+    """Calls, loops, then what was opened, the newest first; one that fails keeps none of the others open."""
+    events: list[str] = []
+    stop = asyncio.Event()
+
+    async def loop() -> None:
+        events.append("loop runs")
+        stop.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            events.append("loop ends")
+
+    async def build(_settings: ServiceSettings, app: App) -> None:
+        app.on_stop("pool", closer("pool", events))
+        app.on_stop("bus", closer("bus", events, error=OSError("gone")))
+        app.on_stop("log", closer("log", events))
+        app.background("relay", loop)
+        stop_server = app.server.stop
+
+        async def stop_and_tell() -> None:
+            await stop_server()
+            events.append("server stopped")
+
+        app.server.stop = stop_and_tell  # type: ignore[method-assign]
+
+    assert await serve("sample", SETTINGS, build, stop=stop) == 0
+    assert events == ["loop runs", "server stopped", "loop ends", "server stopped", "log", "bus", "pool"]
+
+
+async def test_a_crashed_loop_is_started_again() -> None:
+    """The service answers on meanwhile."""
+    runs, stop = [0], asyncio.Event()
+
+    async def loop() -> None:
+        runs[0] += 1
+        if runs[0] == 3:
+            stop.set()
+            return
+        raise ServiceError(Kind.UNAVAILABLE, "AWAY", "away")
+
+    async def build(_settings: ServiceSettings, app: App) -> None:
+        app.background("relay", loop)
+
+    assert await serve("sample", SETTINGS, build, stop=stop) == 0
+    assert runs == [3]
+
+
+async def test_a_loop_that_is_broken_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After its crashes are spent the service drains and fails."""
+    monkeypatch.setattr(lifecycle, "BUGS_MAX", 2)
+    closed: list[str] = []
+
+    async def loop() -> None:
+        raise KeyError
+
+    async def build(_settings: ServiceSettings, app: App) -> None:
+        app.on_stop("pool", closer("pool", closed))
+        app.background("relay", loop)
+
+    async with asyncio.timeout(10):
+        assert await serve("sample", SETTINGS, build) == lifecycle.EXIT_FAILED
+    assert closed == ["pool"]
+
+
+async def test_a_build_that_fails_closes_what_it_opened() -> None:
+    """Nothing is left open, and the exit status says so."""
+    closed: list[str] = []
+
+    async def build(_settings: ServiceSettings, app: App) -> None:
+        app.on_stop("pool", closer("pool", closed))
+        raise OSError("no database")
+
+    assert await serve("sample", SETTINGS, build) == lifecycle.EXIT_FAILED
+    assert closed == ["pool"]
+
+
+async def test_a_signal_while_building_stops_at_once() -> None:
+    """A service that waits for its database can be ended."""
+    closed, stop = list[str](), asyncio.Event()
+
+    async def build(_settings: ServiceSettings, app: App) -> None:
+        app.on_stop("pool", closer("pool", closed))
+        stop.set()
+        await asyncio.Event().wait()
+
+    async with asyncio.timeout(10):
+        assert await serve("sample", SETTINGS, build, stop=stop) == 0
+    assert closed == ["pool"]
+
+
+async def test_a_service_is_not_reachable_before_it_is_built() -> None:
+    """The port opens when the first call can be answered."""
+    seen, stop = list[int](), asyncio.Event()
+
+    async def look(app: App) -> None:
+        channel = grpc.aio.insecure_channel(f"127.0.0.1:{app.server.port}")
+        answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
+        seen.append(answer.status)
+        await channel.close()
+        stop.set()
+
+    async def build(_settings: ServiceSettings, app: App) -> None:
+        assert app.server.port == 0
+        app.server.add(
+            pb_grpc.add_ConsentServiceServicer_to_server,
+            pb_grpc.ConsentServiceServicer(),  # type: ignore[abstract]
+        )
+        app.background("look", lambda: look(app))
+
+    assert await serve("sample", SETTINGS, build, stop=stop) == 0
+    assert seen == [health_pb2.HealthCheckResponse.SERVING]
+
+
+MAIN = """
+import asyncio, sys
+from services.chassis.lifecycle import App, run
+from services.chassis.settings import ServiceSettings
+
+async def build(settings: ServiceSettings, app: App) -> None:
+    app.on_stop("pool", lambda: asyncio.to_thread(print, "pool closed", flush=True))
+
+    async def ready() -> None:
+        print("ready", flush=True)
+        await asyncio.Event().wait()
+
+    app.background("ready", ready)
+
+run("sample", ServiceSettings, build)
+"""
+
+
+async def start(tmp_path: Path, *arguments: str, **variables: str) -> asyncio.subprocess.Process:
+    main = tmp_path / "main.py"
+    main.write_text(MAIN)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **variables}
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        main,
+        *arguments,
+        env=environment,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+
+
+COMPLETE = {"COMITY_DATABASE_URL": "postgres://u:hunter2@h/d", "COMITY_NATS_URL": "nats://h", "COMITY_DRAIN_S": "0"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_process_drains_on_a_signal(tmp_path: Path, number: signal.Signals) -> None:
+    """It closes what it opened and exits with 0; its log is JSON lines without secrets."""
+    async with asyncio.timeout(30):
+        process = await start(tmp_path, **COMPLETE)
+        assert process.stdout is not None
+        assert await process.stdout.readline() == b"ready\n"
+        process.send_signal(number)
+        out, logged = await process.communicate()
+    assert process.returncode == 0
+    assert out == b"pool closed\n"
+    assert [line for line in logged.splitlines() if not line.startswith(b"{")] == []
+    assert b'"event":"serving"' in logged.replace(b": ", b":")
+    assert b"hunter2" not in logged
+
+
+async def test_check_validates_the_settings_and_exits(tmp_path: Path) -> None:
+    """Nothing is started; what is wrong is named by its variable."""
+    async with asyncio.timeout(30):
+        process = await start(tmp_path, "--check", **COMPLETE)
+        _, said = await process.communicate()
+        assert (process.returncode, said) == (0, b"the settings are valid\n")
+        process = await start(tmp_path, "--check", **{**COMPLETE, "COMITY_TRACE_RATIO": "7"})
+        _, said = await process.communicate()
+    assert process.returncode == lifecycle.EXIT_SETTINGS
+    assert said.startswith(b"COMITY_TRACE_RATIO: ")
