@@ -92,6 +92,19 @@ class Sealer:
         # Raised by forget(): a read that was under way then may carry a key that is destroyed by now.
         self._forgotten_count = 0
 
+    def holds(self, member_id: str) -> bool:
+        """Whether sealing for this member now would ask nobody."""
+        held = self._held.get(member_id)
+        return held is not None and held.until_s > self._now() and (held.cipher is not None or held.destroyed)
+
+    async def prepare(self, member_id: str) -> None:
+        """Have this member's key at hand, minted if there is none: beside other work, so that seal need not wait for it.
+
+        Raises:
+            ServiceError: UNAVAILABLE.
+        """
+        await self._hold({member_id}, mint=True)
+
     async def seal(self, member_id: str, event_type: str, plaintext: bytes) -> Sealed:
         """The payload, sealed for this member; mints the member's key if it has none.
 
