@@ -1,0 +1,1 @@
+"""The command line, and the stack it runs: wiring and printing, no authority of its own."""

@@ -1,0 +1,87 @@
+"""What is deployed fits Kubernetes' schemas, the services' settings and the secrets they read."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from cli.stack.programs import SECRETS
+from tests.arch.code import ROOT, SERVICES
+
+K8S = ROOT / "deploy" / "k8s"
+KUBERNETES_VERSION = "1.37.0"
+
+
+def manifests() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every object of every manifest; kustomizations are not Kubernetes objects."""
+    for path in sorted(K8S.rglob("*.yaml")):
+        if path.name != "kustomization.yaml":
+            for document in yaml.safe_load_all(path.read_text()):
+                yield f"{path.relative_to(K8S)}:{document['kind']}", document
+
+
+ALL = dict(manifests())
+
+
+def container(service: str) -> dict[str, Any]:
+    (only,) = ALL[f"base/{service}.yaml:Deployment"]["spec"]["template"]["spec"]["containers"]
+    assert isinstance(only, dict)
+    return only
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_manifest_is_what_kubernetes_takes(name: str) -> None:
+    """Every object passes its schema, and has no field that the schema does not know."""
+    kubernetes_validate.validate(ALL[name], KUBERNETES_VERSION, strict=True)
+
+
+def test_a_misspelt_field_is_caught() -> None:
+    """The test above fails on a manifest that Kubernetes would refuse."""
+    wrong = {**ALL["base/decision.yaml:Service"], "specs": {}}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(wrong, KUBERNETES_VERSION, strict=True)
+
+
+@pytest.mark.parametrize("path", sorted(K8S.rglob("kustomization.yaml")), ids=lambda path: path.parent.name)
+def test_kustomization_names_files_that_exist(path: Path) -> None:
+    """Every resource and patch of a kustomization is there, and every manifest is a resource of one."""
+    content = yaml.safe_load(path.read_text())
+    named = {*content["resources"], *(patch["path"] for patch in content.get("patches", ()) if "path" in patch)}
+    assert all((path.parent / name).exists() for name in named)
+    assert {file.name for file in path.parent.glob("*.yaml")} - {"kustomization.yaml"} <= named
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_service_gets_the_secrets_it_reads_and_no_others(service: str) -> None:
+    """The keys of a service are the same embedded and deployed; no service is handed another's."""
+    prefix = f"COMITY_{service.upper()}_"
+    given = {entry["name"] for entry in container(service)["env"] if entry["name"].endswith("_FILE")}
+    assert given == {prefix + name for name in SECRETS.get(service, {})}
+    assert all(entry["name"].startswith(prefix) for entry in container(service)["env"])
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_service_has_no_privileges(service: str) -> None:
+    """A service that is broken into can neither become root nor write to its image nor ask the cluster anything."""
+    pod = ALL[f"base/{service}.yaml:Deployment"]["spec"]["template"]["spec"]
+    own = container(service)["securityContext"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["automountServiceAccountToken"] is False
+    assert own["readOnlyRootFilesystem"] is True
+    assert own["allowPrivilegeEscalation"] is False
+    assert own["capabilities"] == {"drop": ["ALL"]}
+
+
+def test_the_image_is_built_from_what_is_there() -> None:
+    """Every file that the Dockerfile copies exists for every service, and it runs as nobody in particular."""
+    text = (ROOT / "deploy" / "Dockerfile").read_text()
+    sources = re.findall(r"^COPY (?!--from)(\S+)", text, re.MULTILINE)
+    assert len(sources) >= 4
+    for service in SERVICES:
+        missing = [name for name in sources if not (ROOT / name.replace("${SERVICE}", service)).exists()]
+        assert missing == []
+    assert re.search(r"^USER 65532", text, re.MULTILINE)
