@@ -6,7 +6,7 @@ Owns no SQL but its own checks. What a database error says never leaves here: it
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, TypeAlias, TypeVar
 
 import asyncpg
@@ -210,7 +210,7 @@ async def to_the_end(connection: Connection, work: Coroutine[Any, Any, T], *, ti
         task = asyncio.ensure_future(work)
         await asyncio.wait({task}, timeout=timeout_s)
         if not task.done():
-            connection.terminate()
+            _cut_off(connection)
         return await task
 
     return await uncancelled(bounded())
@@ -224,6 +224,8 @@ _OUTAGES = (
     asyncpg.IdleInTransactionSessionTimeoutError,
     # A former primary that became a standby.
     asyncpg.ReadOnlySQLTransactionError,
+    # What asyncpg says of a connection that the server ended while it was idle, before it sees the end of it.
+    asyncpg.InternalClientError,
 )
 _TIMEOUTS = (TimeoutError, asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError)
 _COLLISIONS = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
@@ -253,7 +255,7 @@ async def _roll_back(connection: Connection, running: Transaction) -> None:
         await to_the_end(connection, running.rollback(), timeout_s=COMMIT_TIMEOUT_S)
     except Exception:
         # Whatever it is, the error that led here is the one to tell.
-        connection.terminate()
+        _cut_off(connection)
 
 
 async def _resign(connection: Connection, name: str) -> None:
@@ -261,6 +263,12 @@ async def _resign(connection: Connection, name: str) -> None:
     try:
         await to_the_end(connection, connection.execute(RESIGN_SQL, name), timeout_s=1.0)
     except Exception:
+        _cut_off(connection)
+
+
+def _cut_off(connection: Connection) -> None:
+    """Close the connection at once; one that is lost already was taken from us by the pool."""
+    with suppress(asyncpg.InterfaceError):
         connection.terminate()
 
 
