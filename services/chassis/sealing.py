@@ -98,7 +98,7 @@ class Sealer:
         return held is not None and held.until_s > self._now() and (held.cipher is not None or held.destroyed)
 
     async def prepare(self, member_id: str) -> None:
-        """Have this member's key at hand, minted if there is none: beside other work, so that seal need not wait for it.
+        """Have this member's key at hand, minted if there is none, so that a seal later need not wait for it.
 
         Raises:
             ServiceError: UNAVAILABLE.
