@@ -1,8 +1,9 @@
 """What happens on facts from elsewhere: decisions are kept, and the joiner is told."""
 
 import asyncio
-import logging
 from collections.abc import Sequence
+
+import structlog
 
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.events import RecordedEvent
@@ -11,7 +12,7 @@ from services.feedback.handlers.join import JoinOutcomes
 from services.feedback.store import leading, take_in
 from services.feedback.wire import DECISION_MADE
 
-_log = logging.getLogger(__name__)
+_log = structlog.get_logger(__name__)
 
 # How often a joiner looks without being told: another replica may have taken the decision or the behavior in.
 POLL_S = 0.25
@@ -50,7 +51,7 @@ class Joiner:
             except ServiceError as error:
                 if error.kind is not Kind.UNAVAILABLE:
                     raise
-                _log.warning("joining waits", extra={"reason": error.reason})
+                _log.warning("joining waits", reason=error.reason)
                 await asyncio.sleep(RETRY_S)
 
     async def _take(self) -> None:

@@ -152,10 +152,11 @@ def _frame_problem(event: TrackedEvent, now: datetime) -> FieldProblem | None:
 
 
 def _item_problem(event: TrackedEvent, schema: EventSchema) -> FieldProblem | None:
-    if schema.item_required and not event.item_ids:
+    if schema.type == EXPOSURE:
+        if not (event.item_ids or event.decision_id or event.exposure_token):
+            return FieldProblem("item_ids", "an exposure names what was shown, or the decision that chose it")
+    elif schema.item_required and not event.item_ids:
         return FieldProblem("item_ids", f"an event of type {schema.type} needs at least one item")
-    if schema.type == EXPOSURE and not (event.item_ids or event.decision_id or event.exposure_token):
-        return FieldProblem("item_ids", "an exposure needs the items that were shown, or the decision that chose them")
     if "" in event.item_ids:
         return FieldProblem("item_ids", "an item id is empty; leave it out")
     return None

@@ -43,6 +43,7 @@ class EventSchema:
     """A type of behavior event as the site declares it.
 
     Args:
+        item_required: an event names an item; an exposure may name the decision that chose its items instead.
         purposes: all of them must be allowed before an event of the type is stored.
         reward: what one event is worth when it is joined to a decision; 0: it is no outcome.
     """
@@ -84,12 +85,6 @@ def _own_problems(field: str, schema: EventSchema) -> list[FieldProblem]:
         problems.append(FieldProblem(f"{field}.type", f"{schema.type} is reserved; choose another name"))
     if schema.type == EXPOSURE and schema.reward != 0:
         problems.append(FieldProblem(f"{field}.reward", "being shown is no outcome: an exposure's reward is 0"))
-    if schema.type == EXPOSURE and schema.item_required:
-        problems.append(
-            FieldProblem(
-                f"{field}.item_required", "an exposure's items default to its decision's slate; leave it false"
-            )
-        )
     if len(set(schema.purposes)) != len(schema.purposes):
         problems.append(FieldProblem(f"{field}.purposes", "a purpose is named twice; keep one"))
     names = [entry.name for entry in schema.properties]

@@ -1,0 +1,54 @@
+"""Which behavior fits its declared type."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.feedback.domain.behavior import PropertyValue, first_of_each, problem_of, stream_of, unknown_type
+from tests.unit.feedback.world import BOOK, NOW, event, schema
+
+
+@pytest.mark.parametrize(
+    ("properties", "field"),
+    [
+        ({"query": "boots"}, None),
+        ({"query": "boots", "results": 3.0, "spelled": True}, None),
+        ({}, "properties.query"),
+        ({"query": "boots", "size": 44.0}, "properties"),
+        ({"query": 44.0}, "properties.query"),
+        ({"query": "boots", "results": "3"}, "properties.results"),
+        ({"query": "boots", "results": True}, "properties.results"),
+        ({"query": "boots", "spelled": 1.0}, "properties.spelled"),
+        ({"query": "boots", "results": math.nan}, "properties.results"),
+        ({"query": "boots", "results": math.inf}, "properties.results"),
+    ],
+)
+def test_properties_are_those_declared(properties: dict[str, PropertyValue], field: str | None) -> None:
+    """A property that is missing, undeclared, of another kind or no number is named; a value never is."""
+    problem = problem_of(event("1", "search", properties=properties), BOOK, NOW)
+    assert (problem.field if problem else None) == field
+    assert problem is None or "boots" not in problem.problem
+
+
+def test_an_unknown_type_names_known_ones() -> None:
+    """A refusal helps: it names the declared types, up to a number, or says that there are none."""
+    assert unknown_type(BOOK).endswith("click, exposure, page_viewed, search")
+    many = {f"t{n:03}": schema(f"t{n:03}") for n in range(50)}
+    assert unknown_type(many).endswith("t019 and 30 more")
+    assert "publish" in unknown_type({})
+
+
+@given(st.lists(st.tuples(st.text(max_size=3), st.text(max_size=3)), unique=True, min_size=2, max_size=8))
+def test_different_events_have_different_streams(keys: list[tuple[str, str]]) -> None:
+    """No two (member, event id) share a stream, and the same has the same."""
+    clean = [(a.replace("\0", ""), b.replace("\0", "")) for a, b in keys]
+    assert len({stream_of(a, b) for a, b in clean}) == len(set(clean))
+
+
+@given(st.lists(st.sampled_from("abc")))
+def test_exactly_one_of_each_is_first(keys: list[str]) -> None:
+    """The first marks pick each distinct key once."""
+    marks = first_of_each(keys)
+    assert [key for key, is_first in zip(keys, marks, strict=True) if is_first] == list(dict.fromkeys(keys))

@@ -1,0 +1,187 @@
+"""Taking behavior in."""
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from services.chassis.errors import ServiceError
+from services.chassis.events import ORIGIN
+from services.feedback.domain.behavior import Claim, Identity, Person, Status, Verdict
+from tests.unit.feedback.world import NOW, World, decided, event, member, person
+
+
+def statuses(verdicts: tuple[Verdict, ...]) -> list[Status]:
+    return [verdict.status for verdict in verdicts]
+
+
+async def test_a_bad_event_costs_the_others_nothing() -> None:
+    """Each event of a batch has its own verdict, in the order sent."""
+    world = World()
+    tracked = await world.track([event("1"), event("2", "unheard_of"), event("3"), event("4", item_ids=())])
+    assert statuses(tracked.verdicts) == [Status.ACCEPTED, Status.REFUSED, Status.ACCEPTED, Status.REFUSED]
+    assert [verdict.event_id for verdict in tracked.verdicts] == ["1", "2", "3", "4"]
+    problems = [verdict.problem for verdict in tracked.verdicts]
+    assert problems[1] is not None
+    assert problems[1].field == "type"
+    assert "click" in problems[1].problem
+    assert problems[3] is not None
+    assert problems[3].field == "item_ids"
+
+
+async def test_an_event_sent_again_is_a_duplicate() -> None:
+    """The same event of the same member is stored once, in one call or in two, and its position is known again."""
+    world = World()
+    first = await world.track([event("1"), event("1"), event("2")])
+    assert statuses(first.verdicts) == [Status.ACCEPTED, Status.DUPLICATE, Status.ACCEPTED]
+    again = await world.track([event("1"), event("2")])
+    assert statuses(again.verdicts) == [Status.DUPLICATE, Status.DUPLICATE]
+    assert again.position == first.position
+    assert len(world.log.behaviors) == 2
+
+
+async def test_two_people_may_use_the_same_event_id() -> None:
+    """An id is its member's own."""
+    world = World()
+    tracked = await world.track([event("1", who="ann"), event("1", who="bob")])
+    assert statuses(tracked.verdicts) == [Status.ACCEPTED, Status.ACCEPTED]
+
+
+async def test_without_consent_nothing_is_stored() -> None:
+    """An event whose type asks for a purpose that is not allowed is dropped; a type that asks for none is not."""
+    world = World()
+    world.consents.refused.add((member("ann"), "measurement"))
+    tracked = await world.track([event("1"), event("2", "page_viewed"), event("3", who="bob")])
+    assert statuses(tracked.verdicts) == [Status.DROPPED_NO_CONSENT, Status.ACCEPTED, Status.ACCEPTED]
+    assert [entry.behavior.type for _, entry in world.log.behaviors] == ["page_viewed", "click"]
+
+
+async def test_consent_is_asked_with_every_member_of_the_person() -> None:
+    """A refusal given under another pseudonym of the same person counts."""
+    world = World()
+    world.subjects.merge("ann", "anonymous")
+    world.consents.refused.add((member("anonymous"), "measurement"))
+    tracked = await world.track([event("1")])
+    assert statuses(tracked.verdicts) == [Status.DROPPED_NO_CONSENT]
+
+
+@pytest.mark.parametrize(
+    ("port", "reason"), [("consents", "CONSENT_UNAVAILABLE"), ("subjects", "IDENTITY_UNAVAILABLE")]
+)
+async def test_nothing_is_stored_while_consent_or_identity_is_away(port: str, reason: str) -> None:
+    """The call fails as a whole, so that the caller sends it again."""
+    world = World()
+    getattr(world, port).down = True
+    with pytest.raises(ServiceError) as raised:
+        await world.track([event("1"), event("2", "page_viewed")])
+    assert raised.value.reason == reason
+    assert world.log.behaviors == []
+
+
+async def test_a_full_batch_takes_a_handful_of_round_trips() -> None:
+    """A thousand events of a hundred people: one question to identity, one to consent, one write."""
+    world = World()
+    tracked = await world.track([event(str(n), who=f"p{n % 100}") for n in range(1000)])
+    assert set(statuses(tracked.verdicts)) == {Status.ACCEPTED}
+    assert (world.subjects.calls, world.consents.calls, world.log.calls) == ([100], [100], 1)
+
+
+async def test_an_event_from_the_future_is_refused_beyond_five_minutes() -> None:
+    """Five minutes ahead is a clock that runs fast; more is a mistake."""
+    world = World()
+    ahead = NOW + timedelta(minutes=5)
+    tracked = await world.track(
+        [event("1", occurred_at=ahead), event("2", occurred_at=ahead + timedelta(milliseconds=1))]
+    )
+    assert statuses(tracked.verdicts) == [Status.ACCEPTED, Status.REFUSED]
+
+
+async def test_a_token_proves_the_decision() -> None:
+    """With a token alone the behavior names the token's decision, and says that it was proven."""
+    world = World()
+    world.tokens.claims[b"token"] = Claim("d1", "home", member("ann"))
+    await world.track([event("1", exposure_token=b"token")])
+    behavior = world.log.behaviors[0][1].behavior
+    assert (behavior.decision_id, behavior.placement_id, behavior.decision_proven) == ("d1", "home", True)
+
+
+async def test_a_token_of_another_decision_or_subject_is_refused() -> None:
+    """A token is proof for its own decision and person only; a merged person is the same person."""
+    world = World()
+    world.subjects.merge("ann", "anonymous")
+    world.tokens.claims[b"token"] = Claim("d1", "home", member("anonymous"))
+    tracked = await world.track(
+        [
+            event("1", exposure_token=b"token", decision_id="d1"),
+            event("2", exposure_token=b"token", decision_id="d2"),
+            event("3", exposure_token=b"token", who="bob"),
+            event("4", exposure_token=b"forged"),
+        ]
+    )
+    assert statuses(tracked.verdicts) == [Status.ACCEPTED, Status.REFUSED, Status.REFUSED, Status.REFUSED]
+    fields = [verdict.problem.field for verdict in tracked.verdicts if verdict.problem]
+    assert fields == ["exposure_token"] * 3
+
+
+async def test_a_token_that_names_nobody_proves_nothing() -> None:
+    """A decision made while identity could not say can be answered, but is proof for no person."""
+    world = World()
+    world.tokens.claims[b"token"] = Claim("d1", "home", "")
+    tracked = await world.track([event("1", exposure_token=b"token")])
+    assert statuses(tracked.verdicts) == [Status.ACCEPTED]
+    assert not world.log.behaviors[0][1].behavior.decision_proven
+
+
+async def test_an_exposure_of_a_decision_shows_its_slate() -> None:
+    """An exposure that names no items is of every item of its decision."""
+    world = World()
+    world.decisions.arrive(decided("d1"))
+    tracked = await world.track([event("1", "exposure", decision_id="d1")])
+    assert statuses(tracked.verdicts) == [Status.ACCEPTED]
+    behavior = world.log.behaviors[0][1].behavior
+    assert (behavior.item_ids, behavior.placement_id) == (("1", "2", "3"), "home")
+
+
+async def test_an_exposure_of_an_unknown_or_foreign_decision_is_refused() -> None:
+    """Without items there is nothing to store; another person's slate is not to be had by its id."""
+    world = World()
+    world.decisions.arrive(decided("d1", who="bob"))
+    tracked = await world.track(
+        [
+            event("1", "exposure", decision_id="d0"),
+            event("2", "exposure", decision_id="d1"),
+            event("3", "exposure"),
+            event("4", "exposure", decision_id="d0", item_ids=("9",)),
+        ]
+    )
+    assert statuses(tracked.verdicts) == [Status.REFUSED] * 3 + [Status.ACCEPTED]
+
+
+async def test_an_erased_person_is_refused() -> None:
+    """Nothing is stored again about someone who was erased; the others of the call are not concerned."""
+    world = World()
+    world.log.erased.add(member("ann"))
+    tracked = await world.track([event("1"), event("2", who="bob")])
+    assert statuses(tracked.verdicts) == [Status.REFUSED, Status.ACCEPTED]
+
+
+async def test_a_person_is_named_in_one_way() -> None:
+    """A pseudonym or identities; neither and both are refused, as is a namespace that nobody knows."""
+    world = World()
+    both = replace(person("ann"), subject_id=member("ann"))
+    tracked = await world.track(
+        [
+            event("1", person=Person(subject_id=member("ann"))),
+            event("2", person=Person()),
+            event("3", person=both),
+            event("4", person=Person(identities=(Identity("shoe_size", "44"),))),
+        ]
+    )
+    assert statuses(tracked.verdicts) == [Status.ACCEPTED] + [Status.REFUSED] * 3
+
+
+async def test_a_call_that_stores_nothing_has_nothing_to_wait_for() -> None:
+    """Its position is the beginning of the log."""
+    tracked = await World().track([Verdict("1", Status.REFUSED), event("2", "unheard_of")])
+    assert statuses(tracked.verdicts) == [Status.REFUSED, Status.REFUSED]
+    assert tracked.position == ORIGIN
