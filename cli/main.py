@@ -13,6 +13,8 @@ MODULES = (
     "cli.commands_decide",
     "cli.commands_log",
     "cli.commands_consent",
+    "cli.commands_learning",
+    "cli.commands_demo",
     "cli.trace",
 )
 

@@ -37,5 +37,5 @@ def load_bundle(folder: Path, *, feed: Path | None = None) -> Bundle:
     """
     bundle, problems = check_bundle(folder, feed=feed)
     if problems:
-        raise BundleError(problems)
+        raise BundleError(folder, problems)
     return bundle

@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from services.chassis.errors import FieldProblem, Kind, ServiceError
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -26,18 +29,28 @@ class Problem:
 
     def __str__(self) -> str:
         """One line a person or an editor can follow: file:line:column: path: problem; remedy."""
+        return f"{self.place}: {self.problem}; {self.remedy}"
+
+    @property
+    def place(self) -> str:
+        """file:line:column: path, as far as they are known."""
         place = ":".join(str(part) for part in (self.file, self.line, self.column) if part)
-        field = f" {self.path.lstrip('.')}:" if self.path else ""
-        return f"{place}:{field} {self.problem}; {self.remedy}"
+        return f"{place}: {self.path.lstrip('.')}" if self.path else place
 
     def as_json(self) -> dict[str, object]:
         """The same for programs."""
         return asdict(self)
 
 
-class BundleError(Exception):
-    """A bundle that must not be applied; holds every problem that was found."""
+class BundleError(ServiceError):
+    """A bundle that must not be applied.
 
-    def __init__(self, problems: Sequence[Problem]) -> None:
-        super().__init__("\n".join(str(problem) for problem in problems))
-        self.problems = tuple(sorted(problems))
+    Args:
+        found: every problem, in order of file and line.
+    """
+
+    def __init__(self, folder: Path, found: Sequence[Problem]) -> None:
+        problems = tuple(FieldProblem(problem.place, f"{problem.problem}; {problem.remedy}") for problem in found)
+        count = f"{len(found)} problem{'s' * (len(found) != 1)}"
+        super().__init__(Kind.INVALID, "BUNDLE_INVALID", f"{folder} is no valid bundle: {count}", problems=problems)
+        self.found = tuple(found)

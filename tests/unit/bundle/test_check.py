@@ -229,7 +229,7 @@ def test_loading_a_spoiled_bundle_raises_all_its_problems(shop: Path, edit: Edit
     edit("site.yaml", "holdout_share: 0.10", "holdout_share: 0.9")
     with pytest.raises(BundleError) as caught:
         load_bundle(shop)
-    assert len(caught.value.problems) == 1
+    assert len(caught.value.found) == len(caught.value.problems) == 1
 
 
 def test_the_command_lists_problems_for_people_and_programs(shop: Path, edit: Edit) -> None:

@@ -1,0 +1,160 @@
+"""`comity train` and `comity eval`: learn from the log, and hold the platform against real people's choices."""
+
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from cli.commands_demo import until_terminated
+from cli.connections import NO_ADDRESSES, Address, Services, resolve_addresses
+from cli.failures import run
+from cli.options import DEFAULT_DATA_DIR, AsJson, DataDir
+from cli.output import console, print_json
+from services.chassis.errors import Kind, ServiceError
+
+if TYPE_CHECKING:
+    from learning.pipeline import TrainReport, TrainRequest
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the app."""
+    app.command()(train)
+    evaluate = typer.Typer(help="Hold the platform against data whose answers are known.")
+    evaluate.command()(ranklens)
+    app.add_typer(evaluate, name="eval")
+
+
+def train(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Name, as the policies of the site use it.")],
+    purpose: Annotated[
+        str, typer.Option(help="Learn only from people who allow this now; empty: from everybody's decisions.")
+    ] = "model_training",
+    placement: Annotated[str, typer.Option(help="Learn from this placement only.")] = "",
+    since: Annotated[datetime | None, typer.Option(help="Decisions from then on, UTC.")] = None,
+    until: Annotated[datetime | None, typer.Option(help="Decisions before then, UTC.")] = None,
+    activate: Annotated[bool, typer.Option(help="Let the model decide once it is registered.")] = True,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    address: Address = NO_ADDRESSES,
+    as_json: AsJson = False,
+) -> None:
+    """Learn a ranker from what was decided and what came back, register it and let it decide; no restart needed."""
+    from learning.pipeline import TrainRequest
+
+    request = TrainRequest(
+        name=model,
+        since=_utc(since),
+        until=_utc(until),
+        placement_id=placement,
+        purpose=purpose,
+        activate=activate,
+    )
+    report = run(until_terminated(_train(request, data_dir, address, quiet=as_json)), as_json=as_json)
+    if as_json:
+        print_json(report.as_dict())
+    else:
+        _show_report(report)
+
+
+def ranklens(
+    file: Annotated[
+        list[Path],
+        typer.Option("--events", metavar="FILE", exists=True, dir_okay=False, help="JSON lines, gzipped or not."),
+    ],
+    train_before: Annotated[int, typer.Option(metavar="MS", help="Train on rankings before this, epoch ms.")],
+    score_from: Annotated[int, typer.Option(metavar="MS", help="Judge rankings from this on, epoch ms.")],
+    score_before: Annotated[int | None, typer.Option(metavar="MS", help="And before this, epoch ms.")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option("--data-dir", help="Folder of the run's own stack, emptied first; a temporary one.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run the RankLens protocol on a stack of its own: record the rankings, train, and judge by NDCG.
+
+    The data is in the public repository metarank/docker_compose_blog_example, file metarank/events.jsonl.gz, CC BY-SA
+    4.0. Its time is the data's own; every event is visible strictly before a ranking or not at all.
+    """
+    if score_from < train_before:
+        raise typer.BadParameter(
+            "lies before --train-before: what is judged must not be trained on", param_hint="--score-from"
+        )
+    figures = run(
+        until_terminated(_ranklens(file, train_before, score_from, score_before, data_dir, as_json)), as_json=as_json
+    )
+    if as_json:
+        print_json(figures)
+        return
+    table = Table(box=None, pad_edge=False, title=f"{figures['rankings']} rankings", title_justify="left")
+    for column in ("", "NDCG@5", "NDCG@10"):
+        table.add_column(column)
+    for name, row in (("comity", figures), *figures["baselines"].items()):
+        table.add_row(name, f"{row['ndcg@5']:.4f}", f"{row['ndcg@10']:.4f}")
+    console.print(table)
+
+
+async def _train(request: "TrainRequest", data_dir: Path, address: list[str], *, quiet: bool) -> "TrainReport":
+    from cli.commands_log import progress_bar
+    from learning.errors import LearningError
+    from learning.pipeline import Services as LearningServices
+    from learning.pipeline import train as learn
+
+    async with Services(resolve_addresses(data_dir, address)) as services:
+        stubs = LearningServices(services.feedback, services.features, services.release)
+        with progress_bar(quiet=quiet) as bar:
+            task = bar.add_task("training", total=None)
+            try:
+                return await learn(
+                    stubs,
+                    request,
+                    progress=lambda step, done, most: bar.update(
+                        task, description=f"training: {step}", completed=done, total=most or None
+                    ),
+                )
+            except LearningError as error:
+                raise ServiceError(Kind.FAILED_PRECONDITION, "NOTHING_LEARNED", str(error)) from error
+
+
+async def _ranklens(
+    files: list[Path],
+    train_before_ms: int,
+    score_from_ms: int,
+    score_before_ms: int | None,
+    data_dir: Path | None,
+    quiet: bool,
+) -> dict[str, Any]:
+    from cli.ranklens import evaluate
+    from learning.ranklens import RankLensRequest
+
+    request = RankLensRequest(train_before_ms, score_from_ms, score_before_ms)
+    if data_dir is not None:
+        return await evaluate(files, request, data_dir, quiet=quiet)
+    with tempfile.TemporaryDirectory(prefix="comity-ranklens-") as folder:
+        return await evaluate(files, request, Path(folder), quiet=quiet)
+
+
+def _show_report(report: "TrainReport") -> None:
+    measured = (
+        f"{report.held_out_ndcg10:.4f}" if report.held_out_ndcg10 is not None else "not measured: too few decisions"
+    )
+    counts = report.counts
+    console.print(f"[bold]{report.model_version}[/] {'decides now' if report.active else 'is registered'}")
+    console.print(
+        f"learned from {counts.used} of {counts.decisions} decisions, {report.rows_count} rows, {report.rounds} trees"
+    )
+    console.print(
+        f"held-out NDCG@10 {measured}; scores differ from the trainer's by at most {report.parity_difference_max:.1e}"
+    )
+    left_out = {
+        "not answered": counts.without_outcome,
+        "fallbacks": counts.not_learnable,
+        "without features": counts.without_features,
+        "of another feature set": counts.other_feature_set,
+        "withheld for lack of consent": counts.withheld,
+    }
+    console.print("[dim]left out: " + ", ".join(f"{n} {why}" for why, n in left_out.items() if n) + "[/]")
+
+
+def _utc(when: datetime | None) -> datetime | None:
+    return None if when is None else when.replace(tzinfo=UTC)

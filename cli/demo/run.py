@@ -1,0 +1,305 @@
+"""One demo, from an empty folder to findings."""
+
+import asyncio
+import time
+import uuid
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from comity.decision.v1 import decision_service_pb2 as decision_pb
+from comity.features.v1 import features_service_pb2 as features_pb
+from comity_client import ComityClient, Decision, Entry
+from rich.progress import Progress
+
+from cli.bundle import Bundle, apply_bundle, load_bundle
+from cli.commands_log import progress_bar, replay_many
+from cli.connections import Services
+from cli.demo.browsing import (
+    CALL_TIMEOUT_S,
+    DECIDE_DEADLINE_S,
+    PLACEMENTS,
+    TRACK_DEADLINE_S,
+    Backend,
+    Plan,
+    Shown,
+)
+from cli.demo.findings import Findings, Story
+from cli.demo.log import click_rates, read_log, wait_joined
+from cli.demo.simulator import Consent, Shop, Visitor, population
+from cli.demo.site import consent_purposes, default_slates, eligible_items, exploring
+from cli.demo.statistics import percentile
+from cli.fresh import make_room
+from cli.stack import SERVICES, Stack
+from learning.errors import LearningError
+from learning.pipeline import Services as LearningServices
+from learning.pipeline import TrainRequest, train
+from services.chassis.errors import Kind, ServiceError
+from services.chassis.rpc_client import call
+
+MODEL = "shop_clicks"
+TRAINING_PURPOSE = "model_training"
+# Every decision traced would cost the machine more than the decisions; the ones that are shown are always traced.
+TRACE_RATIO = "0.05"
+ACTIVE_WAIT_S = 10.0
+POLL_S = 0.05
+STORY_TRIES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How much happens.
+
+    Args:
+        before: sessions of each visitor before there is a model.
+        after: and with it.
+    """
+
+    visitors: int
+    before: int
+    after: int
+
+
+# About 10,000 decisions: intervals narrow enough to tell ranked from holdout, in a minute or two on 2 cores.
+FULL = Scale(visitors=450, before=6, after=5)
+QUICK = Scale(visitors=60, before=3, after=2)
+
+
+@dataclass(frozen=True, slots=True)
+class DemoRequest:
+    """What to run.
+
+    Args:
+        data_dir: of the demo's own stack; emptied first.
+        site: folder of the bundle.
+    """
+
+    data_dir: Path
+    site: Path
+    seed: int
+    scale: Scale
+    quick: bool = False
+
+
+async def run_demo(request: DemoRequest, *, quiet: bool = False) -> Findings:
+    """Run it all and say what was found; nothing is left running.
+
+    Raises:
+        ServiceError: something did not work at all.
+    """
+    started_s = time.monotonic()
+    findings = Findings(seed=request.seed, quick=request.quick, traces=request.data_dir / "traces")
+    bundle = load_bundle(request.site)
+    await make_room(request.data_dir)
+    with progress_bar(quiet=quiet) as bar:
+        starting = bar.add_task("starting", total=None)
+        env = {name: {f"COMITY_{name.upper()}_TRACE_RATIO": TRACE_RATIO} for name in SERVICES}
+        stack = Stack(
+            request.data_dir, env=env, progress=lambda text: bar.update(starting, description=f"starting {text}")
+        )
+        async with stack, _connected(stack, bundle) as (services, client):
+            bar.remove_task(starting)
+            demo = Demo(request, bundle, services, client, findings, bar)
+            await demo.run()
+    findings.seconds = time.monotonic() - started_s
+    return findings
+
+
+class Demo:
+    """The steps of one run, in order."""
+
+    def __init__(
+        self,
+        request: DemoRequest,
+        bundle: Bundle,
+        services: Services,
+        client: ComityClient,
+        findings: Findings,
+        bar: Progress,
+    ) -> None:
+        self._request = request
+        self._bundle = bundle
+        self._services = services
+        self._client = client
+        self._found = findings
+        self._bar = bar
+        rng = np.random.default_rng(request.seed)
+        items = eligible_items(bundle)
+        self._shop = Shop(items, rng)
+        self._visitors = population(items, request.scale.visitors, rng)
+        self._backend = Backend(
+            client,
+            services,
+            self._shop,
+            run_id=uuid.uuid4().hex[:8],
+            seed=request.seed,
+            purposes=consent_purposes(bundle),
+        )
+
+    async def run(self) -> None:
+        """Explore, learn, decide again, then hold it all against the log."""
+        scale = self._request.scale
+        await apply_bundle(exploring(self._bundle), self._services)
+        await self._browse("visitors browse, all is explored", Plan(1, scale.before, revoke_after=scale.before // 2))
+        await self._learn()
+        await apply_bundle(self._bundle, self._services)
+        await self._catch_up()
+        await self._browse("visitors come back, the model ranks", Plan(2, scale.after))
+        await self._tell_stories()
+        self._count()
+        await self._replay()
+        await self._measure()
+
+    async def _browse(self, what: str, plan: Plan) -> None:
+        task = self._bar.add_task(what, total=len(self._visitors) * plan.sessions)
+        await self._backend.browse(self._visitors, plan, advance=lambda: self._bar.advance(task))
+
+    async def _learn(self) -> None:
+        """Train on what came back, activate, and wait until it decides."""
+        task = self._bar.add_task("outcomes are joined", total=None)
+        await wait_joined(self._services, self._backend.journal.answered_clicks)
+        stubs = LearningServices(self._services.feedback, self._services.features, self._services.release)
+        try:
+            report = await train(
+                stubs,
+                TrainRequest(name=MODEL, purpose=TRAINING_PURPOSE),
+                progress=lambda step, done, most: self._bar.update(
+                    task, description=f"training: {step}", completed=done, total=most or None
+                ),
+            )
+        except LearningError as error:
+            raise ServiceError(Kind.FAILED_PRECONDITION, "NOTHING_LEARNED", str(error)) from error
+        self._found.model = {
+            "version": report.model_version,
+            "rows": report.rows_count,
+            "ndcg": report.held_out_ndcg10,
+        }
+        self._bar.remove_task(task)
+
+    async def _catch_up(self) -> None:
+        """Returns when decisions see everything that was tracked so far, and the model decides."""
+        marked = await self._backend.mark(self._consenting()[0])
+        position = features_pb.AwaitPositionRequest(source="feedback", position=marked.position)
+        await call(self._services.features.AwaitPosition, position, CALL_TIMEOUT_S * 3)
+        columns = decision_pb.AwaitItemColumnsRequest(behavior_position=marked.position)
+        await call(self._services.catalog.AwaitItemColumns, columns, CALL_TIMEOUT_S * 3)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + ACTIVE_WAIT_S
+        while loop.time() < until:
+            for visitor in self._consenting():
+                (hero, *_) = await self._backend.decide(visitor, 1, {})
+                if hero.versions.get("model"):
+                    return
+                if not hero.holdout:
+                    break
+            await asyncio.sleep(POLL_S)
+        raise ServiceError(Kind.DEADLINE, "MODEL_NOT_ACTIVE", "the model was activated and does not decide")
+
+    def _consenting(self) -> list[Visitor]:
+        return [visitor for visitor in self._visitors if visitor.consent is Consent.GIVEN]
+
+    async def _tell_stories(self) -> None:
+        """Decide for three visitors once more, traced, and ask why it came out so."""
+        known = await self._ranked_visitor()
+        refused = next((v for v in self._visitors if v.consent is Consent.REFUSED), None)
+        if refused is not None:
+            await self._tell("A visitor who refused", (await self._traced(refused))[0])
+        if known is not None:
+            await self._backend.revoke(known)
+            await self._tell("The first visitor again, having just revoked", (await self._traced(known))[0])
+
+    async def _ranked_visitor(self) -> Visitor | None:
+        """A logged-in visitor, made known by a story in which the model ranked; they will revoke next."""
+        candidates = [visitor for visitor in self._consenting() if visitor.logs_in] or self._consenting()
+        for visitor in candidates[:STORY_TRIES]:
+            hero = (await self._traced(visitor))[0]
+            if hero.reason == "RANKED":
+                await self._tell("A visitor who agreed and logged in", hero)
+                return visitor
+        return None
+
+    async def _traced(self, visitor: Visitor) -> list[Decision]:
+        traceparent = f"00-{uuid.uuid4().hex}-{uuid.uuid4().hex[:16]}-01"
+        return await self._backend.decide(visitor, 2, {"hour": 20.0}, traceparent=traceparent)
+
+    async def _tell(self, title: str, decision: Decision) -> None:
+        if not decision.decision_id:
+            return
+        request = decision_pb.ExplainRequest(decision_id=decision.decision_id)
+        explanation = await call(self._services.decision.Explain, request, CALL_TIMEOUT_S)
+        self._found.stories.append(Story(title, decision, explanation))
+
+    def _count(self) -> None:
+        """What the backend got: numbers of decisions by what the visitor had said."""
+        found, journal = self._found, self._backend.journal
+        found.visitors = {
+            "agreed": sum(v.consent is Consent.GIVEN for v in self._visitors),
+            "refused": sum(v.consent is Consent.REFUSED for v in self._visitors),
+            "took it back on the way": sum(v.consent is Consent.REVOKED for v in self._visitors),
+            "logged in": sum(v.logs_in for v in self._visitors),
+        }
+        found.tracked = dict(journal.tracked)
+        refused = [shown for shown in journal.shown if shown.consent is Consent.REFUSED]
+        revoked = [shown for shown in journal.shown if shown.consent is Consent.REVOKED]
+        found.no_consent, found.no_consent_defaults = len(refused), sum(map(self._is_default, refused))
+        found.revoked, found.revoked_defaults = len(revoked), sum(map(self._is_default, revoked))
+        ranked = [s for s in journal.shown if s.phase == 2 and s.consent is Consent.GIVEN and not s.decision.holdout]
+        found.with_consent = len(ranked)
+        found.ranked = sum(s.decision.source == "slate" and bool(s.decision.versions.get("model")) for s in ranked)
+        found.fallbacks = dict(Counter(s.decision.fallback_reason for s in journal.shown if s.decision.fallback_reason))
+        found.latency_ms = {
+            "p50": percentile(journal.latencies_s, 0.5) * 1000,
+            "p99": percentile(journal.latencies_s, 0.99) * 1000,
+        }
+
+    def _is_default(self, shown: Shown) -> bool:
+        """Whether the answer is the placement's declared default, entry by entry."""
+        declared = default_slates(self._bundle)[shown.decision.placement_id]
+        given = [(entry.item_id, entry.variant_id) for entry in shown.decision.entries]
+        return shown.decision.source != "slate" and given == [(e.item_id, e.variant_id) for e in declared]
+
+    async def _replay(self) -> None:
+        """Decide everything again from the logged inputs."""
+        answered = [shown.decision for shown in self._backend.journal.shown]
+        logged = [decision.decision_id for decision in answered if decision.exposure_token]
+        self._found.decisions, self._found.unlogged = len(logged), len(answered) - len(logged)
+        task = self._bar.add_task("every decision is replayed", total=len(logged))
+        replayed = await replay_many(self._services.decision, logged, advance=lambda: self._bar.advance(task))
+        self._found.replayed_identical, self._found.different = replayed.identical, replayed.different
+
+    async def _measure(self) -> None:
+        """Click rates from the log, for those who agreed, once there was a model."""
+        task = self._bar.add_task("reading the log", total=None)
+        await wait_joined(self._services, self._backend.journal.answered_clicks)
+        log = await read_log(self._services)
+        asked = {
+            shown.decision.decision_id: shown.visitor
+            for shown in self._backend.journal.shown
+            # Stories are not part of the experiment: nobody looked at them. They come after the sessions.
+            if shown.phase == 2 and shown.consent is Consent.GIVEN and shown.decision.placement_id == PLACEMENTS[0]
+        }
+        stories = {story.decision.decision_id for story in self._found.stories}
+        asked = {name: visitor for name, visitor in asked.items() if name not in stories}
+        self._found.rates = click_rates(log, self._shop, asked)
+        self._bar.remove_task(task)
+
+
+@asynccontextmanager
+async def _connected(stack: Stack, bundle: Bundle) -> AsyncIterator[tuple[Services, ComityClient]]:
+    """The stubs, and the client as a backend uses it, with the site's own defaults as the caller's."""
+    defaults = {
+        placement: [Entry(entry.item_id, entry.variant_id, slot) for slot, entry in enumerate(entries)]
+        for placement, entries in default_slates(bundle).items()
+    }
+    client = ComityClient(
+        stack.address("decision"),
+        feedback_address=stack.address("feedback"),
+        defaults=defaults,
+        deadline_s=DECIDE_DEADLINE_S,
+        track_deadline_s=TRACK_DEADLINE_S,
+    )
+    async with Services(stack.addresses) as services, client:
+        yield services, client
