@@ -33,6 +33,7 @@ that answers but no longer relays looks healthy while its facts pile up; a dead 
 
 import argparse
 import asyncio
+import os
 import random
 import signal
 import sys
@@ -166,7 +167,7 @@ def run(service: str, settings_class: type[S], build: Callable[[S, App], Awaitab
         sys.exit(0)
     setup_logs(service, settings.log_level)
     _log.info("starting", settings=settings.public())
-    sys.exit(asyncio.run(serve(service, settings, build)))
+    sys.exit(asyncio.run(_serve_within_bounds(service, settings, build)))
 
 
 def load(settings_class: type[S]) -> S:
@@ -198,20 +199,42 @@ async def serve(
     """Build the service and serve until a signal comes or *stop* is set; the process's exit status."""
     stop = stop if stop is not None else asyncio.Event()
     tracing = telemetry.setup(service, settings)
-    metrics.serve(settings.metrics_port, settings.metrics_host)
     app = App(service, RpcServer(settings, tracing), tracing)
     with _signals(stop):
         try:
+            metrics.serve(settings.metrics_port, settings.metrics_host)
             if await _unless_stopped(build(settings, app), stop):
                 await app.serve_until(stop)
         except Exception as error:
             _log.error("the service failed", exc_info=error)
             app.failed = True
         finally:
-            async with asyncio.timeout(STOP_S_MAX):
-                await app.close()
+            await app.close()
     _log.info("stopped")
     return EXIT_FAILED if app.failed else 0
+
+
+async def _serve_within_bounds(service: str, settings: S, build: Callable[[S, App], Awaitable[None]]) -> int:
+    """Serve, and end the process where it has not ended by itself in the time that a stop may take."""
+    stop = asyncio.Event()
+
+    async def watch() -> None:
+        await stop.wait()
+        # A thread, because what hangs may be the loop itself.
+        watchdog = threading.Timer(STOP_S_MAX, _give_up)
+        watchdog.daemon = True
+        watchdog.start()
+
+    watching = asyncio.ensure_future(watch())
+    try:
+        return await serve(service, settings, build, stop=stop)
+    finally:
+        watching.cancel()
+
+
+def _give_up() -> None:
+    _log.error("not stopped in time", timeout_s=STOP_S_MAX)
+    os._exit(EXIT_FAILED)
 
 
 async def _unless_stopped(build: Awaitable[None], stop: asyncio.Event) -> bool:

@@ -24,14 +24,14 @@ CAUSES_MAX = 4
 # Names for how the service runs. An id in here names a thing that the service made, never a person.
 # fmt: off
 ALLOWED_FIELDS = frozenset({
-    "address", "attempt", "batch_size", "bytes", "catalog_version", "channel", "code", "columns_version", "consumer",
-    "count", "crashes", "database", "decision_id", "delay_s", "deliveries", "depth", "dropped", "duplicates_count",
-    "elapsed_ms", "epoch", "error", "event", "events_count", "feature_set_version", "file", "from_position",
-    "items_count", "kind", "lag_s", "level", "logger", "loop", "messages_count", "method", "migration", "migrations",
-    "model_version", "name", "partition", "placement_id", "policy_version", "port", "position", "ratio", "reason",
-    "retry_in_s", "rows_count", "service", "settings", "sha256", "signal", "site_version", "size", "source", "stage",
-    "state", "step", "stream", "stream_name", "timeout_s", "timestamp", "to_position", "took_s", "type", "version",
-    "xid",
+    "address", "attempt", "batch_size", "bytes", "catalog_version", "cause", "channel", "channels", "code",
+    "columns_version", "consumer", "count", "crashes", "database", "decision_id", "delay_s", "deliveries", "depth",
+    "dropped", "duplicates_count", "durable", "elapsed_ms", "epoch", "error", "event", "event_id", "events_count",
+    "feature_set_version", "file", "from_position", "items_count", "kind", "lag_s", "level", "logger", "loop",
+    "messages_count", "method", "migration", "migrations", "model", "model_version", "name", "partition",
+    "placement_id", "policy_version", "port", "position", "ratio", "reason", "retry_in_s", "rows_count", "service",
+    "settings", "sha256", "signal", "site_version", "size", "source", "stage", "state", "step", "stream",
+    "stream_name", "timeout_s", "timestamp", "to_position", "took_s", "type", "version", "where", "xid",
 })
 # fmt: on
 
@@ -124,5 +124,7 @@ class _Foreign(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Log the template's first line; what follows in some libraries is a repr with an exception's text in it."""
         line = str(record.msg).partition("\n")[0]
+        # What was given as `extra=`; a record's own attributes have other names, but for `name`.
+        extra = {name: value for name, value in vars(record).items() if name in ALLOWED_FIELDS - {"name"}}
         log = structlog.get_logger()
-        log.log(record.levelno, line, logger=record.name, exc_info=record.exc_info or None)
+        log.log(record.levelno, line, **{**extra, "logger": record.name}, exc_info=record.exc_info or None)

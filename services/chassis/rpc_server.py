@@ -60,12 +60,13 @@ class RpcServer:
         Raises:
             OSError: the address cannot be listened on.
         """
-        self._server = self._build()
+        server = self._build()
         try:
-            self._port = self._server.add_insecure_port(self._settings.listen)
+            self._port = server.add_insecure_port(self._settings.listen)
         except RuntimeError as error:
             raise OSError(f"{self._settings.listen} cannot be listened on; is it in use?") from error
-        await self._server.start()
+        await server.start()
+        self._server = server
         for name in ("", *self._services):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         return self._port

@@ -32,7 +32,7 @@ class ServiceSettings(BaseSettings):
         metrics_host: address the Prometheus endpoint binds to.
         drain_s: between "not serving" and the last new call, so that balancers can look away.
         stop_grace_s: for calls in flight to end, after that.
-        reuse_port: several processes share the port; off, so that a second start fails instead of taking half the calls.
+        reuse_port: several processes share the port; off, so that a second start fails and takes no calls away.
         concurrent_calls_max: above it a call is refused at once with RESOURCE_EXHAUSTED.
     """
 
@@ -48,8 +48,9 @@ class ServiceSettings(BaseSettings):
     metrics_port: int = Field(default=0, ge=0, le=65535)
     metrics_host: str = "127.0.0.1"
     log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
-    drain_s: float = Field(default=5.0, ge=0.0, le=30.0)
-    stop_grace_s: float = Field(default=10.0, ge=0.0, le=30.0)
+    # Together they leave five of the thirty seconds that a stop may take for closing what is open.
+    drain_s: float = Field(default=5.0, ge=0.0, le=10.0)
+    stop_grace_s: float = Field(default=10.0, ge=0.0, le=15.0)
     reuse_port: bool = False
     concurrent_calls_max: int = Field(default=2000, ge=1)
 

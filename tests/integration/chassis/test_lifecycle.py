@@ -21,13 +21,6 @@ from services.chassis.settings import ServiceSettings
 SETTINGS = ServiceSettings(database_url=SecretStr("x"), nats_url="x", drain_s=0.0, stop_grace_s=1.0)
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """Yield to the loop until the condition holds, at most ten seconds."""
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - the condition is the code under test's own state
-            await asyncio.sleep(0.005)
-
-
 def closer(name: str, closed: list[str], *, error: Exception | None = None) -> Callable[[], Awaitable[object]]:
     async def close() -> None:
         closed.append(name)
@@ -152,7 +145,8 @@ async def test_a_service_is_not_reachable_before_it_is_built() -> None:
 
 
 MAIN = """
-import asyncio, sys
+import asyncio, os, time
+from services.chassis import lifecycle
 from services.chassis.lifecycle import App, run
 from services.chassis.settings import ServiceSettings
 
@@ -164,7 +158,13 @@ async def build(settings: ServiceSettings, app: App) -> None:
         await asyncio.Event().wait()
 
     app.background("ready", ready)
+    if "HANG" in os.environ:
+        app.on_stop("loop", hang)
 
+async def hang() -> None:
+    time.sleep(60)
+
+lifecycle.STOP_S_MAX = 0.5
 run("sample", ServiceSettings, build)
 """
 
@@ -200,6 +200,18 @@ async def test_a_process_drains_on_a_signal(tmp_path: Path, number: signal.Signa
     assert [line for line in logged.splitlines() if not line.startswith(b"{")] == []
     assert b'"event":"serving"' in logged.replace(b": ", b":")
     assert b"hunter2" not in logged
+
+
+async def test_a_process_that_hangs_ends_all_the_same(tmp_path: Path) -> None:
+    """Whatever blocks the loop on the way down, the time for it is bounded."""
+    async with asyncio.timeout(30):
+        process = await start(tmp_path, **COMPLETE, HANG="1")
+        assert process.stdout is not None
+        assert await process.stdout.readline() == b"ready\n"
+        process.send_signal(signal.SIGTERM)
+        _, logged = await process.communicate()
+    assert process.returncode == lifecycle.EXIT_FAILED
+    assert b"not stopped in time" in logged
 
 
 async def test_check_validates_the_settings_and_exits(tmp_path: Path) -> None:

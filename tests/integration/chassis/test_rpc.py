@@ -14,6 +14,7 @@ from comity.features.v1 import features_service_pb2 as features_pb
 from comity.features.v1 import features_service_pb2_grpc as features_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from prometheus_client import REGISTRY
 from pydantic import SecretStr
 
 from services.chassis import rpc_client
@@ -211,6 +212,20 @@ async def test_a_bug_tells_the_caller_nothing(served: Served, capsys: pytest.Cap
     assert error.kind is Kind.INTERNAL
     assert "person" not in error.message + error.reason
     assert "call failed" in capsys.readouterr().out
+
+
+async def test_every_call_is_counted_by_its_outcome(served: Served) -> None:
+    """Latency is measured by method and code, for refusals as well."""
+
+    def count(code: str) -> float:
+        labels = {"method": "/comity.consent.v1.ConsentService/Evaluate", "code": code}
+        return REGISTRY.get_sample_value("comity_rpc_server_latency_seconds_count", labels) or 0.0
+
+    before = [count(code) for code in ("OK", "NOT_FOUND", "INTERNAL")]
+    await rpc_client.call(served.stub.Evaluate, question(), 5.0)
+    for served.consent.error in (ServiceError(Kind.NOT_FOUND, "NONE", "none"), KeyError("bug")):
+        await refusal_of(rpc_client.call(served.stub.Evaluate, question(), 5.0))
+    assert [count(code) for code in ("OK", "NOT_FOUND", "INTERNAL")] == [number + 1 for number in before]
 
 
 async def test_a_call_that_is_cancelled_stops_its_handler(served: Served) -> None:

@@ -1,14 +1,17 @@
 """What a log line may hold."""
 
+import ast
 import json
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import structlog
 
+import services
 from services.chassis.errors import Kind, ServiceError
-from services.chassis.logs import describe_error, only_allowed, setup_logs
+from services.chassis.logs import ALLOWED_FIELDS, describe_error, only_allowed, setup_logs
 
 
 @pytest.fixture
@@ -69,9 +72,30 @@ def test_an_exception_is_logged_by_type_and_place() -> None:
 def test_what_a_library_logs_comes_without_its_values(configured: None, capsys: pytest.CaptureFixture[str]) -> None:
     """Of a library's line the template's first line is kept; what is below warning is not kept at all."""
     setup_logs("sample", "debug")
-    logging.getLogger("lib").warning("cannot take %s", "person@example.com")
+    logging.getLogger("lib").warning("cannot take %s", "person@example.com", extra={"reason": "AWAY", "who": "Ann"})
     logging.getLogger("lib").error("Task failed\nfuture: person@example.com")
     logging.getLogger("lib").info("chatter")
     first, second = lines(capsys)
     assert (first["event"], first["logger"], first["level"]) == ("cannot take %s", "lib", "warning")
+    assert first["reason"] == "AWAY"
+    assert "Ann" not in str(first)
     assert second["event"] == "Task failed"
+
+
+def _fields_logged(path: Path) -> set[str]:
+    """Names of the fields that the module's log lines give."""
+    calls = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call))
+    levels = {"debug", "info", "warning", "error", "exception"}
+    return {
+        keyword.arg or "**"
+        for call in calls
+        if isinstance(call.func, ast.Attribute) and call.func.attr in levels
+        if isinstance(call.func.value, ast.Name) and call.func.value.id in ("_log", "log", "_logger")
+        for keyword in call.keywords
+    }
+
+
+@pytest.mark.parametrize("path", sorted(Path(services.__path__[0]).rglob("*.py")), ids=lambda path: path.name)
+def test_every_field_that_is_logged_is_allowed(path: Path) -> None:
+    """Nobody finds out from a missing field that it had to be declared."""
+    assert _fields_logged(path) <= ALLOWED_FIELDS | {"exc_info", "extra"}
