@@ -1,9 +1,10 @@
 """A stack of its own with the measured site applied: what every benchmark and proof runs against."""
 
+import sys
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,30 @@ from bench.site import CANDIDATES_COUNT, ITEMS_COUNT, PLACEMENT, PURPOSE, write_
 from cli.bundle import apply_bundle, load_bundle
 from cli.connections import Services
 from cli.stack import Stack
+from cli.stack.processes import Command
 from services.chassis.rpc_client import call
 
 SETUP_TIMEOUT_S = 30.0
 # Longer than any Decide is given: what is measured is how long it takes, not when it is given up.
 DECIDE_DEADLINE_S = 2.0
+
+
+class VariantStack(Stack):
+    """A stack whose decision service is one of bench.variants.
+
+    Args:
+        variant: module name; empty for the real service.
+    """
+
+    def __init__(self, data_dir: Path, *, variant: str, env: Mapping[str, Mapping[str, str]]) -> None:
+        super().__init__(data_dir, env=env)
+        self._variant = variant
+
+    def _command(self, service: str) -> Command:
+        command = super()._command(service)
+        if service != "decision" or not self._variant:
+            return command
+        return replace(command, argv=(sys.executable, "-m", f"bench.variants.{self._variant}"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +54,13 @@ class World:
 
 @asynccontextmanager
 async def world(
-    folder: Path, *, people_count: int, env: Mapping[str, Mapping[str, str]] | None = None
+    folder: Path, *, people_count: int, env: Mapping[str, Mapping[str, str]] | None = None, variant: str = ""
 ) -> AsyncIterator[World]:
     """Start servers and services in *folder*, apply the site, and let *people_count* people consent."""
-    async with Stack(folder / "data", env=env or {}) as stack, Services(stack.addresses) as services:
+    async with (
+        VariantStack(folder / "data", variant=variant, env=env or {}) as stack,
+        Services(stack.addresses) as services,
+    ):
         bundle, feed = write_bundle(folder / "bundle")
         await apply_bundle(load_bundle(bundle, feed=feed), services)
         people = [f"person-{k}" for k in range(people_count)]

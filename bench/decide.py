@@ -1,0 +1,167 @@
+"""P1 and P2: Decide against an empty call, and against the naive design, in one run.
+
+Rounds are interleaved — floor, Comity, naive, floor, … — and a ratio is taken within a triple, so that a slow minute of the
+machine hits all three. Load: closed loop, 32 in flight, rotating subjects and candidates; 20 candidates, 300 trees of
+31 leaves over 40 or more columns; consent read for every Decide, every decision durably logged; spans at 1 %.
+"""
+
+import asyncio
+import dataclasses
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import grpc
+from comity.decision.v1 import decision_service_pb2_grpc as decision_grpc
+
+from bench import floor
+from bench.load import Call, Round, closed_loop
+from bench.ranker import activate_noise
+from bench.report import Figure
+from bench.world import DECIDE_DEADLINE_S, Requests, World, answer_label, world
+from cli.stack import SERVICES
+from cli.stack.ports import free_port
+from services.chassis.rpc_client import connect, warm
+
+IN_FLIGHT = 32
+PEOPLE_COUNT = 2_000
+SERVERS = ("postgres", "nats", "valkey")
+# A Decide may take as long as the machine makes it: answers that fall back would not be measured as decisions.
+BUDGET_MS = 1_000
+ENV = {
+    "*": {},
+    **{name: {f"COMITY_{name.upper()}_TRACE_RATIO": "0.01"} for name in SERVICES},
+}
+ENV["decision"] |= {"COMITY_DECISION_BUDGET_MS_MAX": str(BUDGET_MS)}
+ENV["consent"] |= {"COMITY_CONSENT_DECIDE_BUDGET_MS_MAX": str(BUDGET_MS)}
+
+Progress = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Triple:
+    """One round of each, measured after one another."""
+
+    floor: Round
+    comity: Round
+    naive: Round
+
+
+async def measure(*, rounds: int, duration_s: float, progress: Progress) -> list[Triple]:
+    """Start everything, warm it up, and measure *rounds* triples."""
+    with tempfile.TemporaryDirectory() as folder:
+        async with world(Path(folder), people_count=PEOPLE_COUNT, env=ENV) as ready:
+            progress("training and activating a ranker of full size")
+            await activate_noise(ready.services)
+            async with _floor() as empty, _naive(ready) as naive, _comity(ready) as comity:
+                progress("warming up")
+                for contender in (empty, comity, naive):
+                    await contender(duration_s / 2)
+                triples = []
+                for number in range(rounds):
+                    triples.append(Triple(await empty(duration_s), await comity(duration_s), await naive(duration_s)))
+                    progress(f"round {number + 1} of {rounds}: {_line(triples[-1])}")
+                return triples
+
+
+def figures(triples: list[Triple]) -> dict[str, Figure]:
+    """P1, what P1 costs in CPU, and P2."""
+    return {
+        "P1": Figure.of([t.comity.calls_per_s / t.floor.calls_per_s for t in triples]),
+        "P1_cpu": Figure.of([t.comity.cpu_us_total / t.floor.cpu_us_total for t in triples]),
+        "P2": Figure.of([t.comity.calls_per_s / t.naive.calls_per_s for t in triples]),
+    }
+
+
+Contender = Callable[[float], Any]
+
+
+@asynccontextmanager
+async def _comity(ready: World) -> AsyncIterator[Contender]:
+    pids = {name: ready.stack.pid(name) for name in (*SERVICES, *SERVERS)}
+    async with _decider(ready.stack.address("decision"), ready, pids) as contender:
+        yield contender
+
+
+@asynccontextmanager
+async def _naive(ready: World) -> AsyncIterator[Contender]:
+    """The naive variant of decision beside the real one, over the same other services."""
+    command = ready.stack.command("decision")
+    port = free_port()
+    env = {**command.env, "COMITY_DECISION_LISTEN": f"127.0.0.1:{port}"}
+    with _process([sys.executable, "-m", "bench.variants.naive"], env=env, cwd=command.cwd) as pid:
+        pids = {name: ready.stack.pid(name) for name in (*SERVICES, *SERVERS)}
+        async with _decider(f"127.0.0.1:{port}", ready, {**pids, "naive": pid}) as contender:
+            yield contender
+
+
+@asynccontextmanager
+async def _decider(address: str, ready: World, pids: Mapping[str, int]) -> AsyncIterator[Contender]:
+    """Measures Decide at an address."""
+    channel = connect(address)
+    stub: Any = decision_grpc.DecisionServiceStub(channel)
+    requests = Requests(ready.people)
+    done = 0
+
+    async def decide(number: int) -> str:
+        answer = await stub.Decide(requests(number), timeout=DECIDE_DEADLINE_S)
+        return answer_label(answer.decisions[0])
+
+    async def run(duration_s: float) -> Round:
+        nonlocal done
+        measured = await _loop(decide, duration_s, pids, done)
+        done += sum(measured.answers.values())
+        return measured
+
+    while not await warm(channel, timeout_s=30.0):
+        await asyncio.sleep(0.1)
+    yield run
+    await channel.close()
+
+
+@asynccontextmanager
+async def _floor() -> AsyncIterator[Contender]:
+    port = free_port()
+    with _process([sys.executable, "-m", "bench.floor", str(port)]) as pid:
+        channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
+        await asyncio.wait_for(channel.channel_ready(), 30.0)
+        empty = channel.unary_unary(floor.METHOD)
+        request = Requests(["person-1"])(1).SerializeToString()
+
+        async def ask(_: int) -> str:
+            await empty(request, timeout=DECIDE_DEADLINE_S)
+            return "EMPTY"
+
+        yield lambda duration_s: _loop(ask, duration_s, {"floor": pid}, 0)
+        await channel.close()
+
+
+def _loop(ask: Call, duration_s: float, pids: Mapping[str, int], first: int) -> Any:
+    return closed_loop(ask, in_flight=IN_FLIGHT, duration_s=duration_s, pids=pids, first=first)
+
+
+@contextmanager
+def _process(argv: list[str], **more: Any) -> Any:
+    """A process that ends with the block."""
+    process = subprocess.Popen(argv, **more)
+    try:
+        yield process.pid
+    finally:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(10)
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def _line(triple: Triple) -> str:
+    comity = triple.comity
+    return (
+        f"empty {triple.floor.calls_per_s:.0f}/s, Decide {comity.calls_per_s:.0f}/s "
+        f"(p50 {comity.latency_ms_p50:.1f} ms, {comity.cpu_us_total:.0f} CPU µs), naive {triple.naive.calls_per_s:.0f}/s"
+    )
