@@ -1,0 +1,130 @@
+"""Applying a bundle: everybody validates before anybody publishes, and the site comes last."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from comity.consent.v1 import consent_service_pb2 as consent_pb
+from comity.decision.v1 import decision_service_pb2 as decision_pb
+from comity.decision.v1 import site_pb2 as site_pb
+from comity.features.v1 import feature_set_pb2 as feature_set_pb
+from comity.features.v1 import features_service_pb2 as features_pb
+from comity.feedback.v1 import feedback_service_pb2 as feedback_pb
+
+from cli.bundle import apply_bundle, load_bundle
+from cli.bundle.applying import BYTES_A_CALL, ITEMS_A_CALL, _batches
+from services.chassis.errors import FieldProblem, Kind, ServiceError, invalid
+
+SHOP = Path(__file__).parents[3] / "examples" / "shop"
+
+
+class FakeServices:
+    """Every service of a bundle in one object; writes down what it is asked, and refuses what it is told to."""
+
+    def __init__(self, *, refuse: dict[str, ServiceError] | None = None) -> None:
+        self.asked: list[tuple[str, bool]] = []
+        self.refuse = refuse or {}
+        self.site: decision_pb.ApplySiteRequest | None = None
+        self.described = decision_pb.DescribeSiteResponse()
+        self.consent = self.feedback = self.features = self.catalog = self
+
+    @property
+    def published(self) -> list[str]:
+        """What was asked for in earnest, in order."""
+        return [name for name, validate_only in self.asked if not validate_only]
+
+    def _ask(self, name: str, request: Any) -> None:
+        self.asked.append((name, request.validate_only))
+        if name in self.refuse:
+            raise self.refuse[name]
+
+    async def DescribeSite(self, request: Any, timeout: float) -> Any:  # noqa: N802
+        if not self.described.site_version:
+            raise ServiceError(Kind.FAILED_PRECONDITION, "NO_SITE", "no site was applied yet")
+        return self.described
+
+    async def PublishPurposes(self, request: Any, timeout: float) -> Any:  # noqa: N802
+        self._ask("purposes", request)
+        return consent_pb.PublishPurposesResponse(policy_version="p1")
+
+    async def PublishEventSchemas(self, request: Any, timeout: float) -> Any:  # noqa: N802
+        self._ask("events", request)
+        return feedback_pb.PublishEventSchemasResponse(version="e1")
+
+    async def PublishFeatureSet(self, request: Any, timeout: float) -> Any:  # noqa: N802
+        self._ask("features", request)
+        return features_pb.PublishFeatureSetResponse(feature_set=feature_set_pb.FeatureSet(version="f1"))
+
+    async def UpsertItems(self, request: Any, timeout: float) -> Any:  # noqa: N802
+        self._ask("items", request)
+        return decision_pb.UpsertItemsResponse(catalog_version="c1")
+
+    async def ApplySite(self, request: Any, timeout: float) -> Any:  # noqa: N802
+        self._ask("site", request)
+        self.site = request
+        return decision_pb.ApplySiteResponse(site_version="s1", changed=self.described.site_version != "s1")
+
+
+async def test_all_validate_and_then_all_publish_with_the_site_last() -> None:
+    """Nothing is published before the last service has validated, and the site is the activation."""
+    services: Any = FakeServices()
+    applied = await apply_bundle(load_bundle(SHOP), services)
+    assert services.asked[:5] == [(name, True) for name in ("purposes", "events", "features", "items", "site")]
+    assert services.published == ["purposes", "events", "features", "items", "site"]
+    assert applied.versions == {"purposes": "p1", "events": "e1", "features": "f1", "items": "c1", "site": "s1"}
+    assert services.site.site.feature_set_version == "f1"
+    assert services.site.site.consent_policy_version == "p1"
+    assert services.site.feature_set.version == "f1"
+
+
+async def test_what_did_not_change_is_said_to_be_unchanged() -> None:
+    """Versions are content hashes: the same bundle again changes nothing, and apply says so."""
+    services: Any = FakeServices()
+    services.described = decision_pb.DescribeSiteResponse(
+        site=site_pb.Site(consent_policy_version="p1", feature_set_version="f1"),
+        site_version="s1",
+        catalog_version="c1",
+    )
+    applied = await apply_bundle(load_bundle(SHOP), services)
+    assert applied.changed == {"purposes": False, "events": None, "features": False, "items": False, "site": False}
+
+
+@pytest.mark.parametrize("refusing", ["purposes", "events", "features", "items", "site"])
+async def test_when_one_service_refuses_nothing_is_published(refusing: str) -> None:
+    """Whichever service refuses, no other has taken anything."""
+    services: Any = FakeServices(refuse={refusing: invalid("field", "is wrong; mend it")})
+    with pytest.raises(ServiceError, match="nothing was published") as caught:
+        await apply_bundle(load_bundle(SHOP), services)
+    assert services.published == []
+    assert caught.value.reason == "BUNDLE_REFUSED"
+    assert caught.value.problems == (FieldProblem("field", "is wrong; mend it"),)
+
+
+async def test_the_problems_of_all_services_are_told_at_once() -> None:
+    """A person mends everything in one go."""
+    refusals = {"purposes": invalid("purposes[0]", "a"), "events": invalid("schemas[0]", "b")}
+    services: Any = FakeServices(refuse=refusals)
+    with pytest.raises(ServiceError) as caught:
+        await apply_bundle(load_bundle(SHOP), services)
+    assert [problem.field for problem in caught.value.problems] == ["purposes[0]", "schemas[0]"]
+
+
+async def test_an_outage_while_validating_is_no_refusal() -> None:
+    """A service that does not answer is said to be down, and nothing is published."""
+    down = ServiceError(Kind.UNAVAILABLE, "DOWN", "features does not answer")
+    services: Any = FakeServices(refuse={"features": down})
+    with pytest.raises(ServiceError) as caught:
+        await apply_bundle(load_bundle(SHOP), services)
+    assert caught.value is down
+    assert services.published == []
+
+
+def test_a_large_catalog_goes_in_calls_that_keep_the_limits() -> None:
+    """No call holds more items or bytes than UpsertItems takes, and no item is lost or doubled."""
+    items = [site_pb.Item(id=f"item-{i}", title="x" * (i % 200)) for i in range(2 * ITEMS_A_CALL + 1)]
+    items += [site_pb.Item(id=f"large-{i}", numbers={f"n{k}": 1.0 for k in range(4000)}) for i in range(30)]
+    batches = list(_batches(items))
+    assert [item.id for batch in batches for item in batch] == [item.id for item in items]
+    for batch in batches:
+        assert len(batch) <= ITEMS_A_CALL
+        assert decision_pb.UpsertItemsRequest(items=batch).ByteSize() <= BYTES_A_CALL
