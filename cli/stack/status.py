@@ -100,6 +100,8 @@ async def _part(state: State, name: str) -> Part:
 async def _answers(state: State, name: str, address: str) -> bool:
     if name in SERVICES:
         return await is_serving(address)
+    if name not in state.urls:
+        return False  # the first start has not come that far
     if name == "postgres":
         try:
             return await accepts(state.urls[name])
