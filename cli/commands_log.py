@@ -19,6 +19,7 @@ from cli.connections import NO_ADDRESSES, Address, Services, resolve_addresses
 from cli.failures import run
 from cli.options import DEFAULT_DATA_DIR, AsJson, DataDir
 from cli.output import console, errors, print_json
+from services.chassis.errors import Kind, ServiceError
 from services.chassis.rpc_client import call
 
 TIMEOUT_S = 10.0
@@ -76,22 +77,26 @@ def replay(
     found = run(_replay(decision_id, data_dir, address, quiet=as_json), as_json=as_json)
     if as_json:
         different = [{"decision_id": name, "differences": differences} for name, differences in found.different]
-        print_json({"decisions": found.decisions, "identical": found.identical, "different": different})
+        counts = {"decisions": found.decisions, "identical": found.identical}
+        print_json({**counts, "different": different, "missing": found.missing})
     else:
         for name, differences in found.different[:DIFFERENT_SHOWN_MAX]:
             errors.print(f"[red]{name}[/]: {escape('; '.join(differences))}")
+        for name in found.missing[:DIFFERENT_SHOWN_MAX]:
+            errors.print(f"[red]{name}[/]: the log holds no such decision")
         console.print(f"{found.identical} of {found.decisions} decisions replay to the identical slate")
-    if found.identical != found.decisions:
+    if found.missing or found.identical != found.decisions:
         raise typer.Exit(1)
 
 
 @dataclass(slots=True)
 class Replayed:
-    """How many decisions came out the same, and which did not."""
+    """How many decisions came out the same, which did not, and which the log does not hold."""
 
     decisions: int = 0
     identical: int = 0
     different: list[tuple[str, list[str]]] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
 
 
 async def replay_many(decision: Any, ids: Iterable[str], *, advance: Any = lambda: None) -> Replayed:
@@ -106,12 +111,7 @@ async def replay_many(decision: Any, ids: Iterable[str], *, advance: Any = lambd
 
     async def worker() -> None:
         for name in waiting:
-            answer = await call(decision.Replay, decision_pb.ReplayRequest(decision_id=name), TIMEOUT_S)
-            found.decisions += 1
-            if answer.identical:
-                found.identical += 1
-            else:
-                found.different.append((name, list(answer.differences)))
+            await _replay_one(decision, name, found)
             advance()
 
     try:
@@ -121,6 +121,21 @@ async def replay_many(decision: Any, ids: Iterable[str], *, advance: Any = lambd
     except ExceptionGroup as outages:
         raise outages.exceptions[0] from None  # they all fail alike: one says what a person needs
     return found
+
+
+async def _replay_one(decision: Any, name: str, found: Replayed) -> None:
+    try:
+        answer = await call(decision.Replay, decision_pb.ReplayRequest(decision_id=name), TIMEOUT_S)
+    except ServiceError as error:
+        if error.kind is not Kind.NOT_FOUND:
+            raise
+        found.missing.append(name)
+        return
+    found.decisions += 1
+    if answer.identical:
+        found.identical += 1
+    else:
+        found.different.append((name, list(answer.differences)))
 
 
 def progress_bar(*, quiet: bool = False) -> Progress:

@@ -263,26 +263,32 @@ class Demo:
 
     async def _replay(self) -> None:
         """Decide everything again from the logged inputs."""
-        answered = [shown.decision for shown in self._backend.journal.shown]
-        logged = [decision.decision_id for decision in answered if decision.exposure_token]
-        self._found.decisions, self._found.unlogged = len(logged), len(answered) - len(logged)
-        task = self._bar.add_task("every decision is replayed", total=len(logged))
-        replayed = await replay_many(self._services.decision, logged, advance=lambda: self._bar.advance(task))
-        self._found.replayed_identical, self._found.different = replayed.identical, replayed.different
+        answered = {shown.decision.decision_id: shown.decision for shown in self._backend.journal.shown}
+        by_client = sum(shown.decision.source == "client_default" for shown in self._backend.journal.shown)
+        ids = [name for name in answered if name]
+        task = self._bar.add_task("every decision is replayed", total=len(ids))
+        replayed = await replay_many(self._services.decision, ids, advance=lambda: self._bar.advance(task))
+        found = self._found
+        found.replayed_identical, found.different = replayed.identical, replayed.different
+        # An answer without a token said itself that the log does not hold it; with one it was a promise.
+        lost = [name for name in replayed.missing if answered[name].exposure_token]
+        found.decisions = replayed.decisions + len(lost)
+        found.unlogged = len(replayed.missing) - len(lost) + by_client
 
     async def _measure(self) -> None:
         """Click rates from the log, for those who agreed, once there was a model."""
         task = self._bar.add_task("reading the log", total=None)
         await wait_joined(self._services, self._backend.journal.answered_clicks)
         log = await read_log(self._services)
+        # Stories are no part of the experiment: nobody looked at them. Answers without a token were late; clicks on
+        # them cannot be proven to belong to them, so they are left out in both arms alike.
+        stories = {story.decision.decision_id for story in self._found.stories}
         asked = {
             shown.decision.decision_id: shown.visitor
             for shown in self._backend.journal.shown
-            # Stories are not part of the experiment: nobody looked at them. They come after the sessions.
             if shown.phase == 2 and shown.consent is Consent.GIVEN and shown.decision.placement_id == PLACEMENTS[0]
+            if shown.decision.exposure_token and shown.decision.decision_id not in stories
         }
-        stories = {story.decision.decision_id for story in self._found.stories}
-        asked = {name: visitor for name, visitor in asked.items() if name not in stories}
         self._found.rates = click_rates(log, self._shop, asked)
         self._bar.remove_task(task)
 
