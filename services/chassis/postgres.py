@@ -232,8 +232,11 @@ _COLLISIONS = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
 
 
 def _is_closed(error: BaseException) -> bool:
-    """Whether asyncpg refused because the connection or pool is closed: it has no class of its own for that."""
-    return isinstance(error, asyncpg.InterfaceError) and "clos" in str(error)
+    """Whether asyncpg refused because the connection or pool is closed: it has no class of its own for that.
+
+    A connection that dies while it is lent is taken back by the pool, and then "has been released".
+    """
+    return isinstance(error, asyncpg.InterfaceError) and any(word in str(error) for word in ("clos", "been released"))
 
 
 def _unavailable(reason: str, message: str) -> ServiceError:
