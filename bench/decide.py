@@ -1,8 +1,9 @@
 """P1 and P2: Decide against an empty call, and against the naive design, in one run.
 
-Rounds are interleaved — floor, Comity, naive, floor, … — and a ratio is taken within a triple, so that a slow minute of the
-machine hits all three. Load: closed loop, 32 in flight, rotating subjects and candidates; 20 candidates, 300 trees of
-31 leaves over 40 or more columns; consent read for every Decide, every decision durably logged; spans at 1 %.
+Rounds are interleaved — floor, Comity, naive, floor, … — and a ratio is taken within a triple, so that a slow
+minute of the machine hits all three. Load: closed loop, 32 in flight, rotating subjects and candidates; 20
+candidates, 300 trees of 31 leaves over 40 or more columns; consent read for every Decide, every decision durably
+logged; spans at 1 %.
 """
 
 import asyncio
@@ -25,6 +26,7 @@ from bench.report import Figure
 from bench.world import DECIDE_DEADLINE_S, Requests, World, answer_label, world
 from cli.stack import SERVICES
 from cli.stack.ports import free_port
+from cli.stack.probe import wait_serving
 from services.chassis.rpc_client import connect, warm
 
 IN_FLIGHT = 32
@@ -113,12 +115,12 @@ async def _decider(address: str, ready: World, pids: Mapping[str, int]) -> Async
 
     async def run(duration_s: float) -> Round:
         nonlocal done
-        measured = await _loop(decide, duration_s, pids, done)
+        measured: Round = await _loop(decide, duration_s, pids, done)
         done += sum(measured.answers.values())
         return measured
 
-    while not await warm(channel, timeout_s=30.0):
-        await asyncio.sleep(0.1)
+    await wait_serving(address, timeout_s=30.0)
+    await warm(channel)
     yield run
     await channel.close()
 
@@ -129,7 +131,7 @@ async def _floor() -> AsyncIterator[Contender]:
     with _process([sys.executable, "-m", "bench.floor", str(port)]) as pid:
         channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
         await asyncio.wait_for(channel.channel_ready(), 30.0)
-        empty = channel.unary_unary(floor.METHOD)
+        empty: Any = channel.unary_unary(floor.METHOD)
         request = Requests(["person-1"])(1).SerializeToString()
 
         async def ask(_: int) -> str:
@@ -163,5 +165,6 @@ def _line(triple: Triple) -> str:
     comity = triple.comity
     return (
         f"empty {triple.floor.calls_per_s:.0f}/s, Decide {comity.calls_per_s:.0f}/s "
-        f"(p50 {comity.latency_ms_p50:.1f} ms, {comity.cpu_us_total:.0f} CPU µs), naive {triple.naive.calls_per_s:.0f}/s"
+        f"(p50 {comity.latency_ms_p50:.1f} ms, {comity.cpu_us_total:.0f} CPU µs), "
+        f"naive {triple.naive.calls_per_s:.0f}/s"
     )

@@ -2,7 +2,7 @@
 
 import sys
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +36,10 @@ class VariantStack(Stack):
         super().__init__(data_dir, env=env)
         self._variant = variant
 
+    def command(self, service: str) -> Command:
+        """How the service is started here."""
+        return self._command(service)
+
     def _command(self, service: str) -> Command:
         command = super()._command(service)
         if service != "decision" or not self._variant:
@@ -47,20 +51,32 @@ class VariantStack(Stack):
 class World:
     """A running stack, its stubs, and people who agreed to everything."""
 
-    stack: Stack
+    stack: VariantStack
     services: Services
     people: Sequence[str]
 
 
 @asynccontextmanager
 async def world(
-    folder: Path, *, people_count: int, env: Mapping[str, Mapping[str, str]] | None = None, variant: str = ""
+    folder: Path,
+    *,
+    people_count: int,
+    env: Mapping[str, Mapping[str, str]] | None = None,
+    variant: str = "",
+    on_start: Callable[[Mapping[str, str]], object] = lambda _: None,
 ) -> AsyncIterator[World]:
-    """Start servers and services in *folder*, apply the site, and let *people_count* people consent."""
+    """Start servers and services in *folder*, apply the site, and let *people_count* people consent.
+
+    Args:
+        env: settings over the stack's own, by service.
+        variant: of the decision service; empty for the real one.
+        on_start: told every service's address before anything is asked of it.
+    """
     async with (
         VariantStack(folder / "data", variant=variant, env=env or {}) as stack,
         Services(stack.addresses) as services,
     ):
+        on_start(stack.addresses)
         bundle, feed = write_bundle(folder / "bundle")
         await apply_bundle(load_bundle(bundle, feed=feed), services)
         people = [f"person-{k}" for k in range(people_count)]

@@ -6,11 +6,11 @@ It looks like a harmless saving. The answer can have been read before a Revoke t
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
-
-from services.decision.main import main
+from unittest.mock import patch
 
 from services.chassis.gather import Gatherer, Load
 from services.decision import clients
+from services.decision import main as wiring
 
 
 class Joining(Gatherer[Any, Any]):
@@ -36,5 +36,5 @@ class Joining(Gatherer[Any, Any]):
 
 
 if __name__ == "__main__":
-    clients.Gatherer = Joining  # type: ignore[misc]
-    main()
+    with patch.object(clients, "Gatherer", Joining):
+        wiring.main()

@@ -4,12 +4,12 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import Any
+from unittest.mock import patch
 
-from services.decision.main import main
-
-from services.chassis import group_commit
+from services.chassis import eventstore, group_commit
 from services.chassis.gather import Load
 from services.decision import clients
+from services.decision import main as wiring
 from services.decision.domain.request import Person
 from services.decision.handlers.people import Known, People
 from services.decision.handlers.stages import PREFETCHED_BY, Budget
@@ -74,10 +74,9 @@ class InsertEach(group_commit.GroupCommit[Any, Any]):
 
 
 if __name__ == "__main__":
-    from services.chassis import eventstore
-    from services.decision import main as wiring
-
-    clients.Gatherer = OneByOne  # type: ignore[misc, assignment]
-    eventstore.GroupCommit = InsertEach  # type: ignore[misc]
-    wiring.People = Serial  # type: ignore[misc]
-    main()
+    with (
+        patch.object(clients, "Gatherer", OneByOne),
+        patch.object(eventstore, "GroupCommit", InsertEach),
+        patch.object(wiring, "People", Serial),
+    ):
+        wiring.main()

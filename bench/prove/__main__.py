@@ -1,0 +1,180 @@
+"""`make prove`: each promise at full size, its teeth shown, and one JSON line at the end."""
+
+import argparse
+import asyncio
+import json
+import secrets
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from bench.prove import draws, kills, replays, revocation
+from bench.prove.proof import Proof
+from bench.prove.proxy import slow_answers
+from bench.ranker import activate_noise
+from bench.world import world
+from cli.stack.ports import free_port
+
+TREES_COUNT = 50
+# Proofs are about order, not about speed: a busy machine must not turn decisions into fallbacks.
+BUDGET_MS = 400
+DECISION_BUDGET = {"COMITY_DECISION_BUDGET_MS_MAX": str(BUDGET_MS)}
+CONSENT_BUDGET = {"COMITY_CONSENT_DECIDE_BUDGET_MS_MAX": str(BUDGET_MS)}
+ENV = {
+    "*": {f"COMITY_{name}_TRACE_RATIO": "0.01" for name in ("IDENTITY", "CONSENT", "FEATURES", "DECISION", "FEEDBACK")},
+    "decision": DECISION_BUDGET,
+    "consent": CONSENT_BUDGET,
+}
+SERVICES_WITH_LOGS = ("decision", "feedback")
+SLOW_S = 0.06
+
+
+class Sizes:
+    """How much is tried; `--quick` is what a person waits for."""
+
+    def __init__(self, *, quick: bool) -> None:
+        self.kills = 3 if quick else 20
+        self.teeth_kills = 3 if quick else 6
+        self.decides = 3_000 if quick else 20_000
+        self.revokes = 30 if quick else 200
+        self.teeth_decides = 2_000 if quick else 6_000
+        self.draws = 20_000
+        self.replays = 1_000 if quick else 5_000
+
+
+async def survive(sizes: Sizes) -> Proof:
+    """G1, G3, G10: SIGKILL of decision and of Postgres loses nothing acknowledged and doubles nothing."""
+    with tempfile.TemporaryDirectory() as folder:
+        async with world(Path(folder), people_count=200, env=ENV) as ready:
+            await activate_noise(ready.services, trees_count=TREES_COUNT)
+            told, found = await kills.prove(ready, kills=sizes.kills, victims=("decision", "postgres"))
+    teeth = {
+        "synchronous_commit_off": await _weakened(sizes, SERVICES_WITH_LOGS, kills.SYNCHRONOUS_COMMIT_OFF, "lost"),
+        "inbox_off": await _weakened(sizes, ("features", "feedback"), kills.INBOX_OFF, "doubled"),
+    }
+    return Proof(
+        trials=told.count,
+        failures=found.lost + found.doubled + found.missing,
+        teeth=teeth,
+        facts={
+            "kills": 2 * sizes.kills,
+            "lost": found.lost,
+            "doubled": found.doubled,
+            "missing": found.missing,
+            "unanswered": told.unanswered_count,
+        },
+    )
+
+
+async def _weakened(sizes: Sizes, services: tuple[str, ...], script: str, failure: str) -> int:
+    """Failures of one kind that the same trial finds with a protection switched off in these services."""
+    with tempfile.TemporaryDirectory() as folder:
+        async with world(Path(folder), people_count=50, env=ENV) as ready:
+            await activate_noise(ready.services, trees_count=TREES_COUNT)
+            for service in services:
+                await kills.weaken(ready, service, script)
+            _, found = await kills.prove(ready, kills=sizes.teeth_kills, victims=("postgres", "features"))
+    return int(getattr(found, failure))
+
+
+async def revoked(sizes: Sizes) -> Proof:
+    """G7: a Decide invoked after Revoke returned never uses the profile, also where answers come back late."""
+    right = await _revocation(sizes.decides, sizes.revokes, variant="")
+    joining = await _revocation(sizes.teeth_decides, sizes.revokes // 3, variant="joining")
+    return Proof(
+        trials=right.decides,
+        failures=right.violations,
+        teeth={"joining_a_read_in_flight": joining.violations},
+        facts={"revokes": right.revokes, "ranked_share": round(right.ranked / right.decides, 3)},
+    )
+
+
+async def _revocation(decides: int, revokes: int, *, variant: str) -> revocation.Tried:
+    """One run in which consent's answers reach decision late, and Revoke does not wait for decisions in flight.
+
+    Without that wait the read alone must hold the promise, which is what is tried here.
+    """
+    port = free_port()
+    env = {
+        **ENV,
+        "decision": {**DECISION_BUDGET, "COMITY_DECISION_CONSENT_ADDRESS": f"127.0.0.1:{port}"},
+        "consent": {"COMITY_CONSENT_DECIDE_BUDGET_MS_MAX": "0"},
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        addresses: dict[str, str] = {}
+        async with (
+            slow_answers(port, lambda: addresses["consent"], delay_s=SLOW_S),
+            world(Path(folder), people_count=8, env=env, variant=variant, on_start=addresses.update) as ready,
+        ):
+            await activate_noise(ready.services, trees_count=TREES_COUNT)
+            return await revocation.run(ready, decides=decides, revokes=revokes)
+
+
+async def replayed(sizes: Sizes) -> Proof:
+    """G15: every decision replays to the identical slate; another seed or another model is caught."""
+    with tempfile.TemporaryDirectory() as folder:
+        async with world(Path(folder), people_count=200, env=ENV) as ready:
+            await activate_noise(ready.services, trees_count=TREES_COUNT)
+            made = await replays.decide_all_kinds(ready, count=sizes.replays)
+            ids = [decision_id for some in made.values() for decision_id in some]
+            differing = await replays.replay(ready, ids)
+            drawn = [*made.get("RANKED", []), *made.get("EXPLORED", [])][:200]
+            seed_file = Path(ready.stack.data_dir.secrets) / "seed_key"
+            seed_file.write_text(secrets.token_hex(32))
+            await ready.stack.restart("decision")
+            other_seed = await replays.replay(ready, drawn)
+    facts = {label.lower(): float(len(some)) for label, some in made.items()}
+    return Proof(trials=len(ids), failures=differing, teeth={"another_seed": other_seed}, facts=facts)
+
+
+async def drawn_truly(sizes: Sizes) -> Proof:
+    """Propensities: over many draws of the same inputs, entries appear as often as they say."""
+    with tempfile.TemporaryDirectory() as folder:
+        async with world(Path(folder), people_count=1, env=ENV) as ready:
+            await activate_noise(ready.services, trees_count=TREES_COUNT)
+            found = await draws.draw(ready, draws=sizes.draws)
+    wrong = draws.without_exploration(found)
+    return Proof(
+        trials=found.draws,
+        failures=found.outside + (found.p_value < draws.P_VALUE_MIN),
+        teeth={"exploration_forgotten": int(wrong.p_value < draws.P_VALUE_MIN)},
+        facts={"p_value": found.p_value},
+    )
+
+
+PROOFS: dict[str, Callable[[Sizes], Awaitable[Proof]]] = {
+    "G1_G3_G10": survive,
+    "G7": revoked,
+    "G15": replayed,
+    "propensity": drawn_truly,
+}
+
+
+async def prove(names: list[str], sizes: Sizes) -> dict[str, Proof]:
+    """Try the promises one after another."""
+    found = {}
+    for name in names:
+        began = time.monotonic()
+        found[name] = await PROOFS[name](sizes)
+        print(f"{name}: {found[name]} ({time.monotonic() - began:.0f} s)", file=sys.stderr, flush=True)
+    return found
+
+
+def main() -> int:
+    """Try, print, and say by the exit status whether all of it held."""
+    parser = argparse.ArgumentParser(prog="python -m bench.prove", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="GUARANTEE", help=f"only these: {', '.join(PROOFS)}")
+    parser.add_argument("--quick", action="store_true", help="smaller sizes")
+    asked = parser.parse_args()
+    unknown = set(asked.names) - set(PROOFS)
+    if unknown:
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; there are: {', '.join(PROOFS)}")
+    found = asyncio.run(prove(asked.names or list(PROOFS), Sizes(quick=asked.quick)))
+    print(json.dumps({name: proof.to_json() for name, proof in found.items()}))
+    return 0 if all(proof.holds for proof in found.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
