@@ -1,0 +1,1 @@
+"""What consent knows, pure: purposes, answers, what stands of them, and the verdicts that follow."""

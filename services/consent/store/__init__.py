@@ -1,0 +1,1 @@
+"""Consent's ports over Postgres: the ledger and the purposes."""

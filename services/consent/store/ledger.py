@@ -1,0 +1,177 @@
+"""Keeps the members' ledgers: the facts and what stands of them, changed in one transaction, read in one statement.
+
+A change locks the member before it writes anything. The lock is advisory, because a row lock would give the transaction
+its id before it waits: the log is read in order of those ids, and of two changes to one ledger the later must have the
+higher.
+
+Reads go over a pool of their own, whose statements are given up early: a verdict that comes late is worth nothing.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+import asyncpg
+
+from services.chassis.errors import ServiceError
+from services.chassis.events import Append, Appended, NewEvent
+from services.chassis.eventstore import append_in, command_applied, find_command, recorded
+from services.chassis.ids import uuid7
+from services.chassis.postgres import Connection, Pool, acquire, transaction
+from services.chassis.tracing import traceparent
+from services.consent import wire
+from services.consent.domain.commands import Change, Decide, View
+from services.consent.domain.ledger import Answer, Standing, State, evolve
+from services.consent.domain.verdicts import Snapshot
+from services.consent.store.policies import PostgresPolicies
+
+# A transaction whose COMMIT was not answered may still be running: the second try waits for it at the lock, and then
+# finds its command, or applies it.
+TRIES_MAX = 2
+
+LOCK_SQL = "SELECT pg_advisory_xact_lock(hashtextextended('consent.member.' || $1::text, 0))"
+
+# One statement is one snapshot: the purposes and what stands belong together. It gives a row without a member when
+# nothing stands for anybody.
+STANDINGS_SQL = """
+SELECT p.policy_version, statement_timestamp() AS now, s.member_id, s.purpose, s.state, s.consent_version,
+       s.recorded_at, s.answered_at, s.expires_at, s.purpose_version
+FROM active_policy p LEFT JOIN consent_state s ON s.member_id = ANY($1::text[])
+"""
+
+PUT_STANDINGS_SQL = """
+INSERT INTO consent_state
+    (member_id, purpose, state, consent_version, recorded_at, answered_at, expires_at, purpose_version)
+SELECT $1, * FROM unnest($2::text[], $3::smallint[], $4::int[], $5::timestamptz[], $6::timestamptz[],
+                         $7::timestamptz[], $8::int[])
+ON CONFLICT (member_id, purpose) DO UPDATE
+SET state = EXCLUDED.state, consent_version = EXCLUDED.consent_version, recorded_at = EXCLUDED.recorded_at,
+    answered_at = EXCLUDED.answered_at, expires_at = EXCLUDED.expires_at, purpose_version = EXCLUDED.purpose_version
+"""
+
+# What one transaction appended to a ledger is what one command did.
+COMMAND_EVENTS_SQL = """
+SELECT epoch, xid, position, event_id, stream_id, version, type, subject_id, occurred_at, key_id, nonce, payload,
+       traceparent
+FROM events WHERE stream_id = $1 AND epoch = $2 AND xid = $3 ORDER BY version
+"""
+HISTORY_SQL = """
+SELECT epoch, xid, position, event_id, stream_id, version, type, subject_id, occurred_at, key_id, nonce, payload,
+       traceparent
+FROM events WHERE stream_id = ANY($1::text[]) ORDER BY occurred_at, stream_id, version LIMIT $2
+"""
+
+
+class PostgresLedger:
+    """handlers.Ledger.
+
+    Args:
+        pool: for changes and histories.
+        read_pool: for snapshots, with a short statement timeout.
+    """
+
+    def __init__(self, pool: Pool, read_pool: Pool, policies: PostgresPolicies) -> None:
+        self._pool = pool
+        self._read_pool = read_pool
+        self._policies = policies
+
+    async def change(self, member_id: str, request_id: str, digest: bytes, decide: Decide) -> Change:
+        """See handlers.Ledger."""
+        for tries_left in reversed(range(TRIES_MAX)):
+            try:
+                async with transaction(self._pool, verify=command_applied(request_id)) as connection:
+                    return await self._change(connection, member_id, request_id, digest, decide)
+            except ServiceError as error:
+                if error.reason != "OUTCOME_UNKNOWN" or not tries_left:
+                    raise
+        raise AssertionError("the last try returns or raises")
+
+    async def snapshot(self, member_ids: Sequence[str]) -> Snapshot:
+        """See handlers.Ledger."""
+        async with acquire(self._read_pool) as connection:
+            rows = await connection.fetch(STANDINGS_SQL, list(member_ids))
+            policy = await self._policies.version_in(connection, rows[0]["policy_version"])
+        return Snapshot(policy, _standings(rows))
+
+    async def history(self, member_ids: Sequence[str], *, limit: int) -> list[tuple[str, Answer]]:
+        """See handlers.Ledger."""
+        async with acquire(self._pool) as connection:
+            rows = await connection.fetch(HISTORY_SQL, [_stream_id(one) for one in member_ids], limit)
+        return [(row["subject_id"], wire.decode_answer(recorded(row))) for row in rows]
+
+    async def _change(
+        self, connection: Connection, member_id: str, request_id: str, digest: bytes, decide: Decide
+    ) -> Change:
+        await connection.execute(LOCK_SQL, member_id)
+        done = await find_command(connection, request_id, digest)
+        if done is not None:
+            return await _repeated(connection, member_id, done)
+        rows = await connection.fetch(STANDINGS_SQL, [member_id])
+        policy = await self._policies.version_in(connection, rows[0]["policy_version"])
+        standings = _standings(rows).get(member_id, {})
+        version = max((one.consent_version for one in standings.values()), default=0)
+        answers = decide(View(policy, standings, version, rows[0]["now"]))
+        await append_in(connection, [_append(member_id, version, answers, request_id, digest)])
+        await _put(connection, member_id, standings, answers)
+        return Change(version + len(answers), answers)
+
+
+async def _repeated(connection: Connection, member_id: str, done: Appended) -> Change:
+    """What the command did when it was applied."""
+    rows = await connection.fetch(COMMAND_EVENTS_SQL, _stream_id(member_id), done.position.epoch, done.position.xid)
+    return Change(done.version, tuple(wire.decode_answer(recorded(row)) for row in rows), is_repeated=True)
+
+
+async def _put(
+    connection: Connection, member_id: str, standings: dict[str, Standing], answers: tuple[Answer, ...]
+) -> None:
+    """Make the table say what the fold says."""
+    after = {answer.purpose: evolve(standings.get(answer.purpose), answer) for answer in answers}
+    await connection.execute(
+        PUT_STANDINGS_SQL,
+        member_id,
+        list(after),
+        [int(one.state) for one in after.values()],
+        [one.consent_version for one in after.values()],
+        [one.recorded_at for one in after.values()],
+        [one.answered_at for one in after.values()],
+        [one.expires_at for one in after.values()],
+        [one.purpose_version for one in after.values()],
+    )
+
+
+def _standings(rows: Sequence[asyncpg.Record]) -> dict[str, dict[str, Standing]]:
+    standings: dict[str, dict[str, Standing]] = {}
+    for row in rows:
+        if row["member_id"] is not None:
+            standings.setdefault(row["member_id"], {})[row["purpose"]] = _standing(row)
+    return standings
+
+
+def _standing(row: asyncpg.Record) -> Standing:
+    return Standing(
+        state=State(row["state"]),
+        consent_version=row["consent_version"],
+        recorded_at=row["recorded_at"],
+        answered_at=row["answered_at"],
+        expires_at=row["expires_at"],
+        purpose_version=row["purpose_version"],
+    )
+
+
+def _append(member_id: str, version: int, answers: tuple[Answer, ...], request_id: str, digest: bytes) -> Append:
+    return Append(
+        stream_id=_stream_id(member_id),
+        expected_version=version,
+        events=tuple(_event(member_id, answer, answer.recorded_at) for answer in answers),
+        request_id=request_id,
+        request_digest=digest,
+    )
+
+
+def _event(member_id: str, answer: Answer, now: datetime) -> NewEvent:
+    event_type, payload = wire.encode_answer(answer)
+    return NewEvent(uuid7(now), event_type, payload, now, member_id, traceparent())
+
+
+def _stream_id(member_id: str) -> str:
+    return f"consent-{member_id}"

@@ -1,0 +1,97 @@
+"""Keeps the purposes of the site: every version of them, and which one holds."""
+
+from collections.abc import Callable
+from types import MappingProxyType
+
+from services.chassis.clock import Clock
+from services.chassis.events import Append, NewEvent
+from services.chassis.eventstore import append_in
+from services.chassis.ids import uuid7
+from services.chassis.postgres import Connection, Pool, acquire, transaction
+from services.chassis.tracing import traceparent
+from services.consent import wire
+from services.consent.domain.purposes import Policy, Purpose
+
+STREAM = "policy"
+# Versions kept in memory. More than one, because a snapshot taken just before a change is still evaluated after it.
+VERSIONS_MAX = 4
+
+LOCK_SQL = "SELECT pg_advisory_xact_lock(hashtextextended('consent.policy', 0))"
+ACTIVE_SQL = "SELECT policy_version, stream_version FROM active_policy"
+PURPOSES_SQL = """
+SELECT purpose, description, legal_basis, owner, retention_days, version FROM policy_purposes WHERE policy_version = $1
+"""
+PUT_PURPOSES_SQL = """
+INSERT INTO policy_purposes (policy_version, purpose, description, legal_basis, owner, retention_days, version)
+SELECT $1, * FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::int[], $7::int[])
+ON CONFLICT DO NOTHING
+"""
+PUT_ACTIVE_SQL = "UPDATE active_policy SET policy_version = $1, stream_version = $2"
+
+
+class PostgresPolicies:
+    """handlers.PolicyStore; remembers versions it has read, which never change."""
+
+    def __init__(self, pool: Pool, clock: Clock) -> None:
+        self._pool = pool
+        self._clock = clock
+        self._known: dict[str, Policy] = {"": Policy()}
+
+    async def policy(self) -> Policy:
+        """See handlers.PolicyStore."""
+        async with acquire(self._pool) as connection:
+            return await self.version_in(connection, await connection.fetchval(ACTIVE_SQL))
+
+    async def publish(self, decide: Callable[[Policy], Policy]) -> Policy:
+        """See handlers.PolicyStore."""
+        async with transaction(self._pool) as connection:
+            await connection.execute(LOCK_SQL)
+            active = await connection.fetchrow(ACTIVE_SQL)
+            assert active is not None, "the migration puts a row there"
+            current = await self.version_in(connection, active["policy_version"])
+            policy = decide(current)
+            if policy.version == current.version:
+                return current
+            stream_version = active["stream_version"]
+            ordered = sorted(policy.purposes.values(), key=lambda one: one.id)
+            await connection.execute(
+                PUT_PURPOSES_SQL,
+                policy.version,
+                [one.id for one in ordered],
+                [one.description for one in ordered],
+                [one.legal_basis for one in ordered],
+                [one.owner for one in ordered],
+                [one.retention_days for one in ordered],
+                [one.version for one in ordered],
+            )
+            await append_in(connection, [self._append(policy, stream_version)])
+            await connection.execute(PUT_ACTIVE_SQL, policy.version, stream_version + 1)
+            return policy
+
+    async def version_in(self, connection: Connection, version: str) -> Policy:
+        """A version of the purposes; read once, for versions never change."""
+        known = self._known.get(version)
+        if known is not None:
+            return known
+        rows = await connection.fetch(PURPOSES_SQL, version)
+        purposes = {
+            row["purpose"]: Purpose(
+                id=row["purpose"],
+                description=row["description"],
+                legal_basis=row["legal_basis"],
+                owner=row["owner"],
+                retention_days=row["retention_days"],
+                version=row["version"],
+            )
+            for row in rows
+        }
+        policy = Policy(version, MappingProxyType(purposes))
+        self._known[version] = policy
+        while len(self._known) > VERSIONS_MAX:
+            del self._known[next(iter(self._known))]
+        return policy
+
+    def _append(self, policy: Policy, stream_version: int) -> Append:
+        now = self._clock.now()
+        event_type, payload = wire.encode_policy(policy)
+        return Append(STREAM, stream_version, (NewEvent(uuid7(now), event_type, payload, now, "", traceparent()),))
