@@ -17,6 +17,7 @@ from services.chassis.lifecycle import App, run
 from services.chassis.metrics import RELAY_LAG_S
 from services.chassis.migrations import CHASSIS, migrate
 from services.chassis.postgres import Pool, create_pool
+from services.chassis.reconciler import Reconciler
 from services.chassis.relay import Relay
 from services.chassis.rpc_client import connect
 from services.chassis.sealing import Sealer
@@ -52,7 +53,7 @@ class Settings(ServiceSettings):
         pool_size: most connections to Postgres.
     """
 
-    model_config = SettingsConfigDict(env_prefix="COMITY_FEEDBACK_", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="COMITY_FEEDBACK_")
 
     identity_address: str
     consent_address: str
@@ -66,12 +67,15 @@ class Settings(ServiceSettings):
 async def build(settings: Settings, app: App) -> None:
     """Wire the process; what is opened first is closed last."""
     url = settings.database_url.get_secret_value()
-    await migrate(url, CHASSIS)
-    await migrate(url, MIGRATIONS)
-    pool = await create_pool(url, size=settings.pool_size, name="feedback")
+    for folder in (CHASSIS, MIGRATIONS):
+        await migrate(url, folder)
+    pool = await create_pool(url, size=settings.pool_size, name="comity-feedback")
     app.on_stop("postgres", pool.close)
-    bus = await NatsBus.connect(settings.nats_url, name="feedback")
-    app.on_stop("bus", bus.close)
+    bus = await NatsBus.connect(settings.nats_url, name="comity-feedback")
+    app.on_stop("nats", bus.close)
+    # Services start in any order: the one that emits decisions may not have been here yet.
+    for service in ("feedback", "decision"):
+        await bus.ensure_stream(service)
     identity, consent = connect(settings.identity_address), connect(settings.consent_address)
     app.on_stop("identity", identity.close)
     app.on_stop("consent", consent.close)
@@ -83,10 +87,11 @@ async def build(settings: Settings, app: App) -> None:
     store = PostgresEventStore(pool, on_commit=on_commit)
     app.on_stop("event log", store.drain)
     parts = _Parts(settings, pool, store, identity, consent)
-    relay = Relay(pool, store, bus, "feedback", on_lag=RELAY_LAG_S.labels(service="feedback").set)
+    relay = Relay(pool, store, bus, "feedback", on_lag=RELAY_LAG_S.labels("feedback").set)
     joiner = Joiner(pool, parts.joining())
     intake = Subscription(pool, bus, "decision", "feedback", on_decision_events, joiner.on_committed)
     app.background("relay", relay.run)
+    app.background("reconciler", Reconciler(pool, bus, "feedback").run)
     app.background("joiner", joiner.run)
     app.background("decisions", intake.run)
     app.server.add(add_FeedbackServiceServicer_to_server, parts.servicer(intake))

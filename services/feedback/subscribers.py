@@ -7,9 +7,9 @@ import structlog
 
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.events import RecordedEvent
-from services.chassis.postgres import Connection, Pool
+from services.chassis.postgres import Connection, Pool, leadership
 from services.feedback.handlers.join import JoinOutcomes
-from services.feedback.store import leading, take_in
+from services.feedback.store import take_in
 from services.feedback.wire import DECISION_MADE
 
 _log = structlog.get_logger(__name__)
@@ -45,8 +45,9 @@ class Joiner:
         """Join until cancelled; outages are waited out."""
         while True:
             try:
-                async with leading(self._pool, LEADERSHIP) as still_leads:
-                    while still_leads():
+                # Who lost the lead without noticing does no harm for a step: joining twice records nothing twice.
+                async with leadership(self._pool, LEADERSHIP) as connection:
+                    while not connection.is_closed():
                         await self._take()
             except ServiceError as error:
                 if error.kind is not Kind.UNAVAILABLE:

@@ -3,7 +3,6 @@
 from services.feedback.store.archive import PostgresArchive
 from services.feedback.store.behavior import SealedBehaviorLog
 from services.feedback.store.decisions import PostgresDecisions, take_in
-from services.feedback.store.leadership import leading
 from services.feedback.store.progress import PostgresProgress
 from services.feedback.store.schemas import PostgresSchemas
 
@@ -13,6 +12,5 @@ __all__ = [
     "PostgresProgress",
     "PostgresSchemas",
     "SealedBehaviorLog",
-    "leading",
     "take_in",
 ]

@@ -1,0 +1,161 @@
+"""Decisions come in, behavior is joined to them, the log goes out again: over real Postgres and JetStream."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from comity.decision.v1 import decision_events_pb2 as decision_pb2
+from comity.feedback.v1 import feedback_service_pb2 as pb
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from services.chassis.events import LogPosition
+from services.chassis.sealing import Sealer
+from services.feedback.domain.replay import Kind, Range
+from services.feedback.store import PostgresArchive
+from tests.integration.feedback.conftest import Feedback, event, made, member
+
+DECISION = pb.REPLAY_KIND_DECISION
+BEHAVIOR = pb.REPLAY_KIND_BEHAVIOR
+OUTCOME = pb.REPLAY_KIND_OUTCOME
+
+
+async def test_a_click_after_its_decision_becomes_an_outcome(feedback: Feedback) -> None:
+    """With the slot of the item, once, however often the click is sent."""
+    position = await feedback.decisions.make([made("d1")])
+    await feedback.joined(position)
+    await feedback.track(event("1", decision_id="d1"))
+    await feedback.track(event("1", decision_id="d1"))
+    await feedback.joined(position)
+    outcomes, _ = await feedback.replay(OUTCOME)
+    assert [(o.outcome.decision_id, o.outcome.item_id, o.outcome.slot, o.outcome.reward) for o in outcomes] == [
+        ("d1", "2", 1, 1.0)
+    ]
+    behaviors, _ = await feedback.replay(BEHAVIOR)
+    assert outcomes[0].outcome.behavior_id == behaviors[0].event_id
+    assert outcomes[0].subject_id == member("ann")
+
+
+async def test_a_click_before_its_decision_waits_for_it(feedback: Feedback) -> None:
+    """It is joined when the decision comes in; AwaitPosition returns after that."""
+    await feedback.track(event("1", decision_id="d1"), event("2", decision_id="d2"))
+    assert (await feedback.replay(OUTCOME))[0] == []
+    await feedback.joined(await feedback.decisions.make([made("d1")]))
+    assert [o.outcome.decision_id for o in (await feedback.replay(OUTCOME))[0]] == ["d1"]
+    assert await feedback.pool.fetchval("SELECT count(*) FROM pending_outcomes") == 1
+    await feedback.joined(await feedback.decisions.make([made("d2")]))
+    assert [o.outcome.decision_id for o in (await feedback.replay(OUTCOME))[0]] == ["d1", "d2"]
+    assert await feedback.pool.fetchval("SELECT count(*) FROM pending_outcomes") == 0
+
+
+async def test_clicks_and_decisions_that_race_are_all_joined_once(feedback: Feedback) -> None:
+    """Three hundred of each, sent at the same time in batches: one outcome for every click."""
+    numbers = list(range(300))
+
+    async def click(batch: list[int]) -> None:
+        await feedback.track(*(event(f"c{n}", who=f"p{n % 7}", decision_id=f"d{n}") for n in batch))
+
+    async def decide(batch: list[int]) -> LogPosition:
+        return await feedback.decisions.make([made(f"d{n}", who=f"p{n % 7}") for n in batch])
+
+    batches = [numbers[start : start + 20] for start in range(0, len(numbers), 20)]
+    async with asyncio.TaskGroup() as group:
+        decided = [group.create_task(decide(batch)) for batch in batches]
+        for batch in reversed(batches):
+            group.create_task(click(batch))
+    await feedback.joined(max(task.result() for task in decided))
+    outcomes, _ = await feedback.replay(OUTCOME)
+    assert sorted(o.outcome.decision_id for o in outcomes) == sorted(f"d{n}" for n in numbers)
+
+
+async def test_a_decision_shown_at_once_is_its_own_exposure(feedback: Feedback) -> None:
+    """Where the person allows it to be measured; a recorded decision is not, its exposure is tracked."""
+    feedback.consent.refused.add((member("bob"), "measurement"))
+    now = decision_pb2.ACTIVATION_IMMEDIATE
+    position = await feedback.decisions.make(
+        [
+            made("d1", activation=now),
+            made("d2", who="bob", activation=now),
+            made("d3", activation=decision_pb2.ACTIVATION_DEFERRED),
+            made("d4", activation=now, origin=decision_pb2.ORIGIN_RECORDED),
+        ]
+    )
+    await feedback.joined(position)
+    shown, _ = await feedback.replay(BEHAVIOR)
+    assert [(e.behavior.type, e.behavior.decision_id, list(e.behavior.item_ids)) for e in shown] == [
+        ("exposure", "d1", ["1", "2", "3"])
+    ]
+
+
+async def test_a_corrected_decision_is_the_newest_version(feedback: Feedback) -> None:
+    """What was really answered takes the place of what was not."""
+    await feedback.decisions.make([made("d1")])
+    corrected = made("d1", fallback_reason=decision_pb2.FALLBACK_REASON_LOG_UNAVAILABLE)
+    corrected.learnable = False
+    await feedback.joined(await feedback.decisions.make([corrected], version=2))
+    decisions, _ = await feedback.replay(DECISION)
+    assert [e.decision.learnable for e in decisions] == [False]
+
+
+async def test_the_log_comes_out_in_order_and_in_range(feedback: Feedback) -> None:
+    """Decisions by time first, then behavior and outcomes by position; a range is half open; a placement filters."""
+    ages = {"d1": 30.0, "d2": 20.0, "d3": 10.0}
+    other = made("d4", age_s=40.0)
+    other.placement_id = "checkout"
+    position = await feedback.decisions.make([*(made(name, age_s=age) for name, age in ages.items()), other])
+    await feedback.track(event("1", decision_id="d2"), event("2", "page_viewed"))
+    await feedback.joined(position)
+    events, _ = await feedback.replay(OUTCOME, DECISION, BEHAVIOR)
+    assert [e.WhichOneof("payload") for e in events] == ["decision"] * 4 + ["behavior", "behavior", "outcome"]
+    assert [e.decision.decision_id for e in events[:4]] == ["d4", "d1", "d2", "d3"]
+    home, _ = await feedback.replay(DECISION, placement_id="home", since=events[0].occurred_at)
+    assert [e.decision.decision_id for e in home] == ["d1", "d2", "d3"]
+    part, _ = await feedback.replay(DECISION, since=events[1].occurred_at, until=events[3].occurred_at)
+    assert [e.decision.decision_id for e in part] == ["d1", "d2"]
+
+
+async def test_facts_are_withheld_for_a_purpose_that_is_not_allowed(feedback: Feedback) -> None:
+    """Counted, and given out again once it is allowed."""
+    position = await feedback.decisions.make([made("d1"), made("d2", who="bob")])
+    await feedback.joined(position)
+    feedback.consent.refused.add((member("bob"), "model_training"))
+    events, withheld = await feedback.replay(DECISION, purpose="model_training")
+    assert ([e.decision.decision_id for e in events], withheld) == (["d1"], 1)
+    feedback.consent.refused.clear()
+    events, withheld = await feedback.replay(DECISION, purpose="model_training")
+    assert (len(events), withheld) == (2, 0)
+
+
+async def test_an_erased_persons_facts_cannot_be_given_out(feedback: Feedback) -> None:
+    """Once the key is gone and forgotten nothing can be opened; the others' facts come as before."""
+    position = await feedback.decisions.make([made("d1"), made("d2", who="bob")])
+    await feedback.track(event("1"), event("2", who="bob"))
+    await feedback.joined(position)
+    feedback.identity.keys.destroy([member("bob")])
+    archive = PostgresArchive(feedback.pool, Sealer(feedback.identity.keys))
+    for kind in (Kind.DECISION, Kind.BEHAVIOR):
+        pages = archive.pages(frozenset({kind}), Range(), placement_id="")
+        assert [fact.member_id async for page in pages for fact in page] == [member("ann")]
+
+
+async def test_many_pages_come_out_whole(feedback: Feedback) -> None:
+    """More decisions than a page holds, many at the same time: each once."""
+    moment = Timestamp()
+    moment.FromDatetime(datetime.now(UTC) - timedelta(minutes=1))
+    decisions = [made(f"{n:032x}", who=f"p{n % 50}") for n in range(1203)]
+    for decision in decisions[100:900]:
+        decision.decided_at.CopyFrom(moment)
+    position = await feedback.decisions.make(decisions)
+    await feedback.joined(position)
+    events, _ = await feedback.replay(DECISION)
+    assert len(events) == len({e.decision.decision_id for e in events}) == 1203
+    assert [e.occurred_at.ToNanoseconds() for e in events] == sorted(e.occurred_at.ToNanoseconds() for e in events)
+
+
+@pytest.mark.parametrize("kinds", [[], [DECISION]])
+async def test_a_replay_that_asks_for_nothing_is_refused(
+    feedback: Feedback, kinds: list[pb.ReplayKind.ValueType]
+) -> None:
+    """No kinds, or a range that ends before it begins."""
+    late, early = Timestamp(seconds=2), Timestamp(seconds=1)
+    with pytest.raises(Exception, match=r"kinds|until"):
+        await feedback.replay(*kinds, since=late, until=early)
