@@ -76,6 +76,9 @@ class Kind(Enum):
     """The rungs of the ladder."""
 
     RANKED = "ranked"
+    # No model is active yet: what is popular stands in for the ranking, explored like it, so that there is something
+    # to train the first model on.
+    COLD = "cold"
     POPULAR = "popular"
     DEFAULT = "default"
 
@@ -127,9 +130,12 @@ def choose(plan: Plan, facts: Facts, inputs: Inputs, seed: bytes) -> Choice:
     """The slate, by the rung that the inputs allow."""
     rung = rung_of(plan, facts, inputs)
     if rung.kind is Kind.RANKED:
-        return _ranked(plan, inputs, seed)
-    if rung.kind is Kind.POPULAR and inputs.popularity is not None and len(inputs.popularity):
-        return _popular(inputs, rung)
+        return choose_ranked(plan, inputs, seed)
+    if inputs.popularity is not None and len(inputs.popularity):
+        if rung.kind is Kind.COLD:
+            return _cold(plan, inputs, rung, seed)
+        if rung.kind is Kind.POPULAR:
+            return _popular(inputs, rung)
     return default_choice(plan, inputs.slate_size, replace(rung, kind=Kind.DEFAULT))
 
 
@@ -209,12 +215,15 @@ def _unscored(inputs: Inputs) -> Rung | None:
         return Rung(Kind.DEFAULT, Reason.DEFAULT, FallbackReason.NO_ELIGIBLE_CANDIDATES)
     if inputs.features is not StageOutcome.OK:
         return Rung(Kind.POPULAR, Reason.POPULAR, FallbackReason.FEATURES_UNAVAILABLE)
+    if inputs.ranker is StageOutcome.SKIPPED:
+        return Rung(Kind.COLD, Reason.POPULAR, FallbackReason.MODEL_UNAVAILABLE)
     if inputs.ranker not in _WELL_SO_FAR:
         return Rung(Kind.POPULAR, Reason.POPULAR, FallbackReason.MODEL_UNAVAILABLE)
     return None
 
 
-def _ranked(plan: Plan, inputs: Inputs, seed: bytes) -> Choice:
+def choose_ranked(plan: Plan, inputs: Inputs, seed: bytes) -> Choice:
+    """The policy's own slate: by score, and with probability ε a uniform draw."""
     scores = inputs.scores
     assert scores is not None, "the ranked rung answers only after scoring"
     ranking = order_by(scores)
@@ -223,6 +232,20 @@ def _ranked(plan: Plan, inputs: Inputs, seed: bytes) -> Choice:
     slate = _slate(inputs, places, np.nan_to_num(scores[places], nan=0.0).tolist(), drawn.propensities)
     reason = Reason.EXPLORED if drawn.explored else Reason.RANKED
     return Choice(slate, reason, FallbackReason.UNSPECIFIED, learnable=True, coin=drawn.coin)
+
+
+def _cold(plan: Plan, inputs: Inputs, rung: Rung, seed: bytes) -> Choice:
+    """The policy's slate with popularity in the model's place.
+
+    That no model is active is a standing state and no accident of the moment: the propensities are true, and the
+    slate may be learned from. Of an outage neither holds.
+    """
+    assert inputs.popularity is not None, "checked by choose"
+    ranking = order_by(inputs.popularity)
+    drawn = draw_slate(len(ranking), inputs.slate_size, plan.policy.epsilon, seed)
+    slate = _slate(inputs, ranking[drawn.order], [0.0] * len(drawn.order), drawn.propensities)
+    reason = Reason.EXPLORED if drawn.explored else rung.reason
+    return Choice(slate, reason, rung.fallback_reason, learnable=True, coin=drawn.coin)
 
 
 def _popular(inputs: Inputs, rung: Rung) -> Choice:

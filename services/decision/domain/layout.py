@@ -105,7 +105,9 @@ class Layout:
         self.width = len(columns)
         self.purposes = frozenset(purpose for column in feature_set.columns for purpose in column.purposes)
         self.context_keys = frozenset(source.key for _, source in self._contexts)
+        # A site has a handful of purposes, so few sets of allowed ones come up.
         self.blocked_columns = lru_cache(maxsize=256)(self._blocked_columns)
+        self._withheld_values = lru_cache(maxsize=256)(self._find_withheld_values)
 
     def column(self, name: str) -> int | None:
         """Index of the model column with this name, or of the only one its feature has; None when there is none."""
@@ -119,6 +121,17 @@ class Layout:
         index = self.column(name)
         source = None if index is None else self.feature_set.columns[index].source
         return source.offset if isinstance(source, ItemColumn) else None
+
+    def permitted(self, subject: Subject, allowed: frozenset[str]) -> Subject:
+        """The subject without what no allowed column reads: those values are MISSING, for the model and for the log."""
+        withheld = self._withheld_values(allowed)
+        if not len(withheld):
+            return subject
+        vector, states = subject.vector.copy(), bytearray(subject.states)
+        vector[withheld] = np.nan
+        for k in withheld.tolist():
+            states[k] = ValueState.MISSING
+        return Subject(vector, bytes(states))
 
     def assemble(self, rows: Floats, subject: Subject, context: Context, allowed: frozenset[str]) -> Floats:
         """The model's input for these candidates.
@@ -138,7 +151,8 @@ class Layout:
         self._fill_shared(matrix, vector, context)
         for column, dot in self._dots:
             segment = vector[dot.subject_offset : dot.subject_offset + dot.width]
-            matrix[:, column] = rows[:, dot.item_offset : dot.item_offset + dot.width] @ segment
+            # Not `@`: BLAS adds in an order that depends on how many rows there are, and starts threads of its own.
+            np.einsum("nw,w->n", rows[:, dot.item_offset : dot.item_offset + dot.width], segment, out=matrix[:, column])
         blocked = self.blocked_columns(allowed)
         if len(blocked):
             matrix[:, blocked] = np.nan
@@ -172,6 +186,20 @@ class Layout:
         return np.array(
             [k for k, column in enumerate(columns) if not allowed.issuperset(column.purposes)], dtype=np.intp
         )
+
+    def _find_withheld_values(self, allowed: frozenset[str]) -> Integers:
+        """Places of the subject's vector that only blocked columns read."""
+        blocked = set(self.blocked_columns(allowed).tolist())
+        if not blocked:
+            return np.array([], dtype=np.intp)
+        read: dict[bool, set[int]] = {True: set(), False: set()}
+        for k, column in enumerate(self.feature_set.columns):
+            source = column.source
+            if isinstance(source, SubjectColumn):
+                read[k in blocked].add(source.offset)
+            elif isinstance(source, DotColumn):
+                read[k in blocked].update(range(source.subject_offset, source.subject_offset + source.width))
+        return np.array(sorted(read[True] - read[False]), dtype=np.intp)
 
 
 def usable(subject: Subject) -> Floats:

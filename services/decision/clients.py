@@ -1,0 +1,139 @@
+"""The other services, asked over gRPC; questions that wait leave together (chassis.gather)."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+import grpc
+from comity.common.v1 import types_pb2
+from comity.consent.v1 import consent_service_pb2, consent_service_pb2_grpc
+from comity.features.v1 import features_service_pb2, features_service_pb2_grpc
+from comity.identity.v1 import identity_service_pb2, identity_service_pb2_grpc
+
+from services.chassis.errors import Kind, ServiceError, invalid
+from services.chassis.gather import Gatherer, Load
+from services.chassis.rpc_client import call
+from services.chassis.status import from_call_error
+from services.decision.domain.catalog import ItemColumns
+from services.decision.domain.request import Consent, Identity, Member, Person, Profile
+from services.decision.wire.calls import (
+    consent_from_pb,
+    evaluate_query,
+    person_from_pb,
+    profile_from_pb,
+    resolve_query,
+)
+from services.decision.wire.record import to_timestamp
+from services.decision.wire.site import item_columns_from_pb
+
+# A batch serves many calls, each with its own time: this only keeps one that nobody waits for from lingering.
+BATCH_TIMEOUT_S = 1.0
+COLUMNS_TIMEOUT_S = 10.0
+
+
+class IdentityClient:
+    """handlers.ports.IdentityReader over identity."""
+
+    def __init__(self, channel: grpc.aio.Channel, load: Load) -> None:
+        self._stub = identity_service_pb2_grpc.IdentityServiceStub(channel)
+        self._resolve = Gatherer[tuple[Identity, ...], Person](self._send, load, name="identity.Resolve")
+
+    async def resolve(self, identities: tuple[Identity, ...]) -> Person:
+        """See handlers.ports.IdentityReader."""
+        return await self._resolve(identities)
+
+    async def describe(self, subject_id: str) -> Person:
+        """See handlers.ports.IdentityReader."""
+        request = identity_service_pb2.DescribeSubjectRequest(subject=types_pb2.SubjectRef(subject_id=subject_id))
+        response = await call(self._stub.DescribeSubject, request, BATCH_TIMEOUT_S)
+        return person_from_pb(response.subject)
+
+    async def _send(self, batch: list[tuple[Identity, ...]]) -> Sequence[Person | Exception]:
+        request = identity_service_pb2.ResolveRequest(queries=[resolve_query(identities) for identities in batch])
+        response = await call(self._stub.Resolve, request, BATCH_TIMEOUT_S)
+        return [
+            invalid("identities", subject.error, reason="IDENTITIES_REFUSED")
+            if subject.error
+            else person_from_pb(subject)
+            for subject in response.subjects
+        ]
+
+
+class ConsentClient:
+    """handlers.ports.ConsentReader over consent.
+
+    A question joins only a batch that has not been sent, so every answer was read after its Decide began: the
+    guarantee of a revocation rests on this. Never cache an answer, never share one.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel, load: Load) -> None:
+        self._stub = consent_service_pb2_grpc.ConsentServiceStub(channel)
+        self._evaluate = Gatherer[consent_service_pb2.EvaluateQuery, Consent](self._send, load, name="consent.Evaluate")
+
+    async def evaluate(self, members: tuple[Member, ...], purposes: tuple[str, ...]) -> Consent:
+        """See handlers.ports.ConsentReader."""
+        return await self._evaluate(evaluate_query(members, purposes))
+
+    async def _send(self, batch: list[consent_service_pb2.EvaluateQuery]) -> Sequence[Consent]:
+        request = consent_service_pb2.EvaluateRequest(queries=batch)
+        response = await call(self._stub.Evaluate, request, BATCH_TIMEOUT_S)
+        return [consent_from_pb(evaluation, response.policy_version) for evaluation in response.evaluations]
+
+
+Question = tuple[str, Person, datetime]
+
+
+class FeaturesClient:
+    """handlers.ports.FeatureReader and ColumnsReader over features."""
+
+    def __init__(self, channel: grpc.aio.Channel, load: Load) -> None:
+        self._stub = features_service_pb2_grpc.FeatureServiceStub(channel)
+        self._read = Gatherer[Question, Profile](self._send, load, name="features.GetFeatures")
+
+    async def read(self, feature_set_version: str, person: Person, as_of: datetime) -> Profile:
+        """See handlers.ports.FeatureReader."""
+        return await self._read((feature_set_version, person, as_of))
+
+    async def newest(self, feature_set_version: str, item_width: int, held_version: str) -> ItemColumns | None:
+        """See handlers.ports.ColumnsReader."""
+        request = features_service_pb2.GetItemColumnsRequest(
+            feature_set_version=feature_set_version, held_version=held_version
+        )
+        try:
+            stream = self._stub.GetItemColumns(request, timeout=COLUMNS_TIMEOUT_S)
+            chunks = [chunk async for chunk in stream]
+        except grpc.aio.AioRpcError as error:
+            raise from_call_error(error) from error
+        if chunks and not chunks[-1].last:
+            raise ServiceError(Kind.UNAVAILABLE, "COLUMNS_CUT_OFF", "the item columns ended before their last chunk")
+        return item_columns_from_pb(feature_set_version, item_width, chunks)
+
+    async def _send(self, batch: list[Question]) -> Sequence[Profile | Exception]:
+        """One call for each feature set asked for: a swap of sites is the only moment when there are two."""
+        results: dict[int, Profile | Exception] = {}
+        for version in {question[0] for question in batch}:
+            asked = [k for k, question in enumerate(batch) if question[0] == version]
+            results.update(zip(asked, await self._ask(version, [batch[k] for k in asked]), strict=True))
+        return [results[k] for k in range(len(batch))]
+
+    async def _ask(self, version: str, questions: list[Question]) -> list[Profile | Exception]:
+        request = features_service_pb2.GetFeaturesRequest(
+            feature_set_version=version,
+            queries=[
+                features_service_pb2.FeatureQuery(
+                    subject_id=person.subject_id,
+                    member_ids=[member.member_id for member in person.members],
+                    as_of=to_timestamp(as_of),
+                )
+                for _, person, as_of in questions
+            ],
+        )
+        response = await call(self._stub.GetFeatures, request, BATCH_TIMEOUT_S)
+        # The answer says whose it is: one person's profile must never decide for another.
+        return [
+            profile_from_pb(features) if features.subject_id == person.subject_id else _mixed_up()
+            for features, (_, person, _) in zip(response.subjects, questions, strict=True)
+        ]
+
+
+def _mixed_up() -> ServiceError:
+    return ServiceError(Kind.INTERNAL, "SUBJECTS_MIXED_UP", "features answered with another subject's vector")

@@ -1,0 +1,111 @@
+"""Why a decision came out as it did, in sentences a person can read, from its record and the pinned site."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from services.decision.domain.ladder import Slate, choose_ranked
+from services.decision.domain.plan import Plan
+from services.decision.domain.record import DecisionRecord
+from services.decision.domain.vocabulary import Exclusion, FallbackReason, Level, Origin, StageOutcome
+
+_WHY = {
+    FallbackReason.DEADLINE_EXCEEDED: "the answer was not ready in time",
+    FallbackReason.NO_CONSENT: "the person has not allowed it",
+    FallbackReason.CONSENT_UNAVAILABLE: "consent could not be read, which counts as no",
+    FallbackReason.DO_NOT_PERSONALIZE: "the browser objects to personalization (Sec-GPC: 1)",
+    FallbackReason.IDENTITY_UNAVAILABLE: "identity did not say who it is",
+    FallbackReason.FEATURES_UNAVAILABLE: "the features could not be read",
+    FallbackReason.MODEL_UNAVAILABLE: "no model could score",
+    FallbackReason.NO_ELIGIBLE_CANDIDATES: "no candidate was eligible",
+    FallbackReason.POLICY_DISABLED: "the placement is switched off",
+    FallbackReason.LOG_UNAVAILABLE: "the log could not take the decision in time",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One stage of a decision and what it found."""
+
+    stage: str
+    finding: str
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """The steps in the order they were taken, and what would have been shown without exploration."""
+
+    steps: tuple[Step, ...]
+    without_exploration: Slate
+
+
+def explain(record: DecisionRecord, plan: Plan) -> Explanation:
+    """The explanation of a decision made by this plan."""
+    steps = (
+        Step("identity", _identity(record)),
+        Step("consent", _consent(record, plan)),
+        Step("eligible", _eligible(record)),
+        Step("scored", _scored(record)),
+        *_drawn(record, plan),
+        Step("served", _served(record)),
+    )
+    return Explanation(steps, _without_exploration(record, plan))
+
+
+def _identity(record: DecisionRecord) -> str:
+    if not record.subject_id:
+        return f"nobody: identity was {record.inputs.identity.name}"
+    arm = "in the holdout" if record.holdout else "not in the holdout"
+    return f"{Level(record.level).name} subject, bucket {record.holdout_bucket}, {arm}"
+
+
+def _consent(record: DecisionRecord, plan: Plan) -> str:
+    if record.do_not_personalize:
+        return _WHY[FallbackReason.DO_NOT_PERSONALIZE]
+    if record.inputs.consent is not StageOutcome.OK:
+        return f"not read: {record.inputs.consent.name}"
+    lacking = sorted(plan.purposes.difference(record.allowed_purposes))
+    needed = ", ".join(sorted(plan.purposes))
+    if lacking:
+        return f"needs {needed}; not allowed: {', '.join(lacking)} (ledger version {record.consent_version})"
+    return f"{needed} allowed (ledger version {record.consent_version})"
+
+
+def _eligible(record: DecisionRecord) -> str:
+    counts = Counter(Exclusion(value).name for value in record.inputs.exclusions.tolist())
+    eligible = counts.pop(Exclusion.NONE.name, 0)
+    excluded = "".join(f"; {count} {name}" for name, count in sorted(counts.items()))
+    return f"{eligible} of {len(record.inputs.item_ids)} candidates{excluded}"
+
+
+def _scored(record: DecisionRecord) -> str:
+    inputs = record.inputs
+    if inputs.scores is None:
+        return f"nothing: features {inputs.features.name}, ranker {inputs.ranker.name}"
+    by = record.versions.model or "a column of the feature set"
+    return f"{len(inputs.scores)} candidates by {by}, scores {inputs.scores.min():.4g} to {inputs.scores.max():.4g}"
+
+
+def _drawn(record: DecisionRecord, plan: Plan) -> Iterator[Step]:
+    epsilon = plan.policy.epsilon
+    if record.choice.learnable and record.origin is Origin.SERVED:
+        outcome = record.choice.reason.name
+        yield Step("drawn", f"explores with probability {epsilon:g}; drew {record.choice.coin:.4f}: {outcome}")
+
+
+def _served(record: DecisionRecord) -> str:
+    choice = record.choice
+    shown = ", ".join(choice.slate.item_ids) or "nothing"
+    why = f" because {_WHY[choice.fallback_reason]}" if choice.fallback_reason in _WHY else ""
+    origin = "shown by another system" if record.origin is Origin.RECORDED else choice.reason.name
+    learnable = "may be learned from" if choice.learnable else "never learned from"
+    return f"{shown}: {origin}{why}; {learnable}"
+
+
+def _without_exploration(record: DecisionRecord, plan: Plan) -> Slate:
+    """The head of the ranking; empty where nothing was drawn."""
+    ranking = record.inputs.scores if record.inputs.scores is not None else record.inputs.popularity
+    if ranking is None or not record.choice.learnable or record.origin is Origin.RECORDED:
+        return Slate()
+    certain = replace(plan, policy=replace(plan.policy, epsilon=0.0))
+    return choose_ranked(certain, replace(record.inputs, scores=ranking), b"").slate

@@ -1,0 +1,153 @@
+"""What is asked of decision, what others say of a person, and what is answered."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from services.chassis.events import LogPosition
+from services.decision.domain.ladder import Choice
+from services.decision.domain.layout import Subject
+from services.decision.domain.record import Versions
+from services.decision.domain.site import Context
+from services.decision.domain.vocabulary import Activation, FallbackReason, Level
+
+# A namespace and a value, passed on to identity and kept nowhere.
+Identity = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One placement of a Decide.
+
+    Args:
+        candidate_ids: items to choose from; empty: every item of the catalog.
+        slate_size: 0: the placement's own.
+    """
+
+    placement_id: str
+    candidate_ids: Sequence[str] = ()
+    slate_size: int = 0
+    excluded_item_ids: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class DecideRequest:
+    """A Decide.
+
+    Args:
+        do_not_personalize: the browser sent Sec-GPC as exactly "1".
+        digest: of the whole request; a retry must match it.
+    """
+
+    request_id: str
+    identities: tuple[Identity, ...] = field(repr=False)
+    asks: tuple[Ask, ...]
+    context: Context = field(repr=False)
+    do_not_personalize: bool
+    activation: Activation
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The decision for one placement, as the caller gets it.
+
+    Args:
+        exposure_token: empty where the decision is not in the log as it was answered.
+        learnable: the log holds it and its propensities mean something.
+    """
+
+    placement_id: str
+    decision_id: str
+    choice: Choice
+    versions: Versions
+    holdout: bool
+    holdout_bucket: int
+    exposure_token: bytes
+    learnable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """One answer a placement asked for, in that order."""
+
+    decisions: tuple[Answer, ...]
+    budget_ms: int
+    spent_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One of the pseudonyms that a person has had."""
+
+    member_id: str
+    merged_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """Who it is, as identity says.
+
+    Args:
+        member_id: whom facts that came with these identities are recorded under.
+        holdout_bucket: in [0, 10000).
+    """
+
+    subject_id: str
+    member_id: str
+    level: Level
+    holdout_bucket: int
+    members: tuple[Member, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Consent:
+    """What the person allows, of what was asked for."""
+
+    allowed: frozenset[str]
+    version: int
+    policy_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What is known of the person."""
+
+    subject: Subject
+    position: LogPosition
+
+
+@dataclass(frozen=True, slots=True)
+class PastDecision:
+    """A slate that another system showed.
+
+    Args:
+        subject_id: the pseudonym, where the caller knows it; else identities say who it is.
+        propensities: one an item, or none at all where the other system did not know them.
+        digest: of the whole decision.
+    """
+
+    external_id: str
+    subject_id: str
+    identities: tuple[Identity, ...] = field(repr=False)
+    placement_id: str
+    item_ids: Sequence[str]
+    decided_at: datetime
+    propensities: Sequence[float]
+    context: Context = field(repr=False)
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PastResult:
+    """What became of a recorded slate.
+
+    Args:
+        scores: the active model's, one an item; empty where it could not score, for *fallback_reason*.
+    """
+
+    external_id: str
+    decision_id: str
+    already_recorded: bool
+    scores: Sequence[float]
+    fallback_reason: FallbackReason

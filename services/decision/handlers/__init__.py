@@ -1,0 +1,1 @@
+"""The use cases of decision, over the ports they need."""

@@ -1,0 +1,76 @@
+"""What there is to show and by which rules: all of a call, or none of it."""
+
+from collections.abc import Sequence
+
+from services.chassis.errors import Kind, ServiceError, invalid
+from services.chassis.events import ORIGIN, LogPosition
+from services.decision.domain.release import DeclaredItem, DeclaredSite
+from services.decision.handlers.ports import CatalogStore, SiteStore
+from services.decision.handlers.refresh import Refresher
+
+
+class ApplySite:
+    """Lets a site decide; the one before stays, for replays and for a way back."""
+
+    def __init__(self, sites: SiteStore, refresher: Refresher) -> None:
+        self._sites = sites
+        self._refresher = refresher
+
+    async def __call__(self, declared: DeclaredSite, *, validate_only: bool) -> tuple[str, bool]:
+        """The site's version, and whether it is another one than before.
+
+        When this returns, this replica decides by the site; the others follow within a second.
+        """
+        version = declared.compiled.site.version
+        if validate_only:
+            await self._refresher.refresh()
+            current = self._refresher.serving().compiled
+            return version, current is None or current.site.version != version
+        changed = await self._sites.apply(declared)
+        await self._refresher.refresh()
+        return version, changed
+
+
+class UpsertItems:
+    """Enters or changes items; an item is never removed, it is retired."""
+
+    def __init__(self, catalog: CatalogStore, refresher: Refresher) -> None:
+        self._catalog = catalog
+        self._refresher = refresher
+
+    async def __call__(self, items: Sequence[DeclaredItem], *, validate_only: bool) -> tuple[int, LogPosition]:
+        """The catalog's version after it, and the position of its log; items that are as they were change nothing.
+
+        Raises:
+            ServiceError: INVALID when an item appears twice.
+        """
+        seen: set[str] = set()
+        for k, declared in enumerate(items):
+            if declared.item.id in seen:
+                raise invalid(f"items[{k}].id", "appears twice in one call; send each item once")
+            seen.add(declared.item.id)
+        if validate_only:
+            return self._refresher.serving().catalog.version, ORIGIN
+        changed = await self._catalog.upsert(items)
+        await self._refresher.refresh()
+        return changed
+
+
+class DescribeSite:
+    """What decides now."""
+
+    def __init__(self, sites: SiteStore, refresher: Refresher) -> None:
+        self._sites = sites
+        self._refresher = refresher
+
+    async def __call__(self) -> tuple[bytes, str, int, int]:
+        """The site as it was declared, its version, the catalog's version and how many items it has.
+
+        Raises:
+            ServiceError: FAILED_PRECONDITION (SITE_NOT_APPLIED).
+        """
+        serving = self._refresher.serving()
+        if serving.compiled is None:
+            raise ServiceError(Kind.FAILED_PRECONDITION, "SITE_NOT_APPLIED", "no site was applied yet; apply one first")
+        version = serving.compiled.site.version
+        return await self._sites.data(version), version, serving.catalog.version, len(serving.catalog.items)

@@ -1,0 +1,48 @@
+"""Records of what was answered where the log holds something else: a slate that came too late was not shown."""
+
+import asyncio
+
+import structlog
+
+from services.chassis.errors import ServiceError
+from services.decision.domain.record import DecisionRecord
+from services.decision.handlers.ports import DecisionLog
+
+# The record that is corrected may still be on its way into the log: a commit that waits for a disk, or for a Postgres
+# that starts again. After about ten seconds it is not coming any more, and then there is nothing to correct.
+PAUSES_S = (0.02, 0.1, 0.5, 1.0, 2.0, 3.0, 4.0)
+# In an outage every answer wants a correction; beyond this they are dropped, and the answers' learnable=false remains.
+PENDING_MAX = 1_000
+
+_log = structlog.get_logger(__name__)
+
+
+class Corrections:
+    """Adds corrections behind the answers' backs: an answer that is late already must not wait for one."""
+
+    def __init__(self, log: DecisionLog) -> None:
+        self._log = log
+        self._pending: set[asyncio.Task[None]] = set()
+
+    def add(self, record: DecisionRecord) -> None:
+        """Correct the decision in the log to this record, soon."""
+        if len(self._pending) >= PENDING_MAX:
+            _log.warning("correction dropped", decision_id=record.decision_id)
+            return
+        task = asyncio.create_task(self._correct(record))
+        self._pending.add(task)
+        task.add_done_callback(self._pending.discard)
+
+    async def drain(self) -> None:
+        """Returns when none is pending."""
+        while self._pending:
+            await asyncio.wait(self._pending)
+
+    async def _correct(self, record: DecisionRecord) -> None:
+        for pause_s in PAUSES_S:
+            try:
+                await self._log.add(record, correction=True)
+            except ServiceError:
+                await asyncio.sleep(pause_s)
+            else:
+                return

@@ -1,0 +1,252 @@
+"""Decide: a slate or the declared fallback for each placement; never nothing, never late, never against consent."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import timedelta
+
+from services.chassis import exposure_token, metrics, tracing
+from services.chassis.clock import Clock
+from services.chassis.errors import Kind, ServiceError, invalid
+from services.chassis.gather import Load
+from services.decision.domain.ladder import Choice, choose, rung_of
+from services.decision.domain.plan import CompiledSite, Plan
+from services.decision.domain.record import DecisionRecord, corrected
+from services.decision.domain.request import Answer, Answers, Ask, DecideRequest
+from services.decision.domain.serving import Serving
+from services.decision.domain.vocabulary import FallbackReason, Reason, StageOutcome
+from services.decision.handlers.corrections import Corrections
+from services.decision.handlers.draft import Call, Draft, Drafting, Keys
+from services.decision.handlers.people import Known, People
+from services.decision.handlers.ports import DecisionLog
+from services.decision.handlers.stages import RECORDED_BY, Budget, Ended, within
+
+# An exposure may be tracked from a page that stayed open for a day.
+TOKEN_TTL = timedelta(hours=24)
+
+
+class Decide:
+    """The use case.
+
+    Args:
+        serving: gives what to decide with; asked once a call, so that a call sees one state throughout.
+        budget_s_max: the server's own ceiling.
+    """
+
+    def __init__(
+        self,
+        *,
+        serving: Callable[[], Serving],
+        people: People,
+        drafting: Drafting,
+        log: DecisionLog,
+        corrections: Corrections,
+        keys: Keys,
+        load: Load,
+        clock: Clock,
+        budget_s_max: float,
+    ) -> None:
+        self._serving = serving
+        self._people = people
+        self._drafting = drafting
+        self._log = log
+        self._corrections = corrections
+        self._keys = keys
+        self._load = load
+        self._clock = clock
+        self._budget_s_max = budget_s_max
+
+    async def __call__(self, request: DecideRequest) -> Answers:
+        """The answers, within the budget.
+
+        Raises:
+            ServiceError: INVALID for what only the caller can mend; ALREADY_EXISTS (REQUEST_ID_REUSED);
+                FAILED_PRECONDITION (SITE_NOT_APPLIED).
+        """
+        budget = Budget.begin(self._budget_s_max)
+        with self._load.active():
+            serving = self._serving()
+            site, plans = admit(serving, request)
+            now = self._clock.now()
+            known = await self._people.know(
+                request.identities,
+                budget,
+                purposes=_purposes(site, plans, request),
+                feature_set_version=site.layout.feature_set.version,
+                as_of=now,
+            )
+            call = Call(request, serving, site, budget, now, known)
+            drafts = await self._draft_all(call, plans)
+            if len(drafts) == 1:
+                answers = [await self._conclude(drafts[0], call)]
+            else:
+                answers = list(await asyncio.gather(*(self._conclude(draft, call) for draft in drafts)))
+            _tell(answers, known)
+            return Answers(tuple(answers), int(budget.seconds * 1000), int(budget.spent_s() * 1000))
+
+    async def _draft_all(self, call: Call, plans: Sequence[Plan]) -> list[Draft]:
+        """Placement by placement: what an earlier one shows is excluded from the later ones."""
+        drafts: list[Draft] = []
+        shown: set[str] = set()
+        for ask, plan in zip(call.request.asks, plans, strict=True):
+            draft = await self._drafting.draft(call, ask, plan, shown)
+            shown.update(draft.record.choice.slate.item_ids)
+            drafts.append(draft)
+        return drafts
+
+    async def _conclude(self, draft: Draft, call: Call) -> Answer:
+        """Record the decision, check that it may still be emitted, answer.
+
+        The log comes before the answer: an answer that was given and then lost could not be explained or learned from.
+        """
+        record = draft.record
+        added = await self._add(record, call)
+        if added.error is not None and added.error.kind is Kind.CONFLICT:
+            return await self._answer_again(draft, call)
+        if added.outcome is not StageOutcome.OK:
+            # The append may still happen: then the log must not hold a slate that was not shown.
+            return self._replaced(draft, late=False, log=added.outcome)
+        if call.budget.is_over():
+            return self._replaced(draft, late=True, log=StageOutcome.OK)
+        return self._answer(record, record.choice, in_log=True)
+
+    async def _add(self, record: DecisionRecord, call: Call) -> Ended[object]:
+        with tracing.span("decision.record"):
+            return await within(self._log.add(record), call.budget.at(RECORDED_BY))
+
+    def _replaced(self, draft: Draft, *, late: bool, log: StageOutcome) -> Answer:
+        """The default instead of what was chosen, and the log told so behind the answer's back."""
+        inputs = replace(draft.record.inputs, late=late, log=log)
+        choice = choose(draft.plan, draft.facts, inputs, b"")
+        record = corrected(draft.record, choice, late=late, log=log)
+        self._corrections.add(record)
+        return self._answer(record, choice, in_log=False)
+
+    async def _answer_again(self, draft: Draft, call: Call) -> Answer:
+        """The answer to a retry: the decision that was made, if consent still allows it.
+
+        Raises:
+            ServiceError: ALREADY_EXISTS (REQUEST_ID_REUSED) when the id was used for another request.
+        """
+        found = await within(self._log.find(draft.record.decision_id), call.budget.at(RECORDED_BY))
+        if found.error is not None and found.error.kind is Kind.NOT_FOUND:
+            # The person was erased between the two calls: nothing of the decision is left.
+            return self._answer(draft.record, _default(draft, FallbackReason.NO_CONSENT), in_log=False)
+        if found.value is None:
+            return self._answer(draft.record, _default(draft, FallbackReason.LOG_UNAVAILABLE), in_log=False)
+        stored = found.value
+        if stored.request_digest != draft.record.request_digest:
+            raise ServiceError(
+                Kind.ALREADY_EXISTS,
+                "REQUEST_ID_REUSED",
+                "request_id: was used for another request; give every Decide an id of its own",
+            )
+        if call.budget.is_over():
+            return self._answer(stored, _default(draft, FallbackReason.DEADLINE_EXCEEDED), in_log=False)
+        now_refused = _refused_now(draft)
+        if now_refused is not None and stored.inputs.matrix is not None:
+            return self._answer(stored, _default(draft, now_refused), in_log=False)
+        return self._answer(stored, stored.choice, in_log=True)
+
+    def _answer(self, record: DecisionRecord, choice: Choice, *, in_log: bool) -> Answer:
+        token = b""
+        if in_log:
+            claim = exposure_token.ExposureClaim(
+                record.decision_id, record.member_id, record.placement_id, record.decided_at + TOKEN_TTL
+            )
+            token = exposure_token.sign(self._keys.token, claim)
+        return Answer(
+            placement_id=record.placement_id,
+            decision_id=record.decision_id,
+            choice=choice,
+            versions=record.versions,
+            holdout=record.holdout,
+            holdout_bucket=record.holdout_bucket,
+            exposure_token=token,
+            learnable=choice.learnable and in_log,
+        )
+
+
+def admit(serving: Serving, request: DecideRequest) -> tuple[CompiledSite, list[Plan]]:
+    """The plan of each placement asked for.
+
+    Raises:
+        ServiceError: INVALID, naming the field and the remedy; FAILED_PRECONDITION (SITE_NOT_APPLIED).
+    """
+    site = serving.compiled
+    if site is None:
+        raise ServiceError(Kind.FAILED_PRECONDITION, "SITE_NOT_APPLIED", "no site was applied yet; apply one first")
+    asked = [ask.placement_id for ask in request.asks]
+    for k, ask in enumerate(request.asks):
+        if ask.placement_id in asked[:k]:
+            raise invalid(f"placements[{k}].placement_id", "appears twice; ask for a placement once a call")
+        check_candidates(f"placements[{k}].candidate_ids", ask)
+    return site, [plan_of(site, f"placements[{k}].placement_id", id_) for k, id_ in enumerate(asked)]
+
+
+def plan_of(site: CompiledSite, field: str, placement_id: str) -> Plan:
+    """The plan of a placement.
+
+    Raises:
+        ServiceError: INVALID (PLACEMENT_UNKNOWN), naming those that there are.
+    """
+    plan = site.plans.get(placement_id)
+    if plan is None:
+        known = ", ".join(sorted(site.plans))
+        raise invalid(field, f"the site has no such placement; it has: {known}", reason="PLACEMENT_UNKNOWN")
+    return plan
+
+
+def check_candidates(field: str, ask: Ask) -> None:
+    """Returns when no candidate appears twice: its propensity would be two numbers."""
+    if len(set(ask.candidate_ids)) != len(ask.candidate_ids):
+        raise invalid(field, "holds an item twice; send each candidate once", reason="CANDIDATE_REPEATED")
+
+
+def _purposes(site: CompiledSite, plans: Sequence[Plan], request: DecideRequest) -> tuple[str, ...]:
+    """What consent is asked for: every purpose of placements and columns; nothing where nobody would read it."""
+    if request.do_not_personalize or all(plan.placement.disabled for plan in plans):
+        return ()
+    return tuple(sorted(site.layout.purposes.union(*(plan.purposes for plan in plans))))
+
+
+def _default(draft: Draft, reason: FallbackReason) -> Choice:
+    """The declared default, for a reason that came up after the choice."""
+    inputs = replace(draft.record.inputs, log=StageOutcome.UNAVAILABLE)
+    return replace(choose(draft.plan, draft.facts, inputs, b""), reason=Reason.DEFAULT, fallback_reason=reason)
+
+
+def _refused_now(draft: Draft) -> FallbackReason | None:
+    """Why the profile may not be used now; None when it may."""
+    refusals = (
+        FallbackReason.DO_NOT_PERSONALIZE,
+        FallbackReason.IDENTITY_UNAVAILABLE,
+        FallbackReason.CONSENT_UNAVAILABLE,
+        FallbackReason.NO_CONSENT,
+        FallbackReason.POLICY_DISABLED,
+    )
+    reason = rung_of(draft.plan, draft.facts, draft.record.inputs).fallback_reason
+    return reason if reason in refusals else None
+
+
+def _tell(answers: Sequence[Answer], known: Known) -> None:
+    """Count the decisions, and put them on the call's span if it records."""
+    for answer in answers:
+        metrics.DECISIONS.labels(answer.choice.reason.name, answer.choice.fallback_reason.name).inc()
+    if not tracing.sampled():
+        return
+    first = answers[0]
+    tracing.set_attributes(
+        {
+            tracing.COMITY_DECISION_ID: [answer.decision_id for answer in answers],
+            tracing.COMITY_PLACEMENT_ID: [answer.placement_id for answer in answers],
+            tracing.COMITY_REASON: [answer.choice.reason.name for answer in answers],
+            tracing.COMITY_FALLBACK_REASON: [answer.choice.fallback_reason.name for answer in answers],
+            tracing.COMITY_MODEL_VERSION: first.versions.model,
+            tracing.COMITY_FEATURE_SET_VERSION: first.versions.feature_set,
+            tracing.COMITY_CONSENT_POLICY_VERSION: first.versions.consent_policy,
+            tracing.COMITY_DECISION_POLICY_VERSION: first.versions.decision_policy,
+            tracing.COMITY_CATALOG_VERSION: first.versions.catalog,
+            tracing.COMITY_SITE_VERSION: first.versions.site,
+        }
+    )

@@ -1,0 +1,212 @@
+"""From what is known to a decision for one placement: eligible, assembled, scored, drawn; not recorded yet."""
+
+import hmac
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from services.chassis.ids import content_hash
+from services.decision.domain.candidates import Offer, offer_of, screen
+from services.decision.domain.exploration import seed_of
+from services.decision.domain.ladder import (
+    Facts,
+    Inputs,
+    Kind,
+    audience_of,
+    choose,
+    is_holdout,
+    rung_of,
+    score_by_column,
+)
+from services.decision.domain.plan import CompiledSite, Plan
+from services.decision.domain.record import DecisionRecord, Evidence, Versions, sealed_with_digest
+from services.decision.domain.request import Ask, Consent, DecideRequest, Person
+from services.decision.domain.serving import Serving
+from services.decision.domain.site import Context
+from services.decision.domain.vocabulary import Level, Origin, StageOutcome
+from services.decision.handlers.people import Known
+from services.decision.handlers.scoring import Scoring
+from services.decision.handlers.stages import SCORED_BY, Budget
+
+_NOBODY = Person("", "", Level.UNSPECIFIED, 0, ())
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Keys of the decision service.
+
+    Args:
+        seed: draws and decision ids are HMACs under it.
+        token: exposure tokens are signed with it.
+    """
+
+    seed: bytes
+    token: bytes
+
+    @property
+    def seed_id(self) -> str:
+        """Names the seed key without telling it."""
+        return content_hash(hmac.digest(self.seed, b"seed key id", "sha256"))
+
+    def decision_id(self, *names: str) -> str:
+        """32 hex digits that only a holder of the key can derive."""
+        return hmac.digest(self.seed, "\0".join(names).encode(), "sha256")[:16].hex()
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One Decide while it runs: what it decides with, for whom, and until when."""
+
+    request: DecideRequest
+    serving: Serving
+    site: CompiledSite
+    budget: Budget
+    now: datetime
+    known: Known
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A decision that was made and is not in the log yet."""
+
+    plan: Plan
+    facts: Facts
+    record: DecisionRecord
+
+
+@dataclass(frozen=True, slots=True)
+class _Computed:
+    """Inputs that are complete, and what they stand on."""
+
+    inputs: Inputs
+    evidence: Evidence
+    model: str = ""
+
+
+class Drafting:
+    """Makes decisions."""
+
+    def __init__(self, scoring: Scoring, keys: Keys) -> None:
+        self._scoring = scoring
+        self._keys = keys
+        self._seed_id = keys.seed_id
+
+    async def draft(self, call: Call, ask: Ask, plan: Plan, shown: set[str]) -> Draft:
+        """The decision for one placement; *shown*: items that earlier placements of the call show."""
+        request, serving, known = call.request, call.serving, call.known
+        context = {key: request.context[key] for key in plan.context_keys if key in request.context}
+        facts = _facts(call, plan, context)
+        view = serving.views[ask.placement_id]
+        offer = offer_of(view, ask.candidate_ids) if ask.candidate_ids else serving.offers[ask.placement_id]
+        inputs = Inputs(
+            item_ids=offer.item_ids,
+            variant_ids=offer.variant_ids,
+            exclusions=screen(plan, view, offer, context, excluded=ask.excluded_item_ids, shown=shown),
+            slate_size=ask.slate_size or plan.placement.slate_size,
+            identity=known.identity,
+            consent=known.consent,
+            features=_features_outcome(call),
+            log=StageOutcome.OK,
+        )
+        computed = await self._compute(call, plan, facts, inputs, offer, context)
+        return Draft(plan, facts, self._record(call, plan, facts, computed, context))
+
+    async def _compute(
+        self, call: Call, plan: Plan, facts: Facts, inputs: Inputs, offer: Offer, context: Context
+    ) -> _Computed:
+        """Whatever the rung that answers needs, and nothing of the profile where it may not be used."""
+        rung = rung_of(plan, facts, inputs)
+        computed = _Computed(inputs, Evidence())
+        if rung.kind is Kind.RANKED:
+            computed = await self._score(call, plan, facts, inputs, offer, context)
+            rung = rung_of(plan, facts, computed.inputs)
+        rows = call.serving.rows
+        if rung.kind in (Kind.POPULAR, Kind.COLD) and rows is not None:
+            popularity = rows[offer.rows[inputs.eligible], plan.popular_offset]
+            return replace(computed, inputs=replace(computed.inputs, popularity=popularity))
+        return computed
+
+    async def _score(
+        self, call: Call, plan: Plan, facts: Facts, inputs: Inputs, offer: Offer, context: Context
+    ) -> _Computed:
+        """The model's input, and the scores if it can give them in time."""
+        serving, profile, layout = call.serving, call.known.profile, call.site.layout
+        assert serving.rows is not None, "features are OK"
+        assert serving.columns is not None, "rows come from columns"
+        assert profile is not None, "features are OK"
+        rows = serving.rows[offer.rows[inputs.eligible]]
+        subject = layout.permitted(profile.subject, facts.allowed)
+        matrix = layout.assemble(rows, subject, context, facts.allowed)
+        evidence = Evidence(subject, profile.position, serving.columns.position)
+        if plan.column is not None:
+            scores = score_by_column(plan, matrix)
+            return _Computed(replace(inputs, ranker=StageOutcome.OK, matrix=matrix, scores=scores), evidence)
+        ranker = serving.ranker(plan.policy.model)
+        if ranker is None:
+            return _Computed(replace(inputs, ranker=StageOutcome.SKIPPED, matrix=matrix), evidence)
+        outcome, found = await self._scoring.score(ranker, matrix, call.budget.at(SCORED_BY))
+        return _Computed(replace(inputs, ranker=outcome, matrix=matrix, scores=found), evidence, ranker.version)
+
+    def _record(self, call: Call, plan: Plan, facts: Facts, computed: _Computed, context: Context) -> DecisionRecord:
+        request, known, placement_id = call.request, call.known, plan.placement.id
+        person = known.person or _NOBODY
+        decision_id = self._keys.decision_id("decision", request.request_id, placement_id)
+        record = DecisionRecord(
+            decision_id=decision_id,
+            placement_id=placement_id,
+            subject_id=person.subject_id,
+            member_id=person.member_id,
+            level=facts.level,
+            decided_at=call.now,
+            versions=versions_of(call.serving, call.site, plan, known.permission, computed.model),
+            holdout=facts.holdout,
+            holdout_bucket=person.holdout_bucket,
+            allowed_purposes=tuple(sorted(facts.allowed)),
+            consent_version=0 if known.permission is None else known.permission.version,
+            do_not_personalize=facts.do_not_personalize,
+            context=context,
+            inputs=computed.inputs,
+            evidence=computed.evidence,
+            choice=choose(plan, facts, computed.inputs, seed_of(self._keys.seed, decision_id)),
+            activation=request.activation,
+            origin=Origin.SERVED,
+            seed_key_id=self._seed_id,
+            budget_ms=int(call.budget.seconds * 1000),
+            request_digest=request.digest,
+        )
+        return sealed_with_digest(record)
+
+
+def versions_of(serving: Serving, site: CompiledSite, plan: Plan, permission: Consent | None, model: str) -> Versions:
+    """What a decision of this plan is made with."""
+    return Versions(
+        model=model,
+        feature_set=site.layout.feature_set.version,
+        consent_policy=site.site.consent_policy_version if permission is None else permission.policy_version,
+        decision_policy=plan.policy.version,
+        site=site.site.version,
+        catalog=str(serving.catalog.version),
+        item_columns="" if serving.columns is None else serving.columns.version,
+    )
+
+
+def _facts(call: Call, plan: Plan, context: Context) -> Facts:
+    known, person = call.known, call.known.person
+    level = Level.UNSPECIFIED if person is None else person.level
+    return Facts(
+        do_not_personalize=call.request.do_not_personalize,
+        level=level,
+        allowed=known.allowed,
+        holdout=person is not None and is_holdout(person.holdout_bucket, call.site.site.holdout_share),
+        audience=audience_of(plan, context, level),
+    )
+
+
+def _features_outcome(call: Call) -> StageOutcome:
+    """Features are there when the person's vector, of the width that the layout reads, and the items' rows are."""
+    known = call.known
+    if known.features is not StageOutcome.OK:
+        return known.features
+    if call.serving.rows is None or known.profile is None:
+        return StageOutcome.UNAVAILABLE
+    fits = len(known.profile.subject.vector) == call.site.layout.feature_set.subject_width
+    return StageOutcome.OK if fits else StageOutcome.REFUSED

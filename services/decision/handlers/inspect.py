@@ -1,0 +1,126 @@
+"""Decisions of the past: as they were logged, explained, and decided again."""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Generic, TypeVar
+
+from services.chassis.errors import Kind, ServiceError
+from services.decision.domain.explain import Explanation, explain
+from services.decision.domain.plan import CompiledSite, Plan
+from services.decision.domain.record import DecisionRecord
+from services.decision.domain.replay import Pinned, Replayed, Scorer, decide_again
+from services.decision.handlers.draft import Keys
+from services.decision.handlers.ports import CatalogStore, DecisionLog, ModelLoader, ModelStore, SiteStore
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+# Replays come in runs over the same few versions; a model takes megabytes.
+SITES_MAX = 16
+MODELS_MAX = 4
+
+
+class Kept(Generic[K, V]):
+    """The last few values of something slow to load that never changes."""
+
+    def __init__(self, load: Callable[[K], Awaitable[V | None]], count_max: int) -> None:
+        self._load = load
+        self._count_max = count_max
+        self._values: OrderedDict[K, V] = OrderedDict()
+
+    async def get(self, key: K) -> V | None:
+        """The value; None when there is none, which is asked again the next time."""
+        value = self._values.get(key)
+        if value is None:
+            value = await self._load(key)
+            if value is None:
+                return None
+            self._values[key] = value
+        self._values.move_to_end(key)
+        while len(self._values) > self._count_max:
+            self._values.popitem(last=False)
+        return value
+
+
+class InspectDecisions:
+    """GetDecision, Explain and Replay."""
+
+    def __init__(
+        self,
+        *,
+        log: DecisionLog,
+        sites: SiteStore,
+        catalog: CatalogStore,
+        models: ModelStore,
+        loader: ModelLoader,
+        keys: Keys,
+    ) -> None:
+        self._log = log
+        self._catalog = catalog
+        self._models = models
+        self._loader = loader
+        self._keys = keys
+        self._sites = Kept[str, CompiledSite](sites.load, SITES_MAX)
+        self._scorers = Kept[str, Scorer](self._load_scorer, MODELS_MAX)
+
+    async def get(self, decision_id: str) -> DecisionRecord:
+        """The decision as it stands.
+
+        Raises:
+            ServiceError: NOT_FOUND (DECISION_UNKNOWN, SUBJECT_ERASED).
+        """
+        record = await self._log.find(decision_id)
+        if record is None:
+            raise ServiceError(Kind.NOT_FOUND, "DECISION_UNKNOWN", "decision_id: there is no such decision in the log")
+        return record
+
+    async def explain(self, decision_id: str) -> tuple[DecisionRecord, Explanation]:
+        """The decision and why it came out as it did.
+
+        Raises:
+            ServiceError: NOT_FOUND, as of get, and when the pinned site is not kept.
+        """
+        record = await self.get(decision_id)
+        return record, explain(record, _plan_of(await self._site_of(record), record))
+
+    async def replay(self, decision_id: str) -> Replayed:
+        """The decision, made again.
+
+        Raises:
+            ServiceError: NOT_FOUND, as of explain.
+        """
+        record = await self.get(decision_id)
+        pinned = Pinned(
+            site=await self._site_of(record),
+            items=await self._catalog.at(record.inputs.item_ids, int(record.versions.catalog or 0)),
+            scorer=await self._scorers.get(record.versions.model) if record.versions.model else None,
+            seed_key=self._keys.seed,
+            seed_key_id=self._keys.seed_id,
+        )
+        return await asyncio.to_thread(decide_again, record, pinned)
+
+    async def _site_of(self, record: DecisionRecord) -> CompiledSite:
+        site = await self._sites.get(record.versions.site)
+        if site is None:
+            raise ServiceError(Kind.NOT_FOUND, "SITE_UNKNOWN", "the site that the decision was made by is not kept")
+        return site
+
+    async def _load_scorer(self, version: str) -> Scorer | None:
+        """The pinned model; None when it is not kept, or its bytes are not those that its hash names."""
+        name, _, sha256 = version.rpartition("@")
+        model = await self._models.data(name, sha256)
+        if model is None:
+            return None
+        try:
+            ranker = await asyncio.to_thread(self._loader.load, model)
+        except ServiceError:
+            return None
+        return ranker.score
+
+
+def _plan_of(site: CompiledSite, record: DecisionRecord) -> Plan:
+    plan = site.plans.get(record.placement_id)
+    if plan is None:
+        raise ServiceError(Kind.NOT_FOUND, "PLACEMENT_UNKNOWN", "the site of the decision has no such placement")
+    return plan

@@ -1,0 +1,123 @@
+"""Who a Decide is for, what they allow and what is known of them, asked within the budget."""
+
+import asyncio
+from collections.abc import Awaitable
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, TypeVar
+
+import structlog
+
+from services.chassis import tracing
+from services.chassis.errors import Kind
+from services.decision.domain.request import Consent, Identity, Person, Profile
+from services.decision.domain.vocabulary import StageOutcome
+from services.decision.handlers.ports import ConsentReader, DecisionLog, FeatureReader, IdentityReader
+from services.decision.handlers.stages import PREFETCHED_BY, RESOLVED_BY, Budget, Ended, within
+
+T = TypeVar("T")
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What was found out about the person, and how finding it out ended."""
+
+    identity: StageOutcome = StageOutcome.SKIPPED
+    consent: StageOutcome = StageOutcome.SKIPPED
+    features: StageOutcome = StageOutcome.SKIPPED
+    person: Person | None = None
+    permission: Consent | None = None
+    profile: Profile | None = None
+
+    @property
+    def allowed(self) -> frozenset[str]:
+        """Purposes that are allowed; without an answer none are."""
+        return frozenset() if self.permission is None else self.permission.allowed
+
+
+class People:
+    """Asks identity, consent and features."""
+
+    def __init__(
+        self, identity: IdentityReader, consent: ConsentReader, features: FeatureReader, log: DecisionLog
+    ) -> None:
+        self._identity = identity
+        self._consent = consent
+        self._features = features
+        self._log = log
+
+    async def know(
+        self,
+        identities: tuple[Identity, ...],
+        budget: Budget,
+        *,
+        purposes: tuple[str, ...],
+        feature_set_version: str,
+        as_of: datetime,
+    ) -> Known:
+        """What is known of the person; no *purposes*: only who it is, because nothing of the profile will be used.
+
+        Raises:
+            ServiceError: INVALID when identity refuses the identities: only the caller can mend those.
+        """
+        resolved = await self._stage("resolve", self._identity.resolve(identities), budget.at(RESOLVED_BY))
+        if resolved.error is not None and resolved.error.kind is Kind.INVALID:
+            raise resolved.error
+        person = resolved.value
+        if person is None:
+            return Known(identity=resolved.outcome)
+        known = Known(identity=StageOutcome.OK, person=person)
+        # Sealing the decision needs the member's key: it comes in beside the reads and not after them.
+        key = None if self._log.holds_key(person.member_id) else self._log.fetch_key(person.member_id)
+        if not purposes:
+            if key is not None:
+                await self._stage("key", key, budget.at(PREFETCHED_BY))
+            return known
+        return await self._prefetch(known, person, key, budget, purposes, feature_set_version, as_of)
+
+    async def _prefetch(
+        self,
+        known: Known,
+        person: Person,
+        key: Awaitable[None] | None,
+        budget: Budget,
+        purposes: tuple[str, ...],
+        feature_set_version: str,
+        as_of: datetime,
+    ) -> Known:
+        """Consent, features and the data key side by side."""
+        until_s = budget.at(PREFETCHED_BY)
+        read = self._features.read(feature_set_version, person, as_of)
+        beside: list[asyncio.Task[Ended[Any]]] = [asyncio.create_task(self._stage("features", read, until_s))]
+        if key is not None:
+            beside.append(asyncio.create_task(self._stage("key", key, until_s)))
+        try:
+            # Sent now, after the call began: the guarantee of a revocation rests on it.
+            consent = await self._stage("consent", self._consent.evaluate(person.members, purposes), until_s)
+            features: Ended[Profile] = await beside[0]
+            for task in beside[1:]:
+                await task
+        finally:
+            for task in beside:
+                task.cancel()
+        return replace(
+            known,
+            consent=consent.outcome,
+            permission=consent.value,
+            features=features.outcome,
+            profile=features.value,
+        )
+
+    async def _stage(self, name: str, work: Awaitable[T], until_s: float) -> Ended[T]:
+        """One stage: its span, its time, its outcome. A bug behind a port must not cost the caller the answer."""
+        with tracing.span(f"decision.{name}") as span:
+            try:
+                ended = await within(work, until_s)
+            except Exception as error:
+                _log.error("stage failed", stage=name, exc_info=error)
+                ended = Ended(StageOutcome.UNAVAILABLE)
+            if span.is_recording():
+                span.set_attribute(tracing.COMITY_STAGE_OUTCOME, ended.outcome.name)
+        return ended

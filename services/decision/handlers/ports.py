@@ -1,0 +1,179 @@
+"""What the use cases need from the outside; store, clients and ranker give it."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Protocol
+
+from services.chassis.events import LogPosition
+from services.decision.domain.catalog import ItemColumns
+from services.decision.domain.plan import CompiledSite
+from services.decision.domain.record import DecisionRecord
+from services.decision.domain.release import DeclaredItem, DeclaredSite, Model, NewModel, Standing
+from services.decision.domain.request import Consent, Identity, Member, Person, Profile
+from services.decision.domain.serving import Ranker
+from services.decision.domain.site import Item
+
+
+class IdentityReader(Protocol):
+    """Who someone is."""
+
+    async def resolve(self, identities: tuple[Identity, ...]) -> Person:
+        """The person.
+
+        Raises:
+            ServiceError: INVALID when the identities cannot be one person's; else an outage.
+        """
+        ...
+
+    async def describe(self, subject_id: str) -> Person:
+        """The person with this pseudonym.
+
+        Raises:
+            ServiceError: NOT_FOUND; else an outage.
+        """
+        ...
+
+
+class ConsentReader(Protocol):
+    """What someone allows."""
+
+    async def evaluate(self, members: tuple[Member, ...], purposes: tuple[str, ...]) -> Consent:
+        """The authority's answer, read after this call began.
+
+        Raises:
+            ServiceError: an outage.
+        """
+        ...
+
+
+class FeatureReader(Protocol):
+    """What is known of someone."""
+
+    async def read(self, feature_set_version: str, person: Person, as_of: datetime) -> Profile:
+        """The person's vector at that moment.
+
+        Raises:
+            ServiceError: an outage, or FAILED_PRECONDITION for a feature set that features does not serve.
+        """
+        ...
+
+
+class ColumnsReader(Protocol):
+    """Item rows as features publishes them."""
+
+    async def newest(self, feature_set_version: str, item_width: int, held_version: str) -> ItemColumns | None:
+        """The newest snapshot; None when it is still the one that is held.
+
+        Raises:
+            ServiceError: an outage.
+        """
+        ...
+
+
+class DecisionLog(Protocol):
+    """The decisions that were made."""
+
+    def holds_key(self, member_id: str) -> bool:
+        """Whether a record about this member can be sealed without asking for its key."""
+        ...
+
+    async def fetch_key(self, member_id: str) -> None:
+        """Have the member's key at hand.
+
+        Raises:
+            ServiceError: NOT_FOUND (SUBJECT_ERASED); else an outage.
+        """
+        ...
+
+    async def add(self, record: DecisionRecord, *, correction: bool = False) -> LogPosition:
+        """Record durably; a correction goes behind the record that it corrects.
+
+        Raises:
+            ServiceError: CONFLICT when the decision is there already (a correction: when what it corrects is not, or
+                it was corrected before); else a refusal or an outage.
+        """
+        ...
+
+    async def find(self, decision_id: str) -> DecisionRecord | None:
+        """The decision as it stands: its newest record; None when there is none.
+
+        Raises:
+            ServiceError: NOT_FOUND (SUBJECT_ERASED); else an outage.
+        """
+        ...
+
+
+class SiteStore(Protocol):
+    """Sites that were applied, kept for ever."""
+
+    async def load(self, site_version: str) -> CompiledSite | None:
+        """The site at this version; None when it never was applied."""
+        ...
+
+    async def data(self, site_version: str) -> bytes:
+        """The site at this version as it was declared; empty when it never was applied."""
+        ...
+
+    async def apply(self, declared: DeclaredSite) -> bool:
+        """Let this site decide; False when it does already."""
+        ...
+
+
+class CatalogStore(Protocol):
+    """Items at every version they have had."""
+
+    async def changed_since(self, catalog_version: int) -> tuple[int, list[Item]]:
+        """The newest version, and every item that entered or changed after the given one, oldest first."""
+        ...
+
+    async def at(self, item_ids: Sequence[str], catalog_version: int) -> list[Item | None]:
+        """Each item as it was at this version; None for one that was not in the catalog."""
+        ...
+
+    async def upsert(self, items: Sequence[DeclaredItem]) -> tuple[int, LogPosition]:
+        """Enter or change all of the items, or none; the catalog's version and its log's position after it."""
+        ...
+
+
+class ModelStore(Protocol):
+    """Models that were registered, kept for ever."""
+
+    async def register(self, model: NewModel) -> bool:
+        """Keep the model; False when it is kept already."""
+        ...
+
+    async def activate(self, name: str, sha256: str, feature_set_version: str) -> None:
+        """Let this model decide wherever a policy names it.
+
+        Raises:
+            ServiceError: NOT_FOUND (MODEL_UNKNOWN); FAILED_PRECONDITION (MODEL_OF_OTHER_FEATURES).
+        """
+        ...
+
+    async def all(self) -> list[Model]:
+        """Every registered model, oldest first."""
+        ...
+
+    async def data(self, name: str, sha256: str) -> NewModel | None:
+        """The model with its bytes; None when it was never registered."""
+        ...
+
+
+class ModelLoader(Protocol):
+    """Makes rankers of models."""
+
+    def load(self, model: NewModel) -> Ranker:
+        """The ranker, checked and warmed; takes a while, so it is called in a thread.
+
+        Raises:
+            ServiceError: INVALID (MODEL_REFUSED), naming what is wrong with it.
+        """
+        ...
+
+
+class StandingReader(Protocol):
+    """What stands in the database now."""
+
+    async def standing(self) -> Standing:
+        """One cheap read: it is asked several times a second."""
+        ...

@@ -1,0 +1,181 @@
+"""Keeps a replica deciding with what stands in the database, and with the newest item columns."""
+
+import asyncio
+from collections.abc import Mapping
+
+import structlog
+
+from services.chassis.deadline import remaining_s
+from services.chassis.errors import Kind, ServiceError
+from services.chassis.events import LogPosition
+from services.decision.domain.catalog import Catalog, ItemColumns
+from services.decision.domain.plan import CompiledSite
+from services.decision.domain.release import Standing
+from services.decision.domain.serving import Ranker, Serving, serving_of
+from services.decision.handlers.ports import (
+    CatalogStore,
+    ColumnsReader,
+    ModelLoader,
+    ModelStore,
+    SiteStore,
+    StandingReader,
+)
+
+# A kill switch, a site or a model is effective on every replica within a second; an ask costs one small read.
+POLL_S = 0.25
+# A wait for columns asks more often than the poll: someone stands there.
+AWAIT_POLL_S = 0.05
+AWAIT_S_MAX = 60.0
+
+_log = structlog.get_logger(__name__)
+
+
+class Refresher:
+    """Holds what the replica decides with, and swaps it whole when something changed.
+
+    What is new is loaded, checked and warmed beside the calls that run, in a thread where it takes time.
+    """
+
+    def __init__(
+        self,
+        *,
+        standing: StandingReader,
+        sites: SiteStore,
+        catalog: CatalogStore,
+        models: ModelStore,
+        loader: ModelLoader,
+        columns: ColumnsReader,
+        offered_max: int,
+    ) -> None:
+        self._standing = standing
+        self._sites = sites
+        self._catalog = catalog
+        self._models = models
+        self._loader = loader
+        self._columns = columns
+        self._offered_max = offered_max
+        self._serving = Serving()
+        self._turn = asyncio.Lock()
+        self._taken_over = Standing("", 0, frozenset())
+
+    def serving(self) -> Serving:
+        """What to decide with now."""
+        return self._serving
+
+    async def run(self) -> None:
+        """Refresh until cancelled; an outage leaves what there is in place."""
+        while True:
+            for refresh in (self.refresh, self.refresh_columns):
+                try:
+                    await refresh()
+                except ServiceError as error:
+                    _log.warning("not refreshed", reason=error.reason)
+            await asyncio.sleep(POLL_S)
+
+    async def refresh(self) -> None:
+        """Take over what changed in the database since the last time.
+
+        Raises:
+            ServiceError: an outage.
+        """
+        async with self._turn:
+            now, held = await self._standing.standing(), self._serving
+            if now == self._taken_over:
+                return
+            compiled = await self._site(now, held.compiled)
+            catalog = await self._items(now, held.catalog)
+            rankers = await self._rankers(now, held.rankers)
+            await self._swap(compiled, catalog, held.columns, rankers)
+            self._taken_over = now
+
+    async def refresh_columns(self) -> None:
+        """Take over the newest item columns.
+
+        Raises:
+            ServiceError: an outage.
+        """
+        site = self._serving.compiled
+        if site is None:
+            return
+        feature_set = site.layout.feature_set
+        held = self._serving.columns
+        held_version = held.version if held is not None and held.feature_set_version == feature_set.version else ""
+        newest = await self._columns.newest(feature_set.version, feature_set.item_width, held_version)
+        if newest is None:
+            return
+        async with self._turn:
+            serving = self._serving
+            await self._swap(serving.compiled, serving.catalog, newest, serving.rankers)
+
+    async def await_columns(self, behavior: LogPosition, catalog: LogPosition) -> str:
+        """The version of the item columns once they stand at these positions or later.
+
+        Raises:
+            ServiceError: DEADLINE when they do not in time.
+        """
+        left_s = remaining_s()
+        try:
+            async with asyncio.timeout(AWAIT_S_MAX if left_s is None else left_s):
+                while not self._stands_at(behavior, catalog):
+                    try:
+                        await self.refresh()
+                        await self.refresh_columns()
+                    except ServiceError as error:
+                        _log.warning("not refreshed", reason=error.reason)
+                    if not self._stands_at(behavior, catalog):
+                        await asyncio.sleep(AWAIT_POLL_S)
+        except TimeoutError as error:
+            raise ServiceError(
+                Kind.DEADLINE,
+                "ITEM_COLUMNS_BEHIND",
+                "the item columns did not get there in time; see that features is up and wait longer",
+            ) from error
+        assert self._serving.columns is not None, "they stand somewhere"
+        return self._serving.columns.version
+
+    def _stands_at(self, behavior: LogPosition, catalog: LogPosition) -> bool:
+        columns = self._serving.columns
+        return columns is not None and columns.position >= behavior and columns.catalog_position >= catalog
+
+    async def _site(self, now: Standing, held: CompiledSite | None) -> CompiledSite | None:
+        if not now.site_version or (held is not None and held.site.version == now.site_version):
+            return held
+        return await self._sites.load(now.site_version)
+
+    async def _items(self, now: Standing, held: Catalog) -> Catalog:
+        if now.catalog_version == held.version:
+            return held
+        version, changed = await self._catalog.changed_since(held.version)
+        return held.with_items(version, changed)
+
+    async def _rankers(self, now: Standing, held: Mapping[str, Ranker]) -> dict[str, Ranker]:
+        """The active models, loaded and warm; where one cannot be loaded the previous one of its name stays."""
+        rankers: dict[str, Ranker] = {}
+        for name, sha256 in now.active_models:
+            current = held.get(name)
+            if current is not None and current.version == f"{name}@{sha256}":
+                rankers[name] = current
+            elif (loaded := await self._load(name, sha256) or current) is not None:
+                rankers[name] = loaded
+        return rankers
+
+    async def _load(self, name: str, sha256: str) -> Ranker | None:
+        model = await self._models.data(name, sha256)
+        try:
+            if model is not None:
+                return await asyncio.to_thread(self._loader.load, model)
+        except ServiceError as error:
+            _log.error("model refused", model=f"{name}@{sha256}", reason=error.message)
+        return None
+
+    async def _swap(
+        self,
+        compiled: CompiledSite | None,
+        catalog: Catalog,
+        columns: ItemColumns | None,
+        rankers: Mapping[str, Ranker],
+    ) -> None:
+        """Build the next state beside the calls that run, then let it decide."""
+        self._serving = await asyncio.to_thread(
+            serving_of, self._serving, compiled, catalog, columns, rankers, offered_max=self._offered_max
+        )

@@ -1,0 +1,78 @@
+"""The time a Decide has, counted from its invocation, and how its stages end."""
+
+import asyncio
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from services.chassis.deadline import remaining_s
+from services.chassis.errors import Kind, ServiceError
+from services.decision.domain.vocabulary import StageOutcome
+
+T = TypeVar("T")
+
+# Kept of the caller's deadline for the way back: an answer that leaves at the deadline arrives after it.
+ANSWER_MARGIN_S = 0.003
+
+# How much of the budget is gone at the latest when a stage is abandoned. What a stage does not use the next one has;
+# the last part is for the log, because an answer that is not in the log cannot be learned from.
+RESOLVED_BY = 0.40
+PREFETCHED_BY = 0.70
+SCORED_BY = 0.80
+RECORDED_BY = 0.96
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """When a Decide began and how long it may take."""
+
+    began_s: float
+    seconds: float
+
+    @classmethod
+    def begin(cls, ceiling_s: float) -> "Budget":
+        """The caller's remaining time less the way back, and never more than the ceiling."""
+        left_s = remaining_s()
+        seconds = ceiling_s if left_s is None else min(ceiling_s, left_s - ANSWER_MARGIN_S)
+        return cls(asyncio.get_running_loop().time(), max(0.0, seconds))
+
+    def at(self, share: float) -> float:
+        """The moment, on the loop's clock, when this share of the budget is gone."""
+        return self.began_s + share * self.seconds
+
+    def spent_s(self) -> float:
+        """Time since the invocation."""
+        return asyncio.get_running_loop().time() - self.began_s
+
+    def is_over(self) -> bool:
+        """Whether an answer may no longer be emitted."""
+        return self.spent_s() >= self.seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Ended(Generic[T]):
+    """How a stage ended, and what it gave if it ended well."""
+
+    outcome: StageOutcome
+    value: T | None = None
+    error: ServiceError | None = None
+
+
+async def within(work: Awaitable[T], until_s: float) -> Ended[T]:
+    """Await *work*, abandoning it at *until_s* on the loop's clock; errors become outcomes."""
+    try:
+        async with asyncio.timeout_at(until_s):
+            return Ended(StageOutcome.OK, await work)
+    except TimeoutError:
+        return Ended(StageOutcome.LATE)
+    except ServiceError as error:
+        return Ended(outcome_of(error), error=error)
+
+
+def outcome_of(error: ServiceError) -> StageOutcome:
+    """What an error of a stage counts as."""
+    if error.kind is Kind.DEADLINE:
+        return StageOutcome.LATE
+    if error.kind in (Kind.UNAVAILABLE, Kind.EXHAUSTED, Kind.INTERNAL):
+        return StageOutcome.UNAVAILABLE
+    return StageOutcome.REFUSED

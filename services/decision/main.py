@@ -1,0 +1,185 @@
+"""The decision process: settings and wiring."""
+
+from pathlib import Path
+
+import grpc
+from comity.decision.v1 import decision_service_pb2_grpc as pb_grpc
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from services.chassis.bus import NatsBus
+from services.chassis.clock import SystemClock
+from services.chassis.eventstore import PostgresEventStore
+from services.chassis.gather import Load
+from services.chassis.key_client import GrpcKeyReader
+from services.chassis.lifecycle import App, run
+from services.chassis.metrics import RELAY_LAG_S
+from services.chassis.migrations import CHASSIS, migrate
+from services.chassis.postgres import Pool, create_pool
+from services.chassis.relay import Relay
+from services.chassis.rpc_client import connect, warm
+from services.chassis.sealing import Sealer
+from services.chassis.settings import ServiceSettings, read_secret
+from services.decision.clients import ConsentClient, FeaturesClient, IdentityClient
+from services.decision.handlers.catalog import ApplySite, DescribeSite, UpsertItems
+from services.decision.handlers.corrections import Corrections
+from services.decision.handlers.decide import Decide
+from services.decision.handlers.draft import Drafting, Keys
+from services.decision.handlers.inspect import InspectDecisions
+from services.decision.handlers.past import RecordDecisions
+from services.decision.handlers.people import People
+from services.decision.handlers.refresh import Refresher
+from services.decision.handlers.releases import ActivateModel, ListModels, RegisterModel
+from services.decision.handlers.scoring import Scoring
+from services.decision.ranker import OnnxLoader
+from services.decision.service import CatalogService, DecisionService, ReleaseService
+from services.decision.store import (
+    PostgresCatalog,
+    PostgresModels,
+    PostgresSites,
+    PostgresStanding,
+    SealedDecisionLog,
+)
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+class Settings(ServiceSettings):
+    """What the decision process is told.
+
+    Args:
+        identity_address: host:port of identity.
+        consent_address: host:port of consent.
+        features_address: host:port of features.
+        seed_key_file: the key that draws and decision ids are derived with; a new one ends replays of old decisions.
+        token_key_file: the key that exposure tokens are signed with; feedback has the same.
+        budget_ms_max: most time of a Decide, whatever the caller would wait. Consent's Revoke waits as long.
+        inline_cost_us: scoring estimated above this goes to a thread.
+        offered_max: most candidates of a request that names none.
+        pool_size: most connections to Postgres.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="COMITY_DECISION_")
+
+    identity_address: str
+    consent_address: str
+    features_address: str
+    seed_key_file: Path
+    token_key_file: Path
+    budget_ms_max: int = Field(default=50, ge=5, le=1000)
+    inline_cost_us: int = Field(default=500, ge=0, le=10_000)
+    offered_max: int = Field(default=200, ge=1, le=1000)
+    pool_size: int = Field(default=8, ge=2, le=64)
+
+
+async def build(settings: Settings, app: App) -> None:
+    """Wire the process; what is opened first is closed last."""
+    url = settings.database_url.get_secret_value()
+    await migrate(url, CHASSIS)
+    await migrate(url, MIGRATIONS)
+    pool = await create_pool(url, size=settings.pool_size, name="decision")
+    app.on_stop("postgres", pool.close)
+    bus = await NatsBus.connect(settings.nats_url, name="decision")
+    app.on_stop("bus", bus.close)
+    store = PostgresEventStore(pool, on_commit=lambda: relay.wake())
+    app.on_stop("event log", store.drain)
+    relay = Relay(pool, store, bus, "decision", on_lag=RELAY_LAG_S.labels(service="decision").set)
+    app.background("relay", relay.run)
+    parts = _Parts(settings, app, pool, store)
+    app.background("refresh", parts.refresher.run)
+    await parts.refresher.refresh()
+    for channel in parts.channels:
+        await warm(channel, timeout_s=1.0)
+    app.server.add(pb_grpc.add_DecisionServiceServicer_to_server, parts.decisions())
+    app.server.add(pb_grpc.add_CatalogServiceServicer_to_server, parts.catalogs())
+    app.server.add(pb_grpc.add_ReleaseServiceServicer_to_server, parts.releases())
+
+
+class _Parts:
+    """The adapters of this process, and the use cases over them."""
+
+    def __init__(self, settings: Settings, app: App, pool: Pool, store: PostgresEventStore) -> None:
+        self.settings = settings
+        self.clock = SystemClock()
+        self.load = Load()
+        self.keys = Keys(read_secret(settings.seed_key_file), read_secret(settings.token_key_file))
+        addresses = (settings.identity_address, settings.consent_address, settings.features_address)
+        self.channels: list[grpc.aio.Channel] = [connect(address) for address in addresses]
+        for name, channel in zip(("identity", "consent", "features"), self.channels, strict=True):
+            app.on_stop(name, channel.close)
+        identity, consent, features = self.channels
+        self.identity = IdentityClient(identity, self.load)
+        self.consent = ConsentClient(consent, self.load)
+        self.features = FeaturesClient(features, self.load)
+        self.sites = PostgresSites(pool, self.clock)
+        self.catalog = PostgresCatalog(pool, self.clock)
+        self.models = PostgresModels(pool, self.clock)
+        self.loader = OnnxLoader()
+        self.log = SealedDecisionLog(store, Sealer(GrpcKeyReader(identity, self.load)), self.clock)
+        self.corrections = Corrections(self.log)
+        app.on_stop("corrections", self.corrections.drain)
+        self.scoring = Scoring(inline_cost_s=settings.inline_cost_us / 1e6)
+        self.refresher = Refresher(
+            standing=PostgresStanding(pool),
+            sites=self.sites,
+            catalog=self.catalog,
+            models=self.models,
+            loader=self.loader,
+            columns=self.features,
+            offered_max=settings.offered_max,
+        )
+
+    def decisions(self) -> DecisionService:
+        """The face that decides."""
+        serving = self.refresher.serving
+        decide = Decide(
+            serving=serving,
+            people=People(self.identity, self.consent, self.features, self.log),
+            drafting=Drafting(self.scoring, self.keys),
+            log=self.log,
+            corrections=self.corrections,
+            keys=self.keys,
+            load=self.load,
+            clock=self.clock,
+            budget_s_max=self.settings.budget_ms_max / 1000,
+        )
+        record = RecordDecisions(
+            serving=serving,
+            identity=self.identity,
+            consent=self.consent,
+            features=self.features,
+            log=self.log,
+            keys=self.keys,
+            load=self.load,
+            clock=self.clock,
+        )
+        inspect = InspectDecisions(
+            log=self.log,
+            sites=self.sites,
+            catalog=self.catalog,
+            models=self.models,
+            loader=self.loader,
+            keys=self.keys,
+        )
+        return DecisionService(decide=decide, record=record, inspect=inspect)
+
+    def catalogs(self) -> CatalogService:
+        """The face of the catalog."""
+        return CatalogService(
+            apply=ApplySite(self.sites, self.refresher),
+            upsert=UpsertItems(self.catalog, self.refresher),
+            describe=DescribeSite(self.sites, self.refresher),
+            refresher=self.refresher,
+        )
+
+    def releases(self) -> ReleaseService:
+        """The face of the models."""
+        return ReleaseService(
+            register=RegisterModel(self.models, self.loader, self.refresher),
+            activate=ActivateModel(self.models, self.refresher),
+            models=ListModels(self.models),
+        )
+
+
+if __name__ == "__main__":
+    run("decision", Settings, build)

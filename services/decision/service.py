@@ -1,0 +1,135 @@
+"""The gRPC faces: unpack, call the use case, pack."""
+
+from collections.abc import AsyncIterator
+from typing import Any, TypeAlias
+
+import grpc
+from comity.decision.v1 import decision_service_pb2 as pb
+from comity.decision.v1 import decision_service_pb2_grpc as pb_grpc
+
+from services.chassis.envelope import from_position, to_position
+from services.chassis.errors import invalid
+from services.decision.handlers.catalog import ApplySite, DescribeSite, UpsertItems
+from services.decision.handlers.decide import Decide
+from services.decision.handlers.inspect import InspectDecisions
+from services.decision.handlers.past import RecordDecisions
+from services.decision.handlers.refresh import Refresher
+from services.decision.handlers.releases import ActivateModel, ListModels, RegisterModel
+from services.decision.wire.calls import (
+    answers_to_pb,
+    decide_from_pb,
+    explanation_to_pb,
+    past_from_pb,
+    past_result_to_pb,
+    replayed_to_pb,
+)
+from services.decision.wire.facts import declared_items, declared_site, site_to_pb
+from services.decision.wire.record import record_to_pb
+from services.decision.wire.release import announced_from_pb, model_to_pb
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+
+class DecisionService(pb_grpc.DecisionServiceServicer):
+    """DecisionService over the use cases."""
+
+    def __init__(self, *, decide: Decide, record: RecordDecisions, inspect: InspectDecisions) -> None:
+        self._decide = decide
+        self._record = record
+        self._inspect = inspect
+
+    async def Decide(self, request: pb.DecideRequest, context: Context) -> pb.DecideResponse:  # noqa: N802
+        """Decide for each placement."""
+        return answers_to_pb(await self._decide(decide_from_pb(request)))
+
+    async def RecordDecisions(  # noqa: N802
+        self, request: pb.RecordDecisionsRequest, context: Context
+    ) -> pb.RecordDecisionsResponse:
+        """Record slates of another system."""
+        results = await self._record([past_from_pb(decision) for decision in request.decisions])
+        return pb.RecordDecisionsResponse(results=[past_result_to_pb(result) for result in results])
+
+    async def GetDecision(self, request: pb.GetDecisionRequest, context: Context) -> pb.GetDecisionResponse:  # noqa: N802
+        """Give a decision as it was logged."""
+        return pb.GetDecisionResponse(decision=record_to_pb(await self._inspect.get(request.decision_id)))
+
+    async def Explain(self, request: pb.ExplainRequest, context: Context) -> pb.ExplainResponse:  # noqa: N802
+        """Say why a decision came out as it did."""
+        return explanation_to_pb(*await self._inspect.explain(request.decision_id))
+
+    async def Replay(self, request: pb.ReplayRequest, context: Context) -> pb.ReplayResponse:  # noqa: N802
+        """Decide again and compare."""
+        return replayed_to_pb(await self._inspect.replay(request.decision_id))
+
+
+class CatalogService(pb_grpc.CatalogServiceServicer):
+    """CatalogService over the use cases."""
+
+    def __init__(self, *, apply: ApplySite, upsert: UpsertItems, describe: DescribeSite, refresher: Refresher) -> None:
+        self._apply = apply
+        self._upsert = upsert
+        self._describe = describe
+        self._refresher = refresher
+
+    async def ApplySite(self, request: pb.ApplySiteRequest, context: Context) -> pb.ApplySiteResponse:  # noqa: N802
+        """Let a site decide."""
+        version, changed = await self._apply(declared_site(request), validate_only=request.validate_only)
+        return pb.ApplySiteResponse(site_version=version, changed=changed)
+
+    async def UpsertItems(self, request: pb.UpsertItemsRequest, context: Context) -> pb.UpsertItemsResponse:  # noqa: N802
+        """Enter or change items."""
+        version, position = await self._upsert(declared_items(request), validate_only=request.validate_only)
+        return pb.UpsertItemsResponse(catalog_version=str(version), position=to_position(position))
+
+    async def DescribeSite(self, request: pb.DescribeSiteRequest, context: Context) -> pb.DescribeSiteResponse:  # noqa: N802
+        """Say what decides now."""
+        site, site_version, catalog_version, items_count = await self._describe()
+        return pb.DescribeSiteResponse(
+            site=site_to_pb(site),
+            site_version=site_version,
+            catalog_version=str(catalog_version),
+            items_count=items_count,
+        )
+
+    async def AwaitItemColumns(  # noqa: N802
+        self, request: pb.AwaitItemColumnsRequest, context: Context
+    ) -> pb.AwaitItemColumnsResponse:
+        """Wait for item columns."""
+        version = await self._refresher.await_columns(
+            from_position(request.behavior_position), from_position(request.catalog_position)
+        )
+        return pb.AwaitItemColumnsResponse(columns_version=version)
+
+
+class ReleaseService(pb_grpc.ReleaseServiceServicer):
+    """ReleaseService over the use cases."""
+
+    def __init__(self, *, register: RegisterModel, activate: ActivateModel, models: ListModels) -> None:
+        self._register = register
+        self._activate = activate
+        self._models = models
+
+    async def RegisterModel(  # noqa: N802
+        self, request_iterator: AsyncIterator[pb.RegisterModelRequest], context: Context
+    ) -> pb.RegisterModelResponse:
+        """Take a model in."""
+        first = await anext(aiter(request_iterator), None)
+        if first is None or first.WhichOneof("part") != "header":
+            raise invalid("header", "is missing; the first message holds it")
+        model, already = await self._register(announced_from_pb(first.header), _chunks(request_iterator))
+        return pb.RegisterModelResponse(model_version=model.version, already_registered=already)
+
+    async def ActivateModel(self, request: pb.ActivateModelRequest, context: Context) -> pb.ActivateModelResponse:  # noqa: N802
+        """Let a model decide."""
+        return pb.ActivateModelResponse(model_version=await self._activate(request.name, request.sha256))
+
+    async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:  # noqa: N802
+        """Give the registered models."""
+        return pb.ListModelsResponse(models=[model_to_pb(model) for model in await self._models()])
+
+
+async def _chunks(requests: AsyncIterator[pb.RegisterModelRequest]) -> AsyncIterator[bytes]:
+    async for request in requests:
+        if request.WhichOneof("part") != "chunk":
+            raise invalid("header", "comes once, with the first message; the others hold chunks")
+        yield request.chunk

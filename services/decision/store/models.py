@@ -1,0 +1,124 @@
+"""Models, kept for ever with their bytes; of each name one may be active."""
+
+import json
+from collections.abc import Mapping
+
+from services.chassis.clock import Clock
+from services.chassis.errors import Kind, ServiceError
+from services.chassis.events import Append, NewEvent
+from services.chassis.eventstore import append_in
+from services.chassis.ids import uuid7
+from services.chassis.postgres import Connection, Pool, acquire, transaction
+from services.decision.domain.release import Model, NewModel
+from services.decision.wire.facts import MODEL_ACTIVATED, MODEL_REGISTERED, model_activated, model_registered
+
+# Registering and activating a name take turns: its stream has no holes.
+LOCK_SQL = "SELECT pg_advisory_xact_lock(hashtext($1))"
+STREAM_VERSION_SQL = "SELECT coalesce(max(version), 0) FROM events WHERE stream_id = $1"
+INSERT_SQL = """
+INSERT INTO models (name, sha256, feature_set_version, columns_count, metrics, onnx)
+VALUES ($1, $2, $3, $4, $5::jsonb, $6) ON CONFLICT (name, sha256) DO NOTHING RETURNING name
+"""
+EXISTS_SQL = "SELECT feature_set_version FROM models WHERE name = $1 AND sha256 = $2"
+ACTIVE_SQL = "SELECT sha256 FROM active_models WHERE name = $1"
+ACTIVATE_SQL = """
+INSERT INTO active_models (name, sha256) VALUES ($1, $2)
+ON CONFLICT (name) DO UPDATE SET sha256 = EXCLUDED.sha256, activated_at = now()
+"""
+DATA_SQL = "SELECT feature_set_version, columns_count, onnx FROM models WHERE name = $1 AND sha256 = $2"
+LIST_SQL = """
+SELECT m.name, m.sha256, m.feature_set_version, m.metrics, m.registered_at, a.sha256 IS NOT NULL AS active
+FROM models m LEFT JOIN active_models a USING (name, sha256) ORDER BY m.registered_at, m.name
+"""
+
+
+class PostgresModels:
+    """handlers.ports.ModelStore."""
+
+    def __init__(self, pool: Pool, clock: Clock) -> None:
+        self._pool = pool
+        self._clock = clock
+
+    async def register(self, model: NewModel) -> bool:
+        """See handlers.ports.ModelStore."""
+        async with transaction(self._pool) as connection:
+            stream_version = await self._lock(connection, model.name)
+            inserted = await connection.fetchval(
+                INSERT_SQL,
+                model.name,
+                model.sha256,
+                model.feature_set_version,
+                model.columns_count,
+                json.dumps(dict(model.metrics)),
+                model.onnx,
+            )
+            if inserted is None:
+                return False
+            payload = model_registered(model.name, model.sha256, model.feature_set_version, model.columns_count)
+            await self._append(connection, model.name, stream_version, MODEL_REGISTERED, payload)
+        return True
+
+    async def activate(self, name: str, sha256: str, feature_set_version: str) -> None:
+        """See handlers.ports.ModelStore."""
+        async with transaction(self._pool) as connection:
+            stream_version = await self._lock(connection, name)
+            trained_on = await connection.fetchval(EXISTS_SQL, name, sha256)
+            if trained_on is None:
+                raise ServiceError(
+                    Kind.NOT_FOUND, "MODEL_UNKNOWN", "name, sha256: no such model was registered; register it first"
+                )
+            if trained_on != feature_set_version:
+                raise ServiceError(
+                    Kind.FAILED_PRECONDITION,
+                    "MODEL_OF_OTHER_FEATURES",
+                    "sha256: the model reads another feature set than the site's; train one on the site's",
+                )
+            if await connection.fetchval(ACTIVE_SQL, name) == sha256:
+                return
+            await connection.execute(ACTIVATE_SQL, name, sha256)
+            await self._append(connection, name, stream_version, MODEL_ACTIVATED, model_activated(name, sha256))
+
+    async def all(self) -> list[Model]:
+        """See handlers.ports.ModelStore."""
+        async with acquire(self._pool) as connection:
+            rows = await connection.fetch(LIST_SQL)
+        return [
+            Model(
+                name=row["name"],
+                sha256=row["sha256"],
+                feature_set_version=row["feature_set_version"],
+                registered_at=row["registered_at"],
+                active=row["active"],
+                metrics=_metrics(row["metrics"]),
+            )
+            for row in rows
+        ]
+
+    async def data(self, name: str, sha256: str) -> NewModel | None:
+        """See handlers.ports.ModelStore."""
+        async with acquire(self._pool) as connection:
+            row = await connection.fetchrow(DATA_SQL, name, sha256)
+        if row is None:
+            return None
+        return NewModel(name, sha256, row["feature_set_version"], row["columns_count"], row["onnx"])
+
+    async def _lock(self, connection: Connection, name: str) -> int:
+        """Take the name's turn; the version that its stream stands at."""
+        stream_id = _stream_of(name)
+        await connection.execute(LOCK_SQL, stream_id)
+        return int(await connection.fetchval(STREAM_VERSION_SQL, stream_id))
+
+    async def _append(
+        self, connection: Connection, name: str, stream_version: int, event_type: str, payload: bytes
+    ) -> None:
+        now = self._clock.now()
+        event = NewEvent(uuid7(now), event_type, payload, now)
+        await append_in(connection, [Append(_stream_of(name), stream_version, (event,))])
+
+
+def _stream_of(name: str) -> str:
+    return f"model:{name}"
+
+
+def _metrics(data: str) -> Mapping[str, float]:
+    return {name: float(value) for name, value in json.loads(data).items()}

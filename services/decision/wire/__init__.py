@@ -1,0 +1,1 @@
+"""Protobuf ↔ domain: the only translator. Everything above the wire speaks the domain's words."""

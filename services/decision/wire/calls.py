@@ -1,0 +1,187 @@
+"""Requests and answers of DecisionService, and what other services say, as messages."""
+
+import hashlib
+from collections.abc import Iterable
+from datetime import UTC
+
+import numpy as np
+from comity.common.v1 import types_pb2
+from comity.consent.v1 import consent_service_pb2
+from comity.decision.v1 import decision_events_pb2 as events_pb
+from comity.decision.v1 import decision_service_pb2 as pb
+from comity.features.v1 import features_service_pb2
+from comity.identity.v1 import identity_service_pb2
+from google.protobuf.message import Message
+
+from services.chassis.envelope import from_position
+from services.decision.domain.explain import Explanation
+from services.decision.domain.layout import Subject
+from services.decision.domain.record import DecisionRecord
+from services.decision.domain.replay import Replayed
+from services.decision.domain.request import (
+    Answer,
+    Answers,
+    Ask,
+    Consent,
+    DecideRequest,
+    Identity,
+    Member,
+    PastDecision,
+    PastResult,
+    Person,
+    Profile,
+)
+from services.decision.domain.vocabulary import Activation, FallbackReason, Level, Reason
+from services.decision.wire.record import facts_from_pb, number, record_to_pb, slate_to_pb, to_timestamp, versions_to_pb
+
+# The one value of Sec-GPC that is an objection; anything else is no signal (Global Privacy Control, section 3.2).
+GPC_OBJECTS = "1"
+
+_OWN_SLATE = (Reason.RANKED, Reason.EXPLORED)
+
+
+def digest_of(message: Message) -> bytes:
+    """Content digest of a request."""
+    return hashlib.sha256(message.SerializeToString(deterministic=True)).digest()
+
+
+def identities_from_pb(identities: Iterable[types_pb2.Identity]) -> tuple[Identity, ...]:
+    """The identities, to be passed on."""
+    return tuple((identity.namespace, identity.value) for identity in identities)
+
+
+def decide_from_pb(request: pb.DecideRequest) -> DecideRequest:
+    """The request."""
+    return DecideRequest(
+        request_id=request.request_id,
+        identities=identities_from_pb(request.identities),
+        asks=tuple(
+            Ask(ask.placement_id, list(ask.candidate_ids), ask.slate_size, frozenset(ask.excluded_item_ids))
+            for ask in request.placements
+        ),
+        context=facts_from_pb(request.context),
+        do_not_personalize=request.consent_signals.gpc == GPC_OBJECTS,
+        activation=Activation(request.activation) or Activation.IMMEDIATE,
+        digest=digest_of(request),
+    )
+
+
+def answers_to_pb(answers: Answers) -> pb.DecideResponse:
+    """The response."""
+    return pb.DecideResponse(
+        decisions=[_answer_to_pb(answer) for answer in answers.decisions],
+        budget_ms=answers.budget_ms,
+        spent_ms=answers.spent_ms,
+    )
+
+
+def past_from_pb(decision: pb.RecordedDecision) -> PastDecision:
+    """The slate that another system showed."""
+    return PastDecision(
+        external_id=decision.external_id,
+        subject_id=decision.subject.subject_id,
+        identities=identities_from_pb(decision.subject.identities),
+        placement_id=decision.placement_id,
+        item_ids=list(decision.item_ids),
+        decided_at=decision.decided_at.ToDatetime(tzinfo=UTC),
+        propensities=list(decision.propensities),
+        context=facts_from_pb(decision.context),
+        digest=digest_of(decision),
+    )
+
+
+def past_result_to_pb(result: PastResult) -> pb.RecordedResult:
+    """What became of it."""
+    return pb.RecordedResult(
+        external_id=result.external_id,
+        decision_id=result.decision_id,
+        already_recorded=result.already_recorded,
+        scores=result.scores,
+        fallback_reason=number(result.fallback_reason),
+    )
+
+
+def explanation_to_pb(record: DecisionRecord, explanation: Explanation) -> pb.ExplainResponse:
+    """The decision, the steps, and what would have been shown without exploration."""
+    return pb.ExplainResponse(
+        decision=record_to_pb(record),
+        steps=[pb.ExplanationStep(stage=step.stage, finding=step.finding) for step in explanation.steps],
+        without_exploration=slate_to_pb(explanation.without_exploration, Reason.RANKED),
+    )
+
+
+def replayed_to_pb(replayed: Replayed) -> pb.ReplayResponse:
+    """Whether the decision came out the same."""
+    return pb.ReplayResponse(
+        identical=not replayed.differences,
+        differences=replayed.differences,
+        slate=slate_to_pb(replayed.choice.slate, replayed.choice.reason),
+    )
+
+
+def resolve_query(identities: tuple[Identity, ...]) -> identity_service_pb2.ResolveQuery:
+    """One question to identity."""
+    return identity_service_pb2.ResolveQuery(
+        identities=[types_pb2.Identity(namespace=namespace, value=value) for namespace, value in identities]
+    )
+
+
+def person_from_pb(resolved: identity_service_pb2.ResolvedSubject) -> Person:
+    """Who it is."""
+    return Person(
+        subject_id=resolved.subject_id,
+        member_id=resolved.member_id,
+        level=Level(resolved.level),
+        holdout_bucket=resolved.holdout_bucket,
+        members=tuple(
+            Member(member.subject_id, member.merged_at.ToDatetime(tzinfo=UTC) if member.HasField("merged_at") else None)
+            for member in resolved.members
+        ),
+    )
+
+
+def evaluate_query(members: tuple[Member, ...], purposes: tuple[str, ...]) -> consent_service_pb2.EvaluateQuery:
+    """One question to consent."""
+    return consent_service_pb2.EvaluateQuery(
+        members=[
+            types_pb2.Member(
+                subject_id=member.member_id,
+                merged_at=None if member.merged_at is None else to_timestamp(member.merged_at),
+            )
+            for member in members
+        ],
+        purposes=purposes,
+    )
+
+
+def consent_from_pb(evaluation: consent_service_pb2.Evaluation, policy_version: str) -> Consent:
+    """What is allowed."""
+    return Consent(
+        allowed=frozenset(verdict.purpose for verdict in evaluation.verdicts if verdict.allowed),
+        version=evaluation.consent_version,
+        policy_version=policy_version,
+    )
+
+
+def profile_from_pb(features: features_service_pb2.SubjectFeatures) -> Profile:
+    """What is known of the person."""
+    vector = np.frombuffer(features.vector, dtype="<f4").astype(np.float32, copy=False)
+    return Profile(Subject(vector, features.states), from_position(features.position))
+
+
+def _answer_to_pb(answer: Answer) -> pb.PlacementDecision:
+    choice = answer.choice
+    slate = pb.Slate(entries=slate_to_pb(choice.slate, choice.reason))
+    aimed_for = choice.reason in _OWN_SLATE and choice.fallback_reason is FallbackReason.UNSPECIFIED
+    return pb.PlacementDecision(
+        placement_id=answer.placement_id,
+        decision_id=answer.decision_id,
+        slate=slate if aimed_for else None,
+        fallback=None if aimed_for else slate,
+        reason=number(choice.reason),
+        fallback_reason=number(choice.fallback_reason),
+        versions=versions_to_pb(answer.versions),
+        assignment=events_pb.Assignment(holdout=answer.holdout, holdout_bucket=answer.holdout_bucket),
+        exposure_token=answer.exposure_token,
+        learnable=answer.learnable,
+    )

@@ -1,0 +1,84 @@
+"""What the catalog and the releases tell the world, as messages; and what they keep of what was declared."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from comity.decision.v1 import decision_events_pb2 as events_pb
+from comity.decision.v1 import decision_service_pb2 as pb
+from comity.decision.v1 import site_pb2
+
+from services.chassis.errors import invalid
+from services.decision.domain.release import DeclaredItem, DeclaredSite
+from services.decision.wire.site import compiled_from_pb, item_from_pb
+
+SITE_APPLIED = events_pb.SiteApplied.DESCRIPTOR.full_name
+CATALOG_CHANGED = events_pb.CatalogChanged.DESCRIPTOR.full_name
+MODEL_REGISTERED = events_pb.ModelRegistered.DESCRIPTOR.full_name
+MODEL_ACTIVATED = events_pb.ModelActivated.DESCRIPTOR.full_name
+
+# Several events of this size fit one message of the bus with others; a call of 500 large items makes several events.
+EVENT_BYTES = 150 * 2**10
+
+
+def declared_site(request: pb.ApplySiteRequest) -> DeclaredSite:
+    """The site of the request.
+
+    Raises:
+        ServiceError: INVALID, with a problem for each mistake.
+    """
+    if not request.HasField("feature_set"):
+        raise invalid("feature_set", "is missing; send the feature set that FeatureService published")
+    return DeclaredSite(
+        compiled=compiled_from_pb(request.site, request.feature_set),
+        site=request.site.SerializeToString(deterministic=True),
+        feature_set=request.feature_set.SerializeToString(deterministic=True),
+    )
+
+
+def declared_items(request: pb.UpsertItemsRequest) -> list[DeclaredItem]:
+    """The items of the request, in order."""
+    return [DeclaredItem(item_from_pb(item), item.SerializeToString(deterministic=True)) for item in request.items]
+
+
+def site_to_pb(data: bytes) -> site_pb2.Site:
+    """The site that these bytes keep."""
+    return site_pb2.Site.FromString(data)
+
+
+def site_applied(site_version: str, site: bytes) -> bytes:
+    """The fact that a site was applied."""
+    return events_pb.SiteApplied(site_version=site_version, site=site_to_pb(site)).SerializeToString()
+
+
+def catalog_changed(catalog_version: int, items: Sequence[bytes]) -> list[bytes]:
+    """The fact that items entered or changed, in as many events as keep each of them small."""
+    return [
+        events_pb.CatalogChanged(
+            catalog_version=str(catalog_version), items=[site_pb2.Item.FromString(item) for item in part]
+        ).SerializeToString()
+        for part in _parts(items)
+    ]
+
+
+def model_registered(name: str, sha256: str, feature_set_version: str, columns_count: int) -> bytes:
+    """The fact that a model was registered."""
+    return events_pb.ModelRegistered(
+        name=name, sha256=sha256, feature_set_version=feature_set_version, columns_count=columns_count
+    ).SerializeToString()
+
+
+def model_activated(name: str, sha256: str) -> bytes:
+    """The fact that a model decides from now on."""
+    return events_pb.ModelActivated(name=name, sha256=sha256).SerializeToString()
+
+
+def _parts(items: Iterable[bytes]) -> Iterator[list[bytes]]:
+    part: list[bytes] = []
+    size = 0
+    for item in items:
+        if part and size + len(item) > EVENT_BYTES:
+            yield part
+            part, size = [], 0
+        part.append(item)
+        size += len(item)
+    if part:
+        yield part

@@ -1,0 +1,31 @@
+"""The catalog's and the releases' requests and answers, as messages."""
+
+from comity.decision.v1 import decision_service_pb2 as pb
+
+from services.decision.domain.release import Model, NewModel
+from services.decision.wire.record import to_timestamp
+
+
+def announced_from_pb(header: pb.ModelHeader) -> NewModel:
+    """The model that the header announces, without its bytes."""
+    return NewModel(
+        name=header.name,
+        sha256=header.sha256,
+        feature_set_version=header.feature_set_version,
+        columns_count=len(header.columns),
+        onnx=b"",
+        columns=tuple(header.columns),
+        metrics=dict(header.metrics),
+    )
+
+
+def model_to_pb(model: Model) -> pb.RegisteredModel:
+    """A registered model."""
+    return pb.RegisteredModel(
+        name=model.name,
+        sha256=model.sha256,
+        feature_set_version=model.feature_set_version,
+        registered_at=to_timestamp(model.registered_at),
+        active=model.active,
+        metrics=model.metrics,
+    )
