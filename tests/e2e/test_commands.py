@@ -1,0 +1,77 @@
+"""The commands against a running stack, as a person at a shell uses them."""
+
+import json
+import uuid
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from cli.main import app
+from cli.stack import Stack
+from tests.e2e.people import SHOP
+
+
+@pytest.fixture
+def comity(stack: Stack) -> Any:
+    """`comity("decide", "home_hero", …)`: exit code and JSON of the command with --json."""
+
+    def run(*arguments: str) -> tuple[int, Any]:
+        given = [f"--address={name}={address}" for name, address in stack.addresses.items()]
+        result = CliRunner().invoke(app, [*arguments, *given, "--json"])
+        text = result.stdout if result.exit_code == 0 else result.stdout or result.stderr
+        return result.exit_code, json.loads(text)
+
+    return run
+
+
+def test_a_decision_from_the_shell_and_why(comity: Any) -> None:
+    """Grant, decide, ask why, replay, track, look the consent up, revoke, decide again."""
+    who = f"--identity=user_id:{uuid.uuid4().hex}"
+    purposes = ("--purpose=profile_personalization", "--purpose=measurement")
+    assert comity("consent", "grant", who, *purposes)[0] == 0
+    code, decided = comity("decide", "home_hero", who, "--context=hour=20", "--deadline-ms=5000")
+    assert code == 0
+    (hero,) = decided["decisions"]
+    assert hero["reason"] in ("REASON_RANKED", "REASON_HOLDOUT")
+    code, why = comity("why", hero["decision_id"])
+    assert (code, why["decision"]["decision_id"]) == (0, hero["decision_id"])
+    assert comity("replay", hero["decision_id"]) == (
+        0,
+        {"decisions": 1, "identical": 1, "different": [], "missing": []},
+    )
+    decision = (f"--decision={hero['decision_id']}", f"--exposure-token={hero['exposure_token']}")
+    code, tracked = comity("track", "click", who, "--item=kite", *decision)
+    assert (code, tracked["results"][0]["status"]) == (0, "TRACK_STATUS_ACCEPTED")
+    assert comity("consent", "revoke", who)[0] == 0
+    code, history = comity("consent", "history", who)
+    assert {record["state"] for record in history["records"]} == {"CONSENT_STATE_GRANTED", "CONSENT_STATE_REVOKED"}
+    code, decided = comity("decide", "home_hero", who, "--deadline-ms=5000")
+    assert decided["decisions"][0]["fallback_reason"] == "FALLBACK_REASON_NO_CONSENT"
+
+
+def test_a_refusal_names_the_field_and_ends_with_one(comity: Any) -> None:
+    """What a service refuses is told with field and remedy, as an object for programs."""
+    code, error = comity("decide", "no_such_place", "--identity=user_id:1", "--deadline-ms=5000")
+    assert code == 1
+    assert "placement_id" in json.dumps(error)
+    code, error = comity("track", "clik", "--identity=user_id:1")
+    assert code == 1
+    assert error["error"]["problems"][0]["field"] == "type"
+
+
+def test_every_decision_of_the_log_replays(comity: Any) -> None:
+    """`comity replay --all` finds all decisions and all come out the same."""
+    code, found = comity("replay", "--all")
+    assert code == 0, found
+    assert found["decisions"] == found["identical"]
+
+
+@pytest.mark.usefixtures("site_restored")
+def test_applying_the_same_bundle_again_changes_nothing(comity: Any) -> None:
+    """Versions are content hashes; the second apply says that nothing changed."""
+    first = comity("apply", str(SHOP))
+    second = comity("apply", str(SHOP))
+    assert first[0] == second[0] == 0
+    assert first[1]["versions"] == second[1]["versions"]
+    assert not any(second[1]["changed"].values())

@@ -1,0 +1,80 @@
+"""`comity demo --quick`: the whole main job in small, with nothing left running."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+DEMO_S = 240
+STOP_S = 60
+ROOT = Path(__file__).parents[2]
+
+
+def demo(folder: Path, *arguments: str) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "cli.main", "demo", "--quick", "--data-dir", str(folder), *arguments]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def processes_of(folder: Path) -> list[str]:
+    """Whatever still runs with the folder in its command line or environment."""
+    found = []
+    for process in psutil.process_iter(["pid", "cmdline"]):
+        try:
+            told = [*(process.info["cmdline"] or []), *process.environ().values()]
+        except (psutil.AccessDenied, psutil.NoSuchProcess):
+            continue
+        if process.pid != os.getpid() and any(str(folder) in text for text in told):
+            found.append(f"{process.pid} {process.info['cmdline']}")
+    return found
+
+
+@pytest.fixture
+def folder() -> Path:
+    """A place for a stack, short enough for Unix sockets."""
+    return Path(tempfile.mkdtemp(prefix="comity-demo-")) / "demo"
+
+
+def test_the_quick_demo_holds_and_leaves_nothing_running(folder: Path) -> None:
+    """It ends with 0, its summary has what is promised, and no process of it is left."""
+    running = demo(folder, "--json")
+    out, err = running.communicate(timeout=DEMO_S)
+    assert running.returncode == 0, err.decode()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary == json.loads(out)
+    assert set(summary) == {
+        "decisions",
+        "replayed_identical",
+        "no_consent_defaults",
+        "revoked_defaults",
+        "click_rate",
+        "latency_ms",
+        "ranklens",
+    }
+    assert summary["decisions"] == summary["replayed_identical"] > 200
+    assert summary["no_consent_defaults"] > 0
+    assert summary["revoked_defaults"] > 0
+    assert set(summary["click_rate"]) == {"ranked", "holdout", "optimum"}
+    assert set(summary["latency_ms"]) == {"p50", "p99"}
+    assert summary["ranklens"] is None
+    assert processes_of(folder) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_demo_leaves_nothing_running(folder: Path, number: signal.Signals) -> None:
+    """Ctrl-C or SIGTERM in the middle ends it at once, and everything that it started."""
+    running = demo(folder)
+    until = time.monotonic() + STOP_S
+    while len(processes_of(folder)) < 8:
+        assert running.poll() is None, running.communicate()
+        assert time.monotonic() < until, "the stack did not start"
+    running.send_signal(number)
+    running.communicate(timeout=STOP_S)
+    assert running.returncode not in (0, None)
+    assert processes_of(folder) == []
