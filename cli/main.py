@@ -15,6 +15,7 @@ MODULES = (
     "cli.commands_consent",
     "cli.commands_learning",
     "cli.commands_demo",
+    "cli.commands_bench",
     "cli.trace",
 )
 

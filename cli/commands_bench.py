@@ -1,0 +1,37 @@
+"""`comity bench`: how fast Decide is, against an empty call and against the naive design, measured in the same run."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from cli.commands_demo import until_terminated
+from cli.failures import run
+from cli.options import AsJson
+from cli.output import errors
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the app."""
+    app.command()(bench)
+
+
+def bench(
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved measurements of each.")] = 5,
+    seconds: Annotated[float, typer.Option(min=0.5, help="Length of each measurement.")] = 6.0,
+    as_json: AsJson = False,
+) -> None:
+    """Measure P1 and P2 of the performance goals, as medians with spread; the last line is JSON.
+
+    Figures are ratios to baselines of the same run: absolute times move from machine to machine.
+    """
+    from bench.__main__ import table
+    from bench.decide import figures, measure
+
+    def tell(line: str) -> None:
+        errors.print(line, markup=False)
+
+    triples = run(until_terminated(measure(rounds=rounds, duration_s=seconds, progress=tell)), as_json=as_json)
+    if not as_json:
+        print(table(triples))
+    print(json.dumps({name: figure.to_json() for name, figure in figures(triples).items()}))
