@@ -39,16 +39,18 @@ PRUNE_MAX = 50_000
 # What time may mend; all else is a fault of the event or of the handler, and would be the same next time.
 _PASSING = frozenset({Kind.UNAVAILABLE, Kind.DEADLINE, Kind.EXHAUSTED, Kind.CONFLICT})
 
+# One statement, because every message pays for it. The position moves with the effect or not at all.
 FRESH_SQL = """
+WITH advanced AS (
+    INSERT INTO inbox_positions AS p (source, consumer, epoch, xid, position)
+    SELECT $1, $2, $4, $5, $6 WHERE $4::integer IS NOT NULL
+    ON CONFLICT (source, consumer) DO UPDATE
+    SET epoch = excluded.epoch, xid = excluded.xid, position = excluded.position, updated_at = now()
+    WHERE (p.epoch, p.xid, p.position) < (excluded.epoch, excluded.xid, excluded.position)
+)
 INSERT INTO inbox (source, consumer, event_id)
 SELECT $1, $2, e.event_id FROM unnest($3::uuid[]) AS e(event_id) ORDER BY e.event_id
 ON CONFLICT DO NOTHING RETURNING event_id
-"""
-ADVANCE_SQL = """
-INSERT INTO inbox_positions AS p (source, consumer, epoch, xid, position) VALUES ($1, $2, $3, $4, $5)
-ON CONFLICT (source, consumer) DO UPDATE
-SET epoch = excluded.epoch, xid = excluded.xid, position = excluded.position, updated_at = now()
-WHERE (p.epoch, p.xid, p.position) < (excluded.epoch, excluded.xid, excluded.position)
 """
 POSITION_SQL = "SELECT epoch, xid, position FROM inbox_positions WHERE source = $1 AND consumer = $2"
 DEAD_LETTER_SQL = """
@@ -155,14 +157,7 @@ class Subscription:
         Raises:
             ServiceError: what time may mend.
         """
-        try:
-            events = await self._apply(message, self._handle)
-        except Exception as error:
-            if _passes(error):
-                raise _as_outage(error) from error
-            # Only the COMMIT can refuse what every step took (a deferred constraint): there is no telling which event
-            # it was, so none of the message has its effect and all of it is kept.
-            events = await self._apply(message, _refuse_with(error))
+        events = await self._apply_or_put_aside(message)
         if self._after_commit is None or not events:
             return
         try:
@@ -180,7 +175,24 @@ class Subscription:
         except ServiceError as outage:
             _log.warning("verdict_lost", source=self._source, consumer=self._consumer, reason=outage.reason)
 
-    async def _apply(self, message: Message, handle: Handle) -> list[RecordedEvent]:
+    async def _apply_or_put_aside(self, message: Message) -> list[RecordedEvent]:
+        """The events of the message, each applied or put aside.
+
+        All at once as a rule; when something in it is poison again, event by event; and when even then the COMMIT
+        refuses (a deferred constraint), there is no telling which event it was, and all are put aside.
+        """
+        refusal: Exception | None = None
+        for apart in (False, True):
+            try:
+                return await self._apply(message, self._handle, apart=apart)
+            except Exception as error:
+                if _passes(error):
+                    raise _as_outage(error) from error
+                refusal = error
+        assert refusal is not None, "there were two tries"
+        return await self._apply(message, _refuse_with(refusal), apart=True)
+
+    async def _apply(self, message: Message, handle: Handle, *, apart: bool) -> list[RecordedEvent]:
         """Effect, inbox rows and position in one transaction; the events of the message."""
         try:
             events = envelope.decode_batch(message.payload)
@@ -189,16 +201,15 @@ class Subscription:
             await self._put_message_aside(message)
             return []
         watermark = envelope.watermark_of(message.headers)
+        reached = (None,) * 3 if watermark is None else (watermark.epoch, watermark.xid, watermark.position)
         async with asyncio.timeout(HANDLE_TIMEOUT_S), transaction(self._pool) as connection:
-            rows = await connection.fetch(FRESH_SQL, self._source, self._consumer, ids)
+            rows = await connection.fetch(FRESH_SQL, self._source, self._consumer, ids, *reached)
             unseen = {row["event_id"] for row in rows}
             fresh = [event for event, event_id in zip(events, ids, strict=True) if _take_out(unseen, event_id)]
-            if fresh:
-                await self._handle_all(connection, message, fresh, handle)
-            if watermark is not None:
-                await connection.execute(
-                    ADVANCE_SQL, self._source, self._consumer, watermark.epoch, watermark.xid, watermark.position
-                )
+            if fresh and not apart:
+                await handle(connection, fresh)
+            elif fresh:
+                await self._handle_apart(connection, message, fresh, handle)
         if watermark is not None:
             self._move(watermark)
         if ids:
@@ -206,22 +217,18 @@ class Subscription:
         await self._prune()
         return events
 
-    async def _handle_all(
+    async def _handle_apart(
         self, connection: Connection, message: Message, events: list[RecordedEvent], handle: Handle
     ) -> None:
-        """The effect of all events, but for those that can never have it."""
-        try:
-            async with connection.transaction():
-                await handle(connection, events)
-            return
-        except Exception as error:
-            if _passes(error):
-                raise
-            if len(events) == 1:
-                await self._put_event_aside(connection, message, events[0], error)
-                return
+        """The effect of each event, but for those that can never have it."""
         for event in events:
-            await self._handle_all(connection, message, [event], handle)
+            try:
+                async with connection.transaction():
+                    await handle(connection, [event])
+            except Exception as error:
+                if _passes(error):
+                    raise
+                await self._put_event_aside(connection, message, event, error)
 
     async def _put_event_aside(
         self, connection: Connection, message: Message, event: RecordedEvent, error: Exception

@@ -46,10 +46,12 @@ class GrpcKeyReader:
         return await self._ask(member_ids, mint=True)
 
     async def _ask(self, member_ids: list[str], *, mint: bool) -> Sequence[DataKey]:
-        request = pb.GetDataKeysRequest(member_ids=member_ids, mint=mint)
+        # Several callers may want the same member's key at once.
+        distinct = list(dict.fromkeys(member_ids))
+        request = pb.GetDataKeysRequest(member_ids=distinct, mint=mint)
         response = await call(self._stub.GetDataKeys, request, self._timeout_s)
-        keys = [DataKey(key.member_id, key.key_id, key.key, key.destroyed) for key in response.keys]
-        if [key.member_id for key in keys] != member_ids:
+        keys = {key.member_id: DataKey(key.member_id, key.key_id, key.key, key.destroyed) for key in response.keys}
+        if list(keys) != distinct:
             # Sealing with another member's key would survive that member's erasure.
             raise ServiceError(Kind.INTERNAL, "KEYS_MIXED_UP", "Identity answered with keys of other members.")
-        return keys
+        return [keys[member_id] for member_id in member_ids]

@@ -19,7 +19,7 @@ from services.chassis.bus import STREAM_AGE_S, NatsBus, StreamState
 from services.chassis.envelope import OutMessage
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.events import LogPosition
-from services.chassis.eventstore import recorded
+from services.chassis.log_rows import recorded
 from services.chassis.postgres import Connection, Pool, acquire, leadership
 from services.chassis.relay import read_checkpoint
 

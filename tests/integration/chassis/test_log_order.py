@@ -17,6 +17,7 @@ from services.chassis.eventstore import (
     command_applied,
     find_command,
 )
+from services.chassis.log_rows import recorded
 from services.chassis.postgres import Connection, Pool, acquire, create_pool, transaction
 from tests.conftest import MakeDatabase
 from tests.contract.samples import new_append, new_event
@@ -52,7 +53,7 @@ async def read_by_position(pool: Pool, after: LogPosition, limit: int) -> list[R
     """What a reader would do that takes insert order for commit order."""
     async with acquire(pool) as connection:
         rows = await connection.fetch(BY_POSITION_SQL, after.position, limit)
-    return [eventstore.recorded(row) for row in rows]
+    return [recorded(row) for row in rows]
 
 
 async def test_event_that_commits_late_with_a_low_position_is_not_missed(pool: Pool, store: PostgresEventStore) -> None:

@@ -1,0 +1,79 @@
+"""Data keys over gRPC: few calls, every key its own member's."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import grpc
+import pytest
+from comity.identity.v1 import identity_service_pb2 as pb
+from comity.identity.v1 import identity_service_pb2_grpc as pb_grpc
+
+from services.chassis.errors import ServiceError
+from services.chassis.key_client import GrpcKeyReader
+from services.chassis.memory import MemoryKeys
+from services.chassis.rpc_client import connect, warm
+
+
+class Keys(pb_grpc.KeyServiceServicer):
+    """Identity's KeyService over keys in memory."""
+
+    def __init__(self) -> None:
+        self.memory = MemoryKeys()
+        self.requests: list[pb.GetDataKeysRequest] = []
+        self.mix_up = False
+
+    async def GetDataKeys(  # noqa: N802
+        self, request: pb.GetDataKeysRequest, context: object
+    ) -> pb.GetDataKeysResponse:
+        self.requests.append(request)
+        found = await self.memory.keys(request.member_ids, mint=request.mint)
+        keys = [
+            pb.DataKey(member_id=key.member_id, key_id=key.key_id, key=key.key, destroyed=key.destroyed)
+            for key in found.values()
+        ]
+        return pb.GetDataKeysResponse(keys=reversed(keys) if self.mix_up else keys)
+
+
+@pytest.fixture
+async def service() -> AsyncIterator[tuple[Keys, GrpcKeyReader]]:
+    keys = Keys()
+    server = grpc.aio.server()
+    pb_grpc.add_KeyServiceServicer_to_server(keys, server)  # type: ignore[no-untyped-call,unused-ignore]
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    channel = connect(f"127.0.0.1:{port}")
+    await warm(channel)
+    yield keys, GrpcKeyReader(channel, timeout_s=10.0)
+    await channel.close()
+    await server.stop(None)
+
+
+async def test_reads_that_wait_leave_together(service: tuple[Keys, GrpcKeyReader]) -> None:
+    """Many readers at once cost few calls, and each gets the keys of the members that it asked for."""
+    keys, reader = service
+    members = [f"{number:026}" for number in range(60)]
+    minted = await asyncio.gather(*(reader.keys([member], mint=True) for member in members))
+    read = await reader.keys(members, mint=False)
+    assert [found[member] for found, member in zip(minted, members, strict=True)] == [read[m] for m in members]
+    assert all(len(read[member].key) == 32 for member in members)
+    assert len(keys.requests) < 20
+
+
+async def test_looking_does_not_mint(service: tuple[Keys, GrpcKeyReader]) -> None:
+    """A read beside a mint stays a read; a destroyed key arrives as destroyed."""
+    keys, reader = service
+    keys.memory.destroy(["gone"])
+    looked, minted = await asyncio.gather(reader.keys(["a", "gone"], mint=False), reader.keys(["b"], mint=True))
+    assert looked["a"].key_id == ""
+    assert looked["gone"].destroyed
+    assert minted["b"].key_id
+    assert (await reader.keys(["a"], mint=False))["a"].key_id == ""
+
+
+async def test_keys_of_other_members_are_refused(service: tuple[Keys, GrpcKeyReader]) -> None:
+    """An answer in another order is a fault, not keys for the wrong members."""
+    keys, reader = service
+    keys.mix_up = True
+    with pytest.raises(ServiceError) as fault:
+        await reader.keys(["a", "b"], mint=True)
+    assert fault.value.reason == "KEYS_MIXED_UP"
