@@ -111,8 +111,7 @@ class Decide:
         return self._answer(record, record.choice, in_log=True)
 
     async def _add(self, record: DecisionRecord, call: Call) -> Ended[object]:
-        with tracing.span("decision.record"):
-            return await within(self._log.add(record), call.budget.at(RECORDED_BY))
+        return await within("record", self._log.add(record), call.budget.at(RECORDED_BY))
 
     def _replaced(self, draft: Draft, *, late: bool, log: StageOutcome) -> Answer:
         """The default instead of what was chosen, and the log told so behind the answer's back."""
@@ -128,7 +127,7 @@ class Decide:
         Raises:
             ServiceError: ALREADY_EXISTS (REQUEST_ID_REUSED) when the id was used for another request.
         """
-        found = await within(self._log.find(draft.record.decision_id), call.budget.at(RECORDED_BY))
+        found = await within("find", self._log.find(draft.record.decision_id), call.budget.at(RECORDED_BY))
         if found.error is not None and found.error.kind is Kind.NOT_FOUND:
             # The person was erased between the two calls: nothing of the decision is left.
             return self._answer(draft.record, _default(draft, FallbackReason.NO_CONSENT), in_log=False)

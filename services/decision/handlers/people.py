@@ -4,20 +4,13 @@ import asyncio
 from collections.abc import Awaitable
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any
 
-import structlog
-
-from services.chassis import tracing
 from services.chassis.errors import Kind
 from services.decision.domain.request import Consent, Identity, Person, Profile
 from services.decision.domain.vocabulary import StageOutcome
 from services.decision.handlers.ports import ConsentReader, DecisionLog, FeatureReader, IdentityReader
 from services.decision.handlers.stages import PREFETCHED_BY, RESOLVED_BY, Budget, Ended, within
-
-T = TypeVar("T")
-
-_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +55,7 @@ class People:
         Raises:
             ServiceError: INVALID when identity refuses the identities: only the caller can mend those.
         """
-        resolved = await self._stage("resolve", self._identity.resolve(identities), budget.at(RESOLVED_BY))
+        resolved = await within("resolve", self._identity.resolve(identities), budget.at(RESOLVED_BY))
         if resolved.error is not None and resolved.error.kind is Kind.INVALID:
             raise resolved.error
         person = resolved.value
@@ -73,7 +66,7 @@ class People:
         key = None if self._log.holds_key(person.member_id) else self._log.fetch_key(person.member_id)
         if not purposes:
             if key is not None:
-                await self._stage("key", key, budget.at(PREFETCHED_BY))
+                await within("key", key, budget.at(PREFETCHED_BY))
             return known
         return await self._prefetch(known, person, key, budget, purposes, feature_set_version, as_of)
 
@@ -90,12 +83,12 @@ class People:
         """Consent, features and the data key side by side."""
         until_s = budget.at(PREFETCHED_BY)
         read = self._features.read(feature_set_version, person, as_of)
-        beside: list[asyncio.Task[Ended[Any]]] = [asyncio.create_task(self._stage("features", read, until_s))]
+        beside: list[asyncio.Task[Ended[Any]]] = [asyncio.create_task(within("features", read, until_s))]
         if key is not None:
-            beside.append(asyncio.create_task(self._stage("key", key, until_s)))
+            beside.append(asyncio.create_task(within("key", key, until_s)))
         try:
             # Sent now, after the call began: the guarantee of a revocation rests on it.
-            consent = await self._stage("consent", self._consent.evaluate(person.members, purposes), until_s)
+            consent = await within("consent", self._consent.evaluate(person.members, purposes), until_s)
             features: Ended[Profile] = await beside[0]
             for task in beside[1:]:
                 await task
@@ -109,15 +102,3 @@ class People:
             features=features.outcome,
             profile=features.value,
         )
-
-    async def _stage(self, name: str, work: Awaitable[T], until_s: float) -> Ended[T]:
-        """One stage: its span, its time, its outcome. A bug behind a port must not cost the caller the answer."""
-        with tracing.span(f"decision.{name}") as span:
-            try:
-                ended = await within(work, until_s)
-            except Exception as error:
-                _log.error("stage failed", stage=name, exc_info=error)
-                ended = Ended(StageOutcome.UNAVAILABLE)
-            if span.is_recording():
-                span.set_attribute(tracing.COMITY_STAGE_OUTCOME, ended.outcome.name)
-        return ended

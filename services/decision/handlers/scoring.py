@@ -4,19 +4,17 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import structlog
 
 from services.chassis import tracing
 from services.decision.domain.layout import Floats
 from services.decision.domain.serving import Ranker
 from services.decision.domain.vocabulary import StageOutcome
+from services.decision.handlers.stages import tell_later
 
 # Below this a hop to a thread and back costs about as much as it frees the loop for.
 INLINE_COST_S = 0.0005
 # Work that waits behind these would be late anyway: it is refused instead of queued.
 QUEUED_MAX = 16
-
-_log = structlog.get_logger(__name__)
 
 
 class Scoring:
@@ -39,7 +37,7 @@ class Scoring:
                 return StageOutcome.LATE, None
             except Exception as error:
                 # A model that breaks costs its decisions the ranking, never the answer.
-                _log.error("model failed", model=ranker.version, exc_info=error)
+                tell_later("model failed", error, model=ranker.version)
                 return StageOutcome.UNAVAILABLE, None
         if scores is None:
             return StageOutcome.LATE, None

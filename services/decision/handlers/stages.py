@@ -5,6 +5,9 @@ from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+import structlog
+
+from services.chassis import tracing
 from services.chassis.deadline import remaining_s
 from services.chassis.errors import Kind, ServiceError
 from services.decision.domain.vocabulary import StageOutcome
@@ -20,6 +23,10 @@ RESOLVED_BY = 0.40
 PREFETCHED_BY = 0.70
 SCORED_BY = 0.80
 RECORDED_BY = 0.96
+
+TELL_AFTER_S = 0.1
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +65,16 @@ class Ended(Generic[T]):
     error: ServiceError | None = None
 
 
-async def within(work: Awaitable[T], until_s: float) -> Ended[T]:
-    """Await *work*, abandoning it at *until_s* on the loop's clock; errors become outcomes."""
+async def within(stage: str, work: Awaitable[T], until_s: float) -> Ended[T]:
+    """Await *work* in a span of its own, abandoning it at *until_s* on the loop's clock; errors become outcomes."""
+    with tracing.span(f"decision.{stage}") as span:
+        ended = await _within(stage, work, until_s)
+        if span.is_recording():
+            span.set_attribute(tracing.COMITY_STAGE_OUTCOME, ended.outcome.name)
+    return ended
+
+
+async def _within(stage: str, work: Awaitable[T], until_s: float) -> Ended[T]:
     try:
         async with asyncio.timeout_at(until_s):
             return Ended(StageOutcome.OK, await work)
@@ -67,6 +82,15 @@ async def within(work: Awaitable[T], until_s: float) -> Ended[T]:
         return Ended(StageOutcome.LATE)
     except ServiceError as error:
         return Ended(outcome_of(error), error=error)
+    except Exception as error:
+        # A bug behind a port must not cost the caller the answer.
+        tell_later("stage failed", error, stage=stage)
+        return Ended(StageOutcome.UNAVAILABLE)
+
+
+def tell_later(event: str, error: Exception, **facts: str) -> None:
+    """Log a bug once the answer is out: rendering its traceback can take longer than a stage may."""
+    asyncio.get_running_loop().call_later(TELL_AFTER_S, lambda: _log.error(event, exc_info=error, **facts))
 
 
 def outcome_of(error: ServiceError) -> StageOutcome:

@@ -41,7 +41,7 @@ NOW = datetime(2026, 11, 21, 9, 0, tzinfo=UTC)
 SEED_KEY = b"s" * 32
 SEED_KEY_ID = "seed-1"
 PROFILE = "profile_personalization"
-MEMBER = "a" * 26
+MEMBER = "a" * 24 + "by"
 
 FEATURE_SET = FeatureSet(
     version="features-1",

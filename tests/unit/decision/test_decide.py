@@ -1,0 +1,295 @@
+"""Decide answers whatever happens around it, says why, and the log holds exactly what was answered."""
+
+import asyncio
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from services.chassis.deadline import deadline_scope
+from services.chassis.errors import Kind, ServiceError
+from services.chassis.exposure_token import verify
+from services.decision.domain.plan import compile_site
+from services.decision.domain.request import Answer, Ask
+from services.decision.domain.serving import Serving
+from services.decision.domain.site import Site
+from services.decision.domain.vocabulary import Exclusion, FallbackReason, Reason, StageOutcome
+from tests.unit.decision.fakes import DEAD, KEYS, Harness, Port, person, request
+from tests.unit.decision.world import FEATURE_SET, ITEMS, MEMBER, NOW, PLACEMENT, POLICY, site
+
+DEFAULT = ["spring-sale", "gift-card"]
+CERTAIN = site(policy=replace(POLICY, epsilon=0.0))
+
+
+async def answer_of(harness: Harness, **changes: object) -> Answer:
+    answers = await harness.decide(request(**changes))  # type: ignore[arg-type]
+    assert len(answers.decisions) == 1
+    return answers.decisions[0]
+
+
+async def test_a_known_person_who_agreed_gets_a_ranking() -> None:
+    """The answer carries versions, a token that proves it, and is what the log holds."""
+    harness = Harness(CERTAIN)
+    answer = await answer_of(harness)
+    assert (answer.choice.reason, answer.learnable) == (Reason.RANKED, True)
+    assert answer.choice.slate.scores == sorted(answer.choice.slate.scores, reverse=True)
+    assert (answer.versions.model, answer.versions.consent_policy) == ("ranker@1", "consent-1")
+    claim = verify(KEYS.token, answer.exposure_token, NOW)
+    assert (claim.decision_id, claim.member_id) == (answer.decision_id, MEMBER)
+    record = await harness.logged(answer.decision_id)
+    assert record.choice.slate.item_ids == answer.choice.slate.item_ids
+    assert record.consent_version == 7
+
+
+@pytest.mark.parametrize("how", ["dead", "slow", "broken"])
+@pytest.mark.parametrize(
+    ("part", "reason"),
+    [
+        ("identity", FallbackReason.IDENTITY_UNAVAILABLE),
+        ("consent", FallbackReason.CONSENT_UNAVAILABLE),
+        ("features", FallbackReason.FEATURES_UNAVAILABLE),
+        ("log", FallbackReason.LOG_UNAVAILABLE),
+        ("keys", FallbackReason.LOG_UNAVAILABLE),
+    ],
+)
+async def test_with_a_service_away_decide_answers_and_says_which(part: str, how: str, reason: FallbackReason) -> None:
+    """Dead, slow or answering nonsense: the ladder answers inside the budget."""
+    harness = Harness(CERTAIN)
+    port: Port = getattr(harness, part)
+    port.hangs, port.fails = how == "slow", DEAD if how == "dead" else RuntimeError("bug")
+    answer = await answer_of(harness)
+    assert answer.choice.fallback_reason is reason
+    assert answer.choice.slate.item_ids
+    assert not answer.learnable
+    in_log = part not in ("log", "keys")
+    assert bool(answer.exposure_token) is in_log
+    harness.log.hangs = False
+    harness.log.fails = None
+
+
+@pytest.mark.parametrize(("scores", "fails"), [(np.array([np.nan]), False), (np.array([np.inf]), False), (None, True)])
+async def test_a_broken_model_costs_the_ranking_and_not_the_answer(
+    scores: np.ndarray[tuple[int], np.dtype[np.float32]] | None, fails: bool
+) -> None:
+    """Scores that are no numbers and models that raise: popular answers."""
+    harness = Harness(CERTAIN)
+    harness.ranker.scores, harness.ranker.fails = scores, fails
+    answer = await answer_of(harness)
+    assert (answer.choice.reason, answer.choice.fallback_reason) == (Reason.POPULAR, FallbackReason.MODEL_UNAVAILABLE)
+    assert not answer.learnable
+
+
+async def test_a_dear_model_is_scored_in_a_thread() -> None:
+    """Above the inline cost the loop is not blocked, and the answer is the same."""
+    cheap, dear = Harness(CERTAIN), Harness(CERTAIN, budget_s=1.0)
+    dear.ranker.cost = 1.0
+    assert (await answer_of(dear)).choice.slate == (await answer_of(cheap)).choice.slate
+
+
+async def test_before_there_is_a_model_popular_is_explored_and_learned_from() -> None:
+    """The first model must be trained on something: the matrix is logged, and the propensities are true."""
+    harness = Harness()
+    harness.serving = harness.serve(site(policy=replace(POLICY, epsilon=1.0)), with_model=False)
+    answer = await answer_of(harness)
+    assert (answer.choice.reason, answer.choice.fallback_reason) == (Reason.EXPLORED, FallbackReason.MODEL_UNAVAILABLE)
+    assert answer.choice.slate.propensities == [1 / len(ITEMS)] * 3
+    assert answer.learnable
+    record = await harness.logged(answer.decision_id)
+    assert record.inputs.matrix is not None
+    assert record.inputs.ranker is StageOutcome.SKIPPED
+
+
+async def test_before_there_are_item_columns_the_default_answers() -> None:
+    """Without item rows nothing can be ranked, and nothing is popular."""
+    harness = Harness()
+    harness.serving = harness.serve(CERTAIN, with_columns=False)
+    answer = await answer_of(harness)
+    assert (answer.choice.slate.item_ids, answer.choice.fallback_reason) == (
+        DEFAULT,
+        FallbackReason.FEATURES_UNAVAILABLE,
+    )
+
+
+async def test_without_consent_nothing_of_the_profile_is_kept() -> None:
+    """The record holds no vector, no matrix and no scores."""
+    harness = Harness(CERTAIN)
+    harness.consent.allowed = frozenset()
+    answer = await answer_of(harness)
+    assert (answer.choice.slate.item_ids, answer.choice.fallback_reason) == (DEFAULT, FallbackReason.NO_CONSENT)
+    record = await harness.logged(answer.decision_id)
+    assert record.evidence.subject is None
+    assert (record.inputs.matrix, record.inputs.scores) == (None, None)
+
+
+async def test_an_objection_by_the_browser_asks_nobody_for_the_profile() -> None:
+    """With Sec-GPC neither consent nor features is asked."""
+    harness = Harness(CERTAIN)
+    answer = await answer_of(harness, gpc=True)
+    assert answer.choice.fallback_reason is FallbackReason.DO_NOT_PERSONALIZE
+    assert (harness.consent.calls, harness.features.calls) == (0, 0)
+
+
+async def test_the_holdout_gets_the_default() -> None:
+    """The bucket decides, and the answer says so."""
+    harness = Harness(CERTAIN)
+    harness.identity.person = person(harness, 999)
+    answer = await answer_of(harness)
+    assert (answer.choice.slate.item_ids, answer.choice.reason, answer.holdout) == (DEFAULT, Reason.HOLDOUT, True)
+
+
+async def test_a_vector_of_another_width_is_not_used() -> None:
+    """A feature set that is being swapped must not shift columns."""
+    harness = Harness(CERTAIN)
+    harness.features.subject = replace(harness.features.subject, vector=np.zeros(2, np.float32))
+    assert (await answer_of(harness)).choice.fallback_reason is FallbackReason.FEATURES_UNAVAILABLE
+
+
+async def test_an_answer_that_is_not_ready_in_time_is_the_default() -> None:
+    """The emit check counts from the invocation; the log is told what was shown instead."""
+    harness = Harness(CERTAIN)
+    with deadline_scope(0.003):
+        answer = await answer_of(harness)
+    assert answer.choice.slate.item_ids == DEFAULT
+    assert not answer.learnable
+    assert answer.choice.fallback_reason in (
+        FallbackReason.DEADLINE_EXCEEDED,
+        FallbackReason.IDENTITY_UNAVAILABLE,
+        FallbackReason.LOG_UNAVAILABLE,
+    )
+    assert not answer.exposure_token
+
+
+async def test_a_late_commit_is_corrected_in_the_log() -> None:
+    """The slate goes into the log after the default was answered: the log's last word is the default."""
+    harness = Harness(CERTAIN)
+    harness.log.hangs = True
+    answer = await answer_of(harness)
+    harness.log.hangs = False
+    await harness.log.add(harness.log.held_back[0])
+    await harness.corrections.drain()
+    record = await harness.logged(answer.decision_id)
+    assert record.choice.slate.item_ids == DEFAULT
+    assert record.choice.fallback_reason is FallbackReason.LOG_UNAVAILABLE
+    assert (record.inputs.log, record.choice.learnable) == (StageOutcome.LATE, False)
+
+
+async def test_a_retry_gives_the_same_decision() -> None:
+    """The same request again: the same slate, token and all, and nothing new in the log."""
+    harness = Harness()
+    first, again = await answer_of(harness), await answer_of(harness)
+    assert again == first
+    assert len(await harness.log.store.read_stream(first.decision_id)) == 1
+
+
+async def test_a_retry_reads_consent_again() -> None:
+    """Revoked between the two calls: the stored slate is not shown any more, and not proven either."""
+    harness = Harness()
+    await answer_of(harness)
+    harness.consent.allowed = frozenset()
+    again = await answer_of(harness)
+    assert (again.choice.slate.item_ids, again.choice.fallback_reason) == (DEFAULT, FallbackReason.NO_CONSENT)
+    assert (again.learnable, again.exposure_token) == (False, b"")
+
+
+async def test_a_retry_of_a_fallback_keeps_it() -> None:
+    """A default that was answered stays the answer, also when consent came since."""
+    harness = Harness(CERTAIN)
+    harness.consent.allowed = frozenset()
+    first = await answer_of(harness)
+    harness.consent.allowed = frozenset(CERTAIN.plans[PLACEMENT.id].purposes)
+    assert await answer_of(harness) == first
+
+
+async def test_a_request_id_used_for_another_request_is_refused() -> None:
+    """Two requests must not share decisions."""
+    harness = Harness()
+    await answer_of(harness)
+    with pytest.raises(ServiceError) as caught:
+        await answer_of(harness, digest=b"e" * 32)
+    assert (caught.value.kind, caught.value.reason) == (Kind.ALREADY_EXISTS, "REQUEST_ID_REUSED")
+
+
+def two_placements() -> Serving:
+    side = replace(PLACEMENT, id="side")
+    declared = Site("shop", "site-1", 0.1, (PLACEMENT, side), (replace(POLICY, epsilon=0.0),), FEATURE_SET.version)
+    return Harness(compile_site(declared, FEATURE_SET)).serving
+
+
+async def test_no_item_is_shown_twice_on_a_page() -> None:
+    """What an earlier placement shows is excluded from the later ones, and the exclusion says so."""
+    harness = Harness()
+    harness.serving = two_placements()
+    answers = (await harness.decide(request(Ask("home_hero"), Ask("side")))).decisions
+    shown = [item for answer in answers for item in answer.choice.slate.item_ids]
+    assert len(set(shown)) == len(ITEMS)
+    second = await harness.logged(answers[1].decision_id)
+    assert (second.inputs.exclusions == Exclusion.SHOWN_ELSEWHERE).sum() == 3
+    assert [answer.placement_id for answer in answers] == ["home_hero", "side"]
+
+
+async def test_candidates_and_slate_size_are_the_callers() -> None:
+    """Only what was asked for is considered, unknown items are named as such."""
+    harness = Harness(CERTAIN)
+    ask = Ask(PLACEMENT.id, ["item-1", "nothing", "item-4"], 1, frozenset({"item-1"}))
+    answer = (await harness.decide(request(ask))).decisions[0]
+    assert answer.choice.slate.item_ids == ["item-4"]
+    record = await harness.logged(answer.decision_id)
+    assert record.inputs.exclusions.tolist() == [Exclusion.EXCLUDED_BY_CALLER, Exclusion.UNKNOWN_ITEM, Exclusion.NONE]
+
+
+@pytest.mark.parametrize(
+    ("asks", "field", "said"),
+    [
+        ([Ask("nowhere")], "placements[0].placement_id", "home_hero"),
+        ([Ask(PLACEMENT.id), Ask(PLACEMENT.id)], "placements[1].placement_id", "twice"),
+        ([Ask(PLACEMENT.id, ["a", "a"])], "placements[0].candidate_ids", "twice"),
+    ],
+)
+async def test_a_request_that_cannot_be_answered_names_the_field(asks: list[Ask], field: str, said: str) -> None:
+    """Typed errors say what is wrong and how to mend it."""
+    with pytest.raises(ServiceError) as caught:
+        await Harness().decide(request(*asks))
+    assert caught.value.kind is Kind.INVALID
+    assert caught.value.problems[0].field == field
+    assert said in caught.value.problems[0].problem
+
+
+async def test_identities_that_identity_refuses_are_the_callers_to_mend() -> None:
+    """Two different user ids are no outage."""
+    harness = Harness()
+    harness.identity.fails = ServiceError(Kind.INVALID, "IDENTITIES_REFUSED", "identities: two user ids")
+    with pytest.raises(ServiceError, match="two user ids"):
+        await harness.decide(request())
+
+
+async def test_before_a_site_was_applied_decide_says_so() -> None:
+    """No site, no defaults: the caller's own default has to answer."""
+    harness = Harness()
+    harness.serving = Serving()
+    with pytest.raises(ServiceError) as caught:
+        await harness.decide(request())
+    assert caught.value.reason == "SITE_NOT_APPLIED"
+
+
+async def test_without_identity_the_record_is_nobodys() -> None:
+    """Nothing personal is in it, so nothing is sealed; it replays like any other."""
+    harness = Harness(CERTAIN)
+    harness.identity.fails = DEAD
+    answer = await answer_of(harness)
+    record = await harness.logged(answer.decision_id)
+    assert (record.subject_id, record.member_id) == ("", "")
+    assert harness.keys.calls == 0
+
+
+async def test_a_cancelled_decide_leaves_nothing_running() -> None:
+    """A caller that hangs up takes its questions with it."""
+    harness = Harness(CERTAIN, budget_s=10.0)
+    harness.consent.hangs = harness.features.hangs = True
+    task = asyncio.create_task(harness.decide(request()))
+    await harness.consent.asked.wait()
+    await harness.features.asked.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == {asyncio.current_task()}

@@ -1,0 +1,50 @@
+"""An explanation says, stage by stage, what happened; a person can read it."""
+
+from dataclasses import replace
+
+import pytest
+
+from services.decision.domain.explain import Explanation, explain
+from services.decision.domain.record import DecisionRecord
+from services.decision.domain.vocabulary import Origin, StageOutcome
+from tests.unit.decision.world import PLACEMENT, POLICY, decide, site
+
+SITE = site(policy=replace(POLICY, epsilon=1.0, eligibility="item.attributes.price < 4.0"))
+
+
+def explained(record: DecisionRecord) -> tuple[Explanation, dict[str, str]]:
+    explanation = explain(record, SITE.plans[PLACEMENT.id])
+    return explanation, {step.stage: step.finding for step in explanation.steps}
+
+
+def test_an_explored_decision_says_what_would_have_been_shown() -> None:
+    """Consent, eligible, scored, drawn, served; and the head of the ranking."""
+    record = decide(SITE)
+    explanation, steps = explained(record)
+    assert list(steps) == ["identity", "consent", "eligible", "scored", "drawn", "served"]
+    assert "allowed (ledger version 3)" in steps["consent"]
+    assert steps["eligible"] == "4 of 6 candidates; 2 INELIGIBLE"
+    assert "ranker@1" in steps["scored"]
+    assert "EXPLORED" in steps["drawn"]
+    scores = explanation.without_exploration.scores
+    assert list(scores) == sorted(scores, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "stage", "said"),
+    [
+        ({"allowed": frozenset()}, "consent", "not allowed: profile_personalization"),
+        ({"allowed": frozenset()}, "served", "the person has not allowed it"),
+        ({"consent": StageOutcome.LATE}, "consent", "LATE"),
+        ({"late": True}, "served", "not ready in time"),
+        ({"bucket": 0}, "identity", "in the holdout"),
+        ({"origin": Origin.RECORDED}, "served", "another system"),
+    ],
+)
+def test_a_fallback_says_why(outcomes: dict[str, object], stage: str, said: str) -> None:
+    """Each fallback is named in words, and nothing is said to have been drawn."""
+    record = decide(SITE, **outcomes)  # type: ignore[arg-type]
+    explanation, steps = explained(record)
+    assert said in steps[stage]
+    assert "drawn" not in steps
+    assert explanation.without_exploration.item_ids == ()

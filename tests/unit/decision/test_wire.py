@@ -1,0 +1,123 @@
+"""What goes over the wire comes back, and the words have the numbers that the protos give them."""
+
+from dataclasses import replace
+from enum import IntEnum
+
+import numpy as np
+import pytest
+from comity.common.v1 import types_pb2
+from comity.decision.v1 import decision_events_pb2 as events_pb
+from comity.decision.v1 import decision_service_pb2 as pb
+from comity.features.v1 import features_service_pb2
+from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.chassis.events import LogPosition
+from services.decision.domain import vocabulary as words
+from services.decision.domain.record import DecisionRecord, Evidence
+from services.decision.domain.request import Answer, Answers
+from services.decision.domain.vocabulary import FallbackReason, Reason, StageOutcome
+from services.decision.wire.calls import answers_to_pb, decide_from_pb, digest_of
+from services.decision.wire.record import record_from_bytes, record_to_bytes
+from services.decision.wire.site import item_columns_from_pb
+from tests.unit.decision.world import MEMBER, PROFILE, SUBJECT, decide, site
+
+PAIRS = [
+    (words.Level, types_pb2.SubjectLevel, "SUBJECT_LEVEL_"),
+    (words.Reason, events_pb.Reason, "REASON_"),
+    (words.FallbackReason, events_pb.FallbackReason, "FALLBACK_REASON_"),
+    (words.Exclusion, events_pb.ExclusionReason, "EXCLUSION_REASON_"),
+    (words.Activation, events_pb.Activation, "ACTIVATION_"),
+    (words.StageOutcome, events_pb.StageOutcome, "STAGE_OUTCOME_"),
+    (words.Origin, events_pb.Origin, "ORIGIN_"),
+    (words.ValueState, features_service_pb2.ValueState, "VALUE_STATE_"),
+]
+
+
+@pytest.mark.parametrize(("word", "proto", "prefix"), PAIRS, ids=[word.__name__ for word, _, _ in PAIRS])
+def test_words_have_the_protos_numbers(word: type[IntEnum], proto: EnumTypeWrapper, prefix: str) -> None:
+    """The log keeps numbers: a word that had another one would rewrite the past."""
+    for member in word:
+        name = "UNSPECIFIED" if member.name == "NONE" else member.name
+        assert proto.Value(prefix + name) == member.value
+
+
+def same(one: DecisionRecord, other: DecisionRecord) -> bool:
+    """Equal, arrays bit by bit."""
+    return record_to_bytes(one) == record_to_bytes(other) and one.choice == other.choice and one.digest == other.digest
+
+
+@pytest.mark.parametrize(
+    "outcomes",
+    [{}, {"allowed": frozenset()}, {"consent": StageOutcome.LATE}, {"late": True}, {"asked": ["nothing"]}],
+)
+def test_a_record_comes_back_as_it_was(outcomes: dict[str, object]) -> None:
+    """Bytes to record and back loses nothing, fallbacks included."""
+    record = decide(site(), context={"hour": 3.5, "ignored": "x"}, **outcomes)  # type: ignore[arg-type]
+    record = replace(record, evidence=Evidence(record.evidence.subject, LogPosition(1, 2, 3), LogPosition(1, 4, 5)))
+    again = record_from_bytes(record_to_bytes(record), MEMBER)
+    assert same(record, again)
+    assert again.context == {"hour": 3.5}
+    assert again.decided_at == record.decided_at
+
+
+@given(gpc=st.text(max_size=3))
+def test_only_exactly_1_is_an_objection(gpc: str) -> None:
+    """Sec-GPC has one value that means something."""
+    request = pb.DecideRequest(consent_signals=pb.ConsentSignals(gpc=gpc))
+    assert decide_from_pb(request).do_not_personalize is (gpc == "1")
+
+
+def test_a_request_digest_covers_all_of_it() -> None:
+    """Any change of a request changes its digest; the order of a map does not."""
+    one, other = pb.DecideRequest(request_id="r"), pb.DecideRequest(request_id="r")
+    for key in ("a", "b"):
+        one.context[key].number_value = 1.0
+    for key in ("b", "a"):
+        other.context[key].number_value = 1.0
+    assert digest_of(one) == digest_of(other)
+    other.context["a"].number_value = 2.0
+    assert digest_of(one) != digest_of(other)
+
+
+def test_a_slate_and_a_fallback_are_told_apart() -> None:
+    """What the policy aimed for is the slate, everything else is the fallback, never both."""
+    record = decide(site())
+    for reason, fallback, field in [
+        (Reason.RANKED, FallbackReason.UNSPECIFIED, "slate"),
+        (Reason.EXPLORED, FallbackReason.MODEL_UNAVAILABLE, "fallback"),
+        (Reason.HOLDOUT, FallbackReason.UNSPECIFIED, "fallback"),
+        (Reason.POPULAR, FallbackReason.NO_CONSENT, "fallback"),
+    ]:
+        choice = replace(record.choice, reason=reason, fallback_reason=fallback)
+        answer = Answer("p", "d", choice, record.versions, False, 0, b"", True)
+        (decision,) = answers_to_pb(Answers((answer,), 50, 1)).decisions
+        assert decision.WhichOneof("answer") == field
+        entries = getattr(decision, field).entries
+        assert [entry.item_id for entry in entries] == list(choice.slate.item_ids)
+        assert [entry.slot for entry in entries] == [0, 1, 2]
+
+
+def test_item_columns_are_whole_or_nothing() -> None:
+    """Chunks are joined; rows of another width than the layout's are refused."""
+    rows = np.arange(6, dtype="<f4")
+    chunks = [
+        features_service_pb2.GetItemColumnsResponse(columns_version="v", item_ids=["a", "b"], rows=rows[:4].tobytes()),
+        features_service_pb2.GetItemColumnsResponse(
+            columns_version="v", item_ids=["c"], rows=rows[4:].tobytes(), last=True
+        ),
+    ]
+    columns = item_columns_from_pb("f", 2, chunks)
+    assert columns is not None
+    assert (columns.item_ids, columns.rows.tolist()) == (("a", "b", "c"), [[0, 1], [2, 3], [4, 5]])
+    assert item_columns_from_pb("f", 3, chunks) is None
+    assert item_columns_from_pb("f", 2, []) is None
+
+
+def test_purposes_and_vectors_of_others_do_not_leak_into_a_record() -> None:
+    """A value that no allowed column reads is neither in the matrix nor in the logged vector."""
+    compiled = site()
+    permitted = compiled.layout.permitted(SUBJECT, frozenset())
+    assert np.isnan(permitted.vector).all()
+    assert compiled.layout.permitted(SUBJECT, frozenset({PROFILE})) is SUBJECT
