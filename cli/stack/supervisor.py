@@ -349,10 +349,12 @@ class Stack:
 
     async def _stop_all(self, *, except_for: Collection[str] = ()) -> None:
         await self._stop_services(except_for=except_for)
-        for name in reversed(self._servers):
-            if name not in except_for:
-                await self._servers[name].stop()
-                self._forget(name)
+        names = [name for name in self._servers if name not in except_for]
+        ends = await asyncio.gather(*(self._servers[name].stop() for name in names), return_exceptions=True)
+        for name, end in zip(names, ends, strict=True):
+            if isinstance(end, BaseException):
+                raise end
+            self._forget(name)
 
     def _record(self, name: str, record: ProcessRecord) -> None:
         self._state.processes[name] = record
