@@ -60,4 +60,4 @@ lock: ## Resolve the locks anew from pyproject.toml (the only thing that needs u
 	$(UV_COMPILE) --extra decision -c locks/dev.txt -o locks/decision.txt
 
 baseline: setup ## At a release: what protos must stay compatible with from now on
-	$(BIN)/buf build -o protos/baseline.binpb
+	$(BIN)/buf build --exclude-source-info -o protos/baseline.binpb
