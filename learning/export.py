@@ -1,11 +1,9 @@
 """A fitted ranker as ONNX, proven to score as the trainer does.
 
-LightGBM compares doubles and knows three ways to be missing; ONNX trees compare float32 and know one. The trees are
-rewritten first so that both agree for every float32 input, and not only for those that were tried:
-
-- A threshold becomes the largest float32 that is not above it. No float32 lies between the two, so every
-  comparison comes out the same; rounding to the nearest would send a value that equals the rounded one the other way.
-- Where training saw no missing value, LightGBM reads NaN as 0, and ONNX sends it right; it is told the side 0 takes.
+LightGBM compares with doubles, ONNX trees with float32. A threshold between two neighboring values becomes, rounded
+to the nearest, often the upper one, and the upper one then goes the wrong way. So every threshold first becomes the
+largest float32 that is not above it: no float32 lies between the two, and every comparison comes out the same, for
+every input and not only for those that were tried.
 """
 
 import hashlib
@@ -32,11 +30,6 @@ ML_OPSET: Final = 3
 # Sums of a few hundred float32 leaves against sums of doubles; scores are of the order of 1.
 DIFFERENCE_MAX: Final = 1e-4
 PARITY_ROWS_MAX: Final = 20_000
-
-# LightGBM's decision_type: bit 1 "missing goes left", bits 2 and 3 what counts as missing (0 nothing, 2 NaN).
-_DEFAULT_LEFT: Final = 2
-_MISSING: Final = 0b1100
-_MISSING_NAN: Final = 2 << 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,19 +77,13 @@ def score(session: ort.InferenceSession, matrix: Floats) -> Floats:
 def _for_float32(booster: lgb.Booster) -> lgb.Booster:
     """The same trees, deciding alike in float32 and in double."""
     lines: list[str] = []
-    thresholds: list[float] = []
     for line in booster.model_to_string(num_iteration=-1).split("\n"):
         name, _, values = line.partition("=")
         if name == "threshold" and values:
-            thresholds = [floor_float32(float(value)) for value in values.split(" ")]
-            line = "threshold=" + " ".join(repr(value) for value in thresholds)
-        elif name == "decision_type" and values:
-            kinds = zip(values.split(" "), thresholds, strict=True)
-            line = "decision_type=" + " ".join(str(_missing_told(int(kind), at)) for kind, at in kinds)
-        elif name.startswith("tree_sizes"):
-            # Byte offsets into the text, which has changed; without them it is read from end to end.
-            continue
-        lines.append(line)
+            lines.append("threshold=" + " ".join(repr(floor_float32(float(value))) for value in values.split(" ")))
+        elif name != "tree_sizes":
+            # tree_sizes are offsets into the text, which has changed; without them it is read from end to end.
+            lines.append(line)
     return lgb.Booster(model_str="\n".join(lines))
 
 
@@ -104,14 +91,6 @@ def floor_float32(value: float) -> float:
     """The largest float32 that is not above the value."""
     rounded = np.float32(value)
     return float(rounded if float(rounded) <= value else np.nextafter(rounded, np.float32(-np.inf)))
-
-
-def _missing_told(kind: int, threshold: float) -> int:
-    """The decision_type with NaN's side said outright."""
-    if kind & _MISSING == _MISSING_NAN:
-        return kind
-    left = _DEFAULT_LEFT if threshold >= 0.0 else 0
-    return (kind & ~_MISSING & ~_DEFAULT_LEFT) | _MISSING_NAN | left
 
 
 def _convert(booster: lgb.Booster, columns_count: int) -> onnx.ModelProto:

@@ -1,0 +1,120 @@
+"""Examples from the log."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from comity.decision.v1 import decision_events_pb2 as decision_pb2
+from comity.feedback.v1 import feedback_service_pb2 as pb
+
+from learning import dataset
+from learning.dataset import ExamplesBuilder, grade, groups_of, replay_examples
+from tests.unit.learning.world import FEATURE_SET, ReplayStub, Rewards, decision, outcome
+
+COLUMNS = ("a", "b")
+
+
+def built(rewards: Rewards, *decisions: decision_pb2.DecisionMade) -> dataset.Examples:
+    builder = ExamplesBuilder(COLUMNS, rewards, FEATURE_SET)
+    for one in decisions:
+        builder.add(one)
+    return builder.build()
+
+
+def test_only_what_was_shown_is_an_example() -> None:
+    """Rows are the slate's, in slate order, with the features that were logged; an unshown candidate is no negative."""
+    examples = built({"d1": {"7": 1.0}}, decision("d1", ["5", "6", "7", "8"], ["7", "5"]))
+    assert examples.item_ids == ("7", "5")
+    assert examples.matrix.tolist() == [[7.0, 7.5], [5.0, 5.5]]
+    assert examples.labels.tolist() == [1.0, 0.0]
+    assert examples.slots.tolist() == [0, 1]
+    assert examples.propensities.tolist() == [1.0, 0.5]
+    assert examples.groups.tolist() == [2]
+
+
+def test_rows_of_excluded_candidates_are_skipped() -> None:
+    """The matrix holds eligible candidates only: what is excluded before an item must not shift its row."""
+    made = decision("d1", ["5", "6", "7", "8"], ["8", "6"], excluded=["5", "7"])
+    assert built({"d1": {"6": 1.0}}, made).matrix.tolist() == [[8.0, 8.5], [6.0, 6.5]]
+
+
+def test_a_variant_has_its_own_row() -> None:
+    """An item with several variants is one candidate each; the slate names which."""
+    made = decision("d1", ["5", "6"], ["5"])
+    made.inputs.item_ids[:] = ["5", "5"]
+    made.inputs.variant_ids[:] = ["red", "blue"]
+    made.slate[0].variant_id = "blue"
+    assert built({"d1": {"5": 1.0}}, made).matrix.tolist() == [[6.0, 6.5]]
+
+
+def test_what_cannot_be_learned_from_is_counted() -> None:
+    """Fallbacks, other feature sets, decisions without features or without an answer: none is an example."""
+    unlogged = decision("d4", ["1"], ["1"])
+    unlogged.inputs.matrix = b""
+    other = decision("d5", ["1"], ["1"])
+    other.versions.feature_set = "features-0"
+    examples = built(
+        {name: {"1": 1.0} for name in ("d1", "d3", "d4", "d5")} | {"d6": {"9": 1.0}},
+        decision("d1", ["1"], ["1"]),
+        decision("d2", ["1"], ["1"]),
+        decision("d3", ["1"], ["1"], learnable=False),
+        unlogged,
+        other,
+        decision("d6", ["1", "9"], ["1"]),
+    )
+    counts = examples.counts
+    assert (counts.decisions, counts.used, counts.without_outcome) == (6, 1, 2)
+    assert (counts.not_learnable, counts.without_features, counts.other_feature_set) == (1, 1, 1)
+    assert examples.decision_ids == ("d1",)
+
+
+def test_a_recorded_decision_is_learned_from() -> None:
+    """Its slate was another system's and its propensities may be unknown; its features and answers are as good."""
+    made = decision("d1", ["1", "2"], ["2", "1"], learnable=False, origin=decision_pb2.ORIGIN_RECORDED)
+    assert built({"d1": {"1": 1.0}}, made).labels.tolist() == [0.0, 1.0]
+
+
+@pytest.mark.parametrize(("reward", "expected"), [(-1, 0), (0, 0), (0.2, 1), (1, 1), (1.6, 2), (3.2, 3), (900, 4)])
+def test_rewards_become_small_whole_grades(reward: float, expected: float) -> None:
+    """Something is at least 1, nothing is 0, and a large sale does not drown everything else."""
+    assert grade(reward) == expected
+
+
+def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More rows than a chunk holds come out as one matrix, in order."""
+    monkeypatch.setattr(dataset, "CHUNK_ROWS", 3)
+    decisions = [decision(f"d{n}", [str(n), str(n + 1)], [str(n), str(n + 1)]) for n in range(7)]
+    examples = built({f"d{n}": {str(n): 1.0} for n in range(7)}, *decisions)
+    assert examples.matrix[:, 0].tolist() == [float(n + k) for n in range(7) for k in (0, 1)]
+    assert examples.matrix.dtype == np.float32
+
+
+def test_parts_are_whole_decisions() -> None:
+    """A split never cuts a decision in two."""
+    decisions = [decision(f"d{n}", list("123")[: n % 3 + 1], list("123")[: n % 3 + 1]) for n in range(6)]
+    examples = built({f"d{n}": {"1": 1.0} for n in range(6)}, *decisions)
+    older, newer = examples.head(4), examples.tail(4)
+    assert older.decision_ids + newer.decision_ids == examples.decision_ids
+    assert older.rows_count + newer.rows_count == examples.rows_count
+    assert np.concatenate([older.matrix, newer.matrix]).tolist() == examples.matrix.tolist()
+    assert [rows.stop - rows.start for rows in groups_of(newer)] == newer.groups.tolist()
+
+
+async def test_the_log_is_replayed_for_what_people_allow() -> None:
+    """Outcomes first, then decisions, both for the purpose; an item's best answer counts; what is withheld is told."""
+    stub: Any = ReplayStub(
+        [decision("d1", ["1", "2"], ["1", "2"]), decision("d2", ["1"], ["1"])],
+        [outcome("d1", "2", 1.0), outcome("d1", "2", 3.0), outcome("d1", "2", 2.0)],
+        withheld=4,
+    )
+    told: list[int] = []
+    examples = await replay_examples(
+        stub, columns=COLUMNS, feature_set=FEATURE_SET, purpose="model_training", progress=told.append
+    )
+    assert [list(request.kinds) for request in stub.requests] == [
+        [pb.REPLAY_KIND_OUTCOME],
+        [pb.REPLAY_KIND_DECISION],
+    ]
+    assert {request.purpose for request in stub.requests} == {"model_training"}
+    assert examples.labels.tolist() == [0.0, 3.0]
+    assert (examples.counts.withheld, examples.counts.decisions, told[-1]) == (8, 2, 2)

@@ -1,0 +1,73 @@
+"""Fitting."""
+
+import numpy as np
+import pytest
+
+from learning.errors import LearningError
+from learning.train import TrainPlan, feature_names, fit, mean_ndcg
+from tests.unit.learning.world import examples, preferences
+
+SMALL = TrainPlan(params={"min_data_in_leaf": 5}, rounds_max=40, patience=10)
+
+
+def test_a_preference_is_learned() -> None:
+    """On decisions it has not seen it ranks far better than chance."""
+    trained = fit(examples(*preferences(1), group=8), SMALL)
+    unseen = examples(*preferences(2), group=8)
+    by_model = mean_ndcg(unseen, trained.booster.predict(unseen.matrix))["ndcg@5"]
+    by_chance = mean_ndcg(unseen, np.random.default_rng(3).random(unseen.rows_count))["ndcg@5"]
+    assert by_model > by_chance + 0.2
+    assert trained.held_out_ndcg10 is not None
+    assert trained.held_out_ndcg10 > by_chance
+
+
+def test_the_same_examples_give_the_same_trees() -> None:
+    """Fitting twice is repeatable, to the byte."""
+    first, second = (fit(examples(*preferences(1), group=8), SMALL).booster.model_to_string() for _ in range(2))
+    assert first == second
+
+
+def test_what_makes_a_fit_repeatable_cannot_be_overridden() -> None:
+    """A caller's parameters go over the defaults, but not over seed and determinism."""
+    wild = TrainPlan(params={**SMALL.params, "seed": 1, "deterministic": False}, rounds=5)
+    tame = TrainPlan(params=SMALL.params, rounds=5)
+    data = examples(*preferences(1), group=8)
+    assert fit(data, wild).booster.model_to_string() == fit(data, tame).booster.model_to_string()
+
+
+def test_few_decisions_are_fitted_without_being_measured() -> None:
+    """Too few to hold some out: a fixed number of trees, and no figure that means nothing."""
+    matrix, labels = preferences(1, groups=10)
+    trained = fit(examples(matrix, labels, group=8))
+    assert trained.held_out_ndcg10 is None
+    assert trained.rounds > 0
+
+
+def test_nothing_to_learn_from_is_said() -> None:
+    """Without a single answered decision there is no model."""
+    empty = examples(np.empty((0, 3), dtype=np.float32), np.empty(0, dtype=np.float32), group=1)
+    with pytest.raises(LearningError, match="reward"):
+        fit(empty)
+
+
+def test_the_model_takes_every_column() -> None:
+    """A column that never varies is not split on, and is still a column of the input."""
+    matrix, labels = preferences(1)
+    matrix[:, 2] = 1.0
+    assert fit(examples(matrix, labels, group=8), SMALL).booster.num_feature() == matrix.shape[1]
+
+
+def test_progress_is_told() -> None:
+    """Trees grown, of the most there can be."""
+    told: list[tuple[int, int]] = []
+    fit(
+        examples(*preferences(1), group=8),
+        TrainPlan(params=SMALL.params, rounds=3),
+        progress=lambda *args: told.append(args),
+    )
+    assert told == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_names_are_those_lightgbm_takes() -> None:
+    """Column names may hold what LightGBM refuses."""
+    assert feature_names(("genre=sci-fi", "rate[click]")) == ("genre_sci-fi", "rate_click_")
