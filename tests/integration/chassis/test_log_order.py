@@ -7,6 +7,7 @@ from dataclasses import replace
 import asyncpg
 import pytest
 
+from cli.stack.servers import Servers
 from services.chassis import eventstore
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.events import ORIGIN, Append, Appended, LogPosition, RecordedEvent
@@ -327,3 +328,37 @@ async def test_erasure_that_says_so_may_delete(pool: Pool, store: PostgresEventS
         await connection.execute("SET LOCAL comity.erasing = 'on'")
         await connection.execute("DELETE FROM events")
     assert await store.read_stream("s") == []
+
+
+async def test_killed_server_loses_nothing_acknowledged(store: PostgresEventStore, servers: Servers) -> None:
+    """SIGKILL of Postgres in the middle of traffic: what was acknowledged is in the log, once, and writers go on."""
+    acknowledged: set[str] = set()
+    stop = asyncio.Event()
+
+    async def write(writer: int) -> None:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            (result,) = await asyncio.gather(store.append(new_append(f"{writer}/{number}")), return_exceptions=True)
+            if isinstance(result, Appended):
+                acknowledged.add(f"{writer}/{number}")
+            else:
+                assert isinstance(result, ServiceError)
+
+    async def more() -> bool:
+        return len(acknowledged) >= reached
+
+    writers = [asyncio.create_task(write(writer)) for writer in range(8)]
+    for _ in range(3):
+        reached = len(acknowledged) + 50
+        await eventually(more)
+        await servers.postgres.process.kill()
+        await servers.postgres.start(may_move=False)
+    reached = len(acknowledged) + 50
+    await eventually(more)
+    stop.set()
+    await asyncio.gather(*writers)
+    await store.drain()
+    recorded_ids = [event.stream_id for event in await store.read_log(ORIGIN, limit=1_000_000)]
+    assert len(recorded_ids) == len(set(recorded_ids))
+    assert acknowledged <= set(recorded_ids)
