@@ -8,9 +8,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 from unittest.mock import patch
 
+import services.decision.main as wiring
 from services.chassis.gather import Gatherer, Load
+from services.chassis.lifecycle import run
 from services.decision import clients
-from services.decision import main as wiring
 
 
 class Joining(Gatherer[Any, Any]):
@@ -37,4 +38,4 @@ class Joining(Gatherer[Any, Any]):
 
 if __name__ == "__main__":
     with patch.object(clients, "Gatherer", Joining):
-        wiring.main()
+        run("decision", wiring.Settings, wiring.build)

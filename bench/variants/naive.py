@@ -6,13 +6,14 @@ from datetime import datetime
 from typing import Any
 from unittest.mock import patch
 
+import services.decision.main as wiring
 from services.chassis import eventstore, group_commit
 from services.chassis.gather import Load
+from services.chassis.lifecycle import run
 from services.decision import clients
-from services.decision import main as wiring
 from services.decision.domain.request import Person
 from services.decision.handlers.people import Known, People
-from services.decision.handlers.stages import PREFETCHED_BY, Budget
+from services.decision.handlers.stages import PREFETCHED_BY, Budget, within
 
 
 class OneByOne:
@@ -48,10 +49,10 @@ class Serial(People):
         as_of: datetime,
     ) -> Known:
         until_s = budget.at(PREFETCHED_BY)
-        consent = await self._stage("consent", self._consent.evaluate(person.members, purposes), until_s)
-        features = await self._stage("features", self._features.read(feature_set_version, person, as_of), until_s)
+        consent = await within("consent", self._consent.evaluate(person.members, purposes), until_s)
+        features = await within("features", self._features.read(feature_set_version, person, as_of), until_s)
         if key is not None:
-            await self._stage("key", key, until_s)
+            await within("key", key, until_s)
         return Known(
             identity=known.identity,
             consent=consent.outcome,
@@ -79,4 +80,4 @@ if __name__ == "__main__":
         patch.object(eventstore, "GroupCommit", InsertEach),
         patch.object(wiring, "People", Serial),
     ):
-        wiring.main()
+        run("decision", wiring.Settings, wiring.build)
