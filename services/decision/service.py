@@ -47,7 +47,10 @@ class DecisionService(pb_grpc.DecisionServiceServicer):
     ) -> pb.RecordDecisionsResponse:
         """Record slates of another system."""
         results = await self._record([past_from_pb(decision) for decision in request.decisions])
-        return pb.RecordDecisionsResponse(results=[past_result_to_pb(result) for result in results])
+        position = max(result.position for result in results)
+        return pb.RecordDecisionsResponse(
+            results=[past_result_to_pb(result) for result in results], position=to_position(position)
+        )
 
     async def GetDecision(self, request: pb.GetDecisionRequest, context: Context) -> pb.GetDecisionResponse:  # noqa: N802
         """Give a decision as it was logged."""

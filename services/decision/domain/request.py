@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from services.chassis.events import LogPosition
+from services.chassis.events import ORIGIN, LogPosition
 from services.decision.domain.ladder import Choice
 from services.decision.domain.layout import Subject
 from services.decision.domain.record import Versions
@@ -144,6 +144,7 @@ class PastResult:
 
     Args:
         scores: the active model's, one an item; empty where it could not score, for *fallback_reason*.
+        position: of its record; ORIGIN where it had been recorded before.
     """
 
     external_id: str
@@ -151,3 +152,4 @@ class PastResult:
     already_recorded: bool
     scores: Sequence[float]
     fallback_reason: FallbackReason
+    position: LogPosition = ORIGIN

@@ -9,12 +9,13 @@ import numpy as np
 
 from services.chassis.clock import Clock
 from services.chassis.errors import Kind, ServiceError, invalid
+from services.chassis.events import ORIGIN
 from services.chassis.gather import Load
 from services.decision.domain.candidates import offer_of
-from services.decision.domain.ladder import Choice, Inputs, Slate, is_holdout, score_by_column
+from services.decision.domain.ladder import Candidates, Choice, Inputs, Slate, is_holdout, known_scores, score_by_column
 from services.decision.domain.layout import Floats
 from services.decision.domain.plan import CompiledSite, Plan
-from services.decision.domain.record import DecisionRecord, Evidence, sealed_with_digest
+from services.decision.domain.record import DecisionRecord, Evidence
 from services.decision.domain.request import Consent, PastDecision, PastResult, Person, Profile
 from services.decision.domain.serving import Serving
 from services.decision.domain.vocabulary import Activation, Exclusion, FallbackReason, Origin, Reason, StageOutcome
@@ -82,7 +83,7 @@ class RecordDecisions:
                 records += await asyncio.to_thread(self._compute, serving, site, part)
             return list(
                 await asyncio.gather(
-                    *(self._record(decision, record) for decision, record in zip(decisions, records, strict=True))
+                    *(self._record(serving, each, record) for each, record in zip(found, records, strict=True))
                 )
             )
 
@@ -142,9 +143,9 @@ class RecordDecisions:
             evidence = Evidence(subject, profile.position, position)
             ranker, scores, model = _score(serving, plan, matrix)
         inputs = Inputs(
-            item_ids=offer.item_ids,
-            variant_ids=offer.variant_ids,
-            exclusions=np.full(len(offer.item_ids), Exclusion.NONE, dtype=np.uint8),
+            candidates=Candidates(
+                offer.item_ids, offer.variant_ids, np.full(len(offer.item_ids), Exclusion.NONE, dtype=np.uint8)
+            ),
             slate_size=len(offer.item_ids),
             identity=StageOutcome.OK,
             consent=StageOutcome.OK,
@@ -154,7 +155,7 @@ class RecordDecisions:
             matrix=matrix,
             scores=scores,
         )
-        record = DecisionRecord(
+        return DecisionRecord(
             decision_id=self._keys.decision_id("recorded", decision.external_id),
             placement_id=decision.placement_id,
             subject_id=person.subject_id,
@@ -177,25 +178,24 @@ class RecordDecisions:
             budget_ms=0,
             request_digest=decision.digest,
         )
-        return sealed_with_digest(record)
 
-    async def _record(self, decision: PastDecision, record: DecisionRecord) -> PastResult:
+    async def _record(self, serving: Serving, found: _Found, record: DecisionRecord) -> PastResult:
         """Put it into the log, or find what is there."""
-        already = False
+        position, scores, reason = ORIGIN, record.inputs.scores, record.choice.fallback_reason
         try:
-            await self._log.add(record)
+            position = await self._log.add(record)
         except ServiceError as error:
             stored = await self._log.find(record.decision_id) if error.kind is Kind.CONFLICT else None
             if stored is None:
                 raise
-            record, already = stored, True
-        scores = record.inputs.scores
+            scores, reason = _score_again(serving, found, stored)
         return PastResult(
-            external_id=decision.external_id,
+            external_id=found.decision.external_id,
             decision_id=record.decision_id,
-            already_recorded=already,
+            already_recorded=position == ORIGIN,
             scores=() if scores is None else scores.tolist(),
-            fallback_reason=record.choice.fallback_reason,
+            fallback_reason=reason,
+            position=position,
         )
 
 
@@ -220,6 +220,18 @@ def _score(serving: Serving, plan: Plan, matrix: Floats) -> tuple[StageOutcome, 
     return StageOutcome.OK, scores, ranker.version
 
 
+def _score_again(serving: Serving, found: _Found, stored: DecisionRecord) -> tuple[Floats | None, FallbackReason]:
+    """The active ranker's scores of what was recorded before, by its own features, where they may still be used."""
+    matrix, allowed = stored.inputs.matrix, found.permission.allowed
+    if found.profile is None or matrix is None or not allowed.issuperset(stored.allowed_purposes):
+        return None, FallbackReason.NO_CONSENT
+    assert serving.compiled is not None, "checked by _admit"
+    if stored.versions.feature_set != serving.compiled.layout.feature_set.version:
+        return None, FallbackReason.MODEL_UNAVAILABLE
+    _, scores, _ = _score(serving, found.plan, matrix)
+    return scores, FallbackReason.UNSPECIFIED if scores is not None else FallbackReason.MODEL_UNAVAILABLE
+
+
 def _choice(decision: PastDecision, inputs: Inputs) -> Choice:
     """The slate as it was shown.
 
@@ -229,8 +241,8 @@ def _choice(decision: PastDecision, inputs: Inputs) -> Choice:
     count = len(decision.item_ids)
     slate = Slate(
         item_ids=decision.item_ids,
-        variant_ids=inputs.variant_ids,
-        scores=[0.0] * count if inputs.scores is None else np.nan_to_num(inputs.scores, nan=0.0).tolist(),
+        variant_ids=inputs.candidates.variant_ids,
+        scores=[0.0] * count if inputs.scores is None else known_scores(inputs.scores),
         propensities=list(decision.propensities) or [0.0] * count,
     )
     reason = FallbackReason.UNSPECIFIED
