@@ -7,6 +7,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import asyncpg
 
 import services
+from cli.stack.external import shown
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.migrations import CHASSIS, MigrationError, migrate
 
@@ -30,15 +31,26 @@ async def provision(admin_url: str, passwords: Mapping[str, str]) -> dict[str, s
     Args:
         admin_url: of a role that may create roles and databases.
         passwords: of each service's role.
+
+    Raises:
+        ServiceError: FAILED_PRECONDITION when the role may not, or Postgres does not answer.
     """
-    connection = await asyncpg.connect(admin_url, timeout=10.0, command_timeout=ADMIN_TIMEOUT_S)
     try:
-        for service, password in passwords.items():
-            name = database_name(service)
-            await ensure_role(connection, name, password)
-            await ensure_database(connection, name, owner=name)
-    finally:
-        await connection.close(timeout=5.0)
+        connection = await asyncpg.connect(admin_url, timeout=10.0, command_timeout=ADMIN_TIMEOUT_S)
+        try:
+            for service, password in passwords.items():
+                name = database_name(service)
+                await ensure_role(connection, name, password)
+                await ensure_database(connection, name, owner=name)
+        finally:
+            await connection.close(timeout=5.0)
+    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        raise ServiceError(
+            Kind.FAILED_PRECONDITION,
+            "PROVISIONING_FAILED",
+            f"roles and databases could not be made at {shown(admin_url)}: {error}; "
+            "its role must be allowed to log in and to create both",
+        ) from error
     return {service: url_for(admin_url, database_name(service), password) for service, password in passwords.items()}
 
 

@@ -65,6 +65,7 @@ class Stack:
         self._disposable = disposable
         self._progress = progress or (lambda _: None)
         self._lock = ExitStack()
+        self._held = False
         self._state = State(stack_id="")
         self._servers: dict[str, Server] = {}
         self._processes: dict[str, Process] = {}
@@ -134,7 +135,7 @@ class Stack:
             ServiceError: what is wrong and how to mend it.
         """
         self.data_dir.create()
-        self._lock.enter_context(self.data_dir.exclusive())
+        self._hold()
         try:
             self._load()
             ran_before = {name for name, process in self._processes.items() if process.alive()}
@@ -145,21 +146,20 @@ class Stack:
                 await self._stop_all(except_for=ran_before)
                 raise
         except BaseException:
-            self._lock.close()
+            self._release()
             raise
         if not self._tied:
             self._let_go()
 
     async def stop(self) -> None:
         """Stop everything that runs, what was started last first. External servers are left alone."""
-        if not self._processes:
-            self._lock.enter_context(self.data_dir.exclusive())
+        self._hold()
         try:
             if not self._processes:
                 self._load()
             await self._stop_all()
         finally:
-            self._lock.close()
+            self._release()
 
     async def take_over(self, service: str) -> Command:
         """Start the servers and write this process down as the service; the command that it is to become."""
@@ -363,9 +363,20 @@ class Stack:
         self._save()
 
     def _let_go(self) -> None:
+        """Leave everything to itself, for `comity up` to end."""
         for process in self._processes.values():
             process.release()
+        self._release()
+
+    def _hold(self) -> None:
+        """Keep other processes from changing the data directory."""
+        if not self._held:
+            self._lock.enter_context(self.data_dir.exclusive())
+            self._held = True
+
+    def _release(self) -> None:
         self._lock.close()
+        self._held = False
 
     def _forget(self, name: str) -> None:
         if self._state.processes.pop(name, None):
