@@ -19,6 +19,7 @@ from cli.bundle import Bundle, apply_bundle, load_bundle
 from cli.commands_log import progress_bar, replay_many
 from cli.connections import Services
 from cli.demo.browsing import (
+    BUDGET_MS,
     CALL_TIMEOUT_S,
     DECIDE_DEADLINE_S,
     PLACEMENTS,
@@ -26,6 +27,7 @@ from cli.demo.browsing import (
     Backend,
     Plan,
     Shown,
+    can_be_answered,
 )
 from cli.demo.findings import Findings, Story
 from cli.demo.log import click_rates, read_log, wait_joined
@@ -96,9 +98,10 @@ async def run_demo(request: DemoRequest, *, quiet: bool = False) -> Findings:
     await make_room(request.data_dir)
     with progress_bar(quiet=quiet) as bar:
         starting = bar.add_task("starting", total=None)
-        env = {name: {f"COMITY_{name.upper()}_TRACE_RATIO": TRACE_RATIO} for name in SERVICES}
         stack = Stack(
-            request.data_dir, env=env, progress=lambda text: bar.update(starting, description=f"starting {text}")
+            request.data_dir,
+            env=_settings(),
+            progress=lambda text: bar.update(starting, description=f"starting {text}"),
         )
         async with stack, _connected(stack, bundle) as (services, client):
             bar.remove_task(starting)
@@ -160,7 +163,7 @@ class Demo:
     async def _learn(self) -> None:
         """Train on what came back, activate, and wait until it decides."""
         task = self._bar.add_task("outcomes are joined", total=None)
-        await wait_joined(self._services, self._backend.journal.answered_clicks)
+        await wait_joined(self._services, self._backend.journal.answers)
         stubs = LearningServices(self._services.feedback, self._services.features, self._services.release)
         try:
             report = await train(
@@ -278,19 +281,28 @@ class Demo:
     async def _measure(self) -> None:
         """Click rates from the log, for those who agreed, once there was a model."""
         task = self._bar.add_task("reading the log", total=None)
-        await wait_joined(self._services, self._backend.journal.answered_clicks)
+        await wait_joined(self._services, self._backend.journal.answers)
         log = await read_log(self._services)
-        # Stories are no part of the experiment: nobody looked at them. Answers without a token were late; clicks on
-        # them cannot be proven to belong to them, so they are left out in both arms alike.
+        # Stories are no part of the experiment: nobody looked at them. Clicks on answers that were late, or for whom
+        # was not known, cannot be joined to them, so those are left out, in both arms alike.
         stories = {story.decision.decision_id for story in self._found.stories}
         asked = {
             shown.decision.decision_id: shown.visitor
             for shown in self._backend.journal.shown
             if shown.phase == 2 and shown.consent is Consent.GIVEN and shown.decision.placement_id == PLACEMENTS[0]
-            if shown.decision.exposure_token and shown.decision.decision_id not in stories
+            if can_be_answered(shown.decision) and shown.decision.decision_id not in stories
         }
         self._found.rates = click_rates(log, self._shop, asked)
         self._bar.remove_task(task)
+
+
+def _settings() -> dict[str, dict[str, str]]:
+    """Settings of the services over their defaults; consent's Revoke waits as long as a Decide may take."""
+    settings = {name: {f"COMITY_{name.upper()}_TRACE_RATIO": TRACE_RATIO} for name in SERVICES}
+    settings["decision"]["COMITY_DECISION_BUDGET_MS_MAX"] = str(BUDGET_MS)
+    settings["consent"]["COMITY_CONSENT_DECIDE_BUDGET_MS_MAX"] = str(BUDGET_MS)
+    settings["consent"]["COMITY_CONSENT_EVALUATE_TIMEOUT_MS"] = str(BUDGET_MS // 2)
+    return settings
 
 
 @asynccontextmanager
