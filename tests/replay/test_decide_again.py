@@ -12,11 +12,22 @@ from hypothesis import strategies as st
 from services.decision.domain.ladder import Inputs
 from services.decision.domain.layout import Floats, Subject
 from services.decision.domain.plan import CompiledSite
-from services.decision.domain.record import DecisionRecord, Evidence, sealed_with_digest
+from services.decision.domain.record import DecisionRecord, Evidence
 from services.decision.domain.replay import Pinned, decide_again
 from services.decision.domain.site import Item
 from services.decision.domain.vocabulary import FallbackReason, Origin, Reason, StageOutcome
-from tests.unit.decision.world import ITEMS, PLACEMENT, POLICY, SEED_KEY, SEED_KEY_ID, SUBJECT, decide, model, site
+from tests.unit.decision.world import (
+    ITEMS,
+    PLACEMENT,
+    POLICY,
+    SEED_KEY,
+    SEED_KEY_ID,
+    SUBJECT,
+    decide,
+    model,
+    site,
+    with_digest,
+)
 
 SITE = site(policy=replace(POLICY, eligibility="item.attributes.price < context.limit"))
 CONTEXT = {"limit": 4.0, "hour": 20.0}
@@ -25,7 +36,7 @@ decision_ids = st.text("0123456789abcdef", min_size=32, max_size=32)
 
 def pinned(record: DecisionRecord, compiled: CompiledSite = SITE, **changes: Any) -> Pinned:
     by_id: dict[str, Item] = {item.id: item for item in ITEMS}
-    items = [by_id.get(item_id) for item_id in record.inputs.item_ids]
+    items = [by_id.get(item_id) for item_id in record.inputs.candidates.item_ids]
     return replace(Pinned(compiled, items, model, SEED_KEY, SEED_KEY_ID), **changes)
 
 
@@ -96,7 +107,7 @@ def test_a_flipped_feature_that_was_digested_again_is_caught_by_the_matrix(value
     record = ranked()
     if value == 0:
         subject = Subject(flipped(SUBJECT.vector, value, bit), SUBJECT.states)
-        forged = sealed_with_digest(replace(record, evidence=Evidence(subject)))
+        forged = with_digest(replace(record, evidence=Evidence(subject)))
         assert any("visits" in difference for difference in decide_again(forged, pinned(record)).differences)
 
 
@@ -131,7 +142,7 @@ CHANGES: list[tuple[str, Callable[[DecisionRecord], DecisionRecord]]] = [
     ("slate.item_ids", lambda r: with_slate(r, item_ids=[*r.choice.slate.item_ids[::-1]])),
     ("slate.propensities", lambda r: with_slate(r, propensities=[0.5, 0.5, 0.5])),
     ("slate.scores", lambda r: with_slate(r, scores=[0.0, 0.0, 0.0])),
-    ("inputs.exclusions[5]", lambda r: with_inputs(r, exclusions=np.array([1, 0, 4, 0, 2, 1], np.uint8))),
+    ("inputs.exclusions[5]", lambda r: with_exclusions(r, [1, 0, 4, 0, 2, 1])),
     ("inputs.digest", lambda r: with_inputs(r, slate_size=2)),
     ("fallback_reason", lambda r: with_inputs(r, late=True)),
     ("inputs.scores", lambda r: with_inputs(r, scores=None)),
@@ -151,7 +162,7 @@ def test_a_change_to_the_record_is_named(field: str, change: Callable[[DecisionR
 def test_items_that_the_pinned_rules_judge_otherwise_are_named() -> None:
     """Eligibility is checked again by the pinned rules and items."""
     record = ranked()
-    items = [replace(ITEMS[0], retired=True)] * len(record.inputs.item_ids)
+    items = [replace(ITEMS[0], retired=True)] * len(record.inputs.candidates.item_ids)
     differences = decide_again(record, pinned(record, items=items)).differences
     assert any("RETIRED" in difference for difference in differences)
 
@@ -174,6 +185,11 @@ def flipped(values: Floats, index: int, bit: int) -> Floats:
 
 def with_slate(record: DecisionRecord, **changes: Any) -> DecisionRecord:
     return replace(record, choice=replace(record.choice, slate=replace(record.choice.slate, **changes)))
+
+
+def with_exclusions(record: DecisionRecord, exclusions: list[int]) -> DecisionRecord:
+    candidates = replace(record.inputs.candidates, exclusions=np.array(exclusions, np.uint8))
+    return with_inputs(record, candidates=candidates)
 
 
 def with_inputs(record: DecisionRecord, **changes: Any) -> DecisionRecord:

@@ -72,10 +72,10 @@ def _consent(record: DecisionRecord, plan: Plan) -> str:
 
 
 def _eligible(record: DecisionRecord) -> str:
-    counts = Counter(Exclusion(value).name for value in record.inputs.exclusions.tolist())
+    counts = Counter(Exclusion(value).name for value in record.inputs.candidates.exclusions.tolist())
     eligible = counts.pop(Exclusion.NONE.name, 0)
     excluded = "".join(f"; {count} {name}" for name, count in sorted(counts.items()))
-    return f"{eligible} of {len(record.inputs.item_ids)} candidates{excluded}"
+    return f"{eligible} of {len(record.inputs.candidates.item_ids)} candidates{excluded}"
 
 
 def _scored(record: DecisionRecord) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# A double has 53 bits of mantissa: the coin takes the raw draw's upper 53.
+# A double has 53 bits of mantissa: the coin takes the upper 53 of 64.
 _COIN_SHIFT = 11
 _COIN_SCALE = 2.0**-53
 
@@ -46,21 +46,22 @@ def draw_slate(candidates_count: int, slate_size: int, epsilon: float, seed: byt
     shown_count = min(slate_size, candidates_count)
     if epsilon <= 0.0:
         return Drawn(list(range(shown_count)), [1.0] * shown_count, False, 0.0)
-    stream = np.random.Philox(key=np.frombuffer(seed[:16], dtype="<u8").astype(np.uint64))
-    coin = (int(stream.random_raw()) >> _COIN_SHIFT) * _COIN_SCALE
+    # The coin is bits of the HMAC that Philox is not keyed with: most slates are ranked and need no stream at all.
+    coin = (int.from_bytes(seed[16:24], "little") >> _COIN_SHIFT) * _COIN_SCALE
     explored = coin < epsilon
-    order = _permutation_head(stream, candidates_count, shown_count) if explored else list(range(shown_count))
+    order = _permutation_head(seed[:16], candidates_count, shown_count) if explored else list(range(shown_count))
     by_chance = epsilon / candidates_count
-    ranked = min(1.0, by_chance + 1.0 - epsilon)
+    ranked = min(1.0, by_chance + (1.0 - epsilon))
     propensities = [ranked if place == slot else by_chance for slot, place in enumerate(order)]
     return Drawn(order, propensities, explored, coin)
 
 
-def _permutation_head(stream: np.random.Philox, count: int, head_count: int) -> list[int]:
+def _permutation_head(key: bytes, count: int, head_count: int) -> list[int]:
     """The first *head_count* of a uniform permutation of range(count): Fisher and Yates, stopped early.
 
     A 64-bit draw scaled to at most 1,000 choices is off uniform by less than 2^-54, below what a double can tell.
     """
+    stream = np.random.Philox(key=np.frombuffer(key, dtype="<u8").astype(np.uint64))
     places = list(range(count))
     for slot, raw in enumerate(stream.random_raw(head_count).tolist()):
         other = slot + (raw * (count - slot) >> 64)

@@ -6,7 +6,7 @@ therefore take the same rung.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 import numpy as np
@@ -17,10 +17,12 @@ from services.decision.domain.layout import Floats, Integers
 from services.decision.domain.plan import Plan
 from services.decision.domain.rules import Verdict
 from services.decision.domain.site import Context
-from services.decision.domain.vocabulary import Exclusion, FallbackReason, Level, Reason, StageOutcome
+from services.decision.domain.vocabulary import FallbackReason, Level, Reason, StageOutcome
 
 # Ranker and log come last: while they have not ended they count as stages that will end well.
 _WELL_SO_FAR = (StageOutcome.OK, StageOutcome.UNSPECIFIED)
+# Looked up once: Python 3.11 takes half a microsecond to find a member of an enumeration.
+_OK, _SKIPPED, _YES = StageOutcome.OK, StageOutcome.SKIPPED, Verdict.YES
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,20 +43,35 @@ class Facts:
 
 
 @dataclass(frozen=True, slots=True)
-class Inputs:
-    """What a slate is computed from; entry k of every list belongs to candidate k.
+class Candidates:
+    """What could be shown; entry k of every list belongs to candidate k.
 
     Args:
         exclusions: an Exclusion a candidate.
+        eligible: indices of the candidates that have none, in order; found here, once.
+    """
+
+    item_ids: Sequence[str]
+    variant_ids: Sequence[str]
+    exclusions: Exclusions
+    eligible: Integers = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "eligible", np.flatnonzero(self.exclusions == 0))
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a slate is computed from.
+
+    Args:
         matrix: float32, eligible candidates in order × columns; None where nothing was to be scored.
         scores: float32, one an eligible candidate; None where nothing was scored.
         popularity: float32, one an eligible candidate; None where it was not needed, or not known.
         late: the answer was not ready inside the budget.
     """
 
-    item_ids: Sequence[str]
-    variant_ids: Sequence[str]
-    exclusions: Exclusions
+    candidates: Candidates
     slate_size: int
     identity: StageOutcome = StageOutcome.UNSPECIFIED
     consent: StageOutcome = StageOutcome.UNSPECIFIED
@@ -65,11 +82,6 @@ class Inputs:
     matrix: Floats | None = None
     scores: Floats | None = None
     popularity: Floats | None = None
-
-    @property
-    def eligible(self) -> Integers:
-        """Indices of the eligible candidates, in order."""
-        return np.flatnonzero(self.exclusions == Exclusion.NONE)
 
 
 class Kind(Enum):
@@ -168,6 +180,11 @@ def score_by_column(plan: Plan, matrix: Floats) -> Floats:
     return np.ascontiguousarray(matrix[:, plan.column])
 
 
+def known_scores(scores: Floats) -> list[float]:
+    """The scores, 0 where there is none: a column that ranks may be unknown for an item."""
+    return [0.0 if score != score else score for score in scores.tolist()]
+
+
 def _unasked(plan: Plan, inputs: Inputs) -> Rung | None:
     """The rung where there is nothing to ask, or no time or log left for an answer."""
     if plan.placement.disabled:
@@ -189,7 +206,7 @@ def _unprofiled(plan: Plan, facts: Facts, inputs: Inputs) -> Rung | None:
         if plan.placement.popular_without_consent:
             return Rung(Kind.POPULAR, Reason.POPULAR, refused)
         return Rung(Kind.DEFAULT, Reason.DEFAULT, refused)
-    if facts.audience is not Verdict.YES:
+    if facts.audience is not _YES:
         missed = facts.audience is Verdict.NO
         return Rung(Kind.DEFAULT, Reason.DEFAULT if missed else Reason.ERROR)
     if facts.holdout:
@@ -200,9 +217,9 @@ def _unprofiled(plan: Plan, facts: Facts, inputs: Inputs) -> Rung | None:
 def _consent_refusal(plan: Plan, facts: Facts, inputs: Inputs) -> FallbackReason | None:
     if facts.do_not_personalize:
         return FallbackReason.DO_NOT_PERSONALIZE
-    if inputs.identity is not StageOutcome.OK:
+    if inputs.identity is not _OK:
         return FallbackReason.IDENTITY_UNAVAILABLE
-    if inputs.consent is not StageOutcome.OK:
+    if inputs.consent is not _OK:
         return FallbackReason.CONSENT_UNAVAILABLE
     if not plan.purposes <= facts.allowed:
         return FallbackReason.NO_CONSENT
@@ -211,11 +228,11 @@ def _consent_refusal(plan: Plan, facts: Facts, inputs: Inputs) -> FallbackReason
 
 def _unscored(inputs: Inputs) -> Rung | None:
     """The rung where there is nobody to rank, or nothing to rank by."""
-    if not (inputs.exclusions == Exclusion.NONE).any():
+    if not len(inputs.candidates.eligible):
         return Rung(Kind.DEFAULT, Reason.DEFAULT, FallbackReason.NO_ELIGIBLE_CANDIDATES)
-    if inputs.features is not StageOutcome.OK:
+    if inputs.features is not _OK:
         return Rung(Kind.POPULAR, Reason.POPULAR, FallbackReason.FEATURES_UNAVAILABLE)
-    if inputs.ranker is StageOutcome.SKIPPED:
+    if inputs.ranker is _SKIPPED:
         return Rung(Kind.COLD, Reason.POPULAR, FallbackReason.MODEL_UNAVAILABLE)
     if inputs.ranker not in _WELL_SO_FAR:
         return Rung(Kind.POPULAR, Reason.POPULAR, FallbackReason.MODEL_UNAVAILABLE)
@@ -229,7 +246,7 @@ def choose_ranked(plan: Plan, inputs: Inputs, seed: bytes) -> Choice:
     ranking = order_by(scores)
     drawn = draw_slate(len(ranking), inputs.slate_size, plan.policy.epsilon, seed)
     places = ranking[drawn.order]
-    slate = _slate(inputs, places, np.nan_to_num(scores[places], nan=0.0).tolist(), drawn.propensities)
+    slate = _slate(inputs, places, known_scores(scores[places]), drawn.propensities)
     reason = Reason.EXPLORED if drawn.explored else Reason.RANKED
     return Choice(slate, reason, FallbackReason.UNSPECIFIED, learnable=True, coin=drawn.coin)
 
@@ -258,10 +275,11 @@ def _popular(inputs: Inputs, rung: Rung) -> Choice:
 
 def _slate(inputs: Inputs, places: Integers, scores: list[float], propensities: list[float]) -> Slate:
     """Entries for these places among the eligible candidates."""
-    chosen = inputs.eligible[places].tolist()
+    candidates = inputs.candidates
+    chosen = candidates.eligible[places].tolist()
     return Slate(
-        item_ids=[inputs.item_ids[k] for k in chosen],
-        variant_ids=[inputs.variant_ids[k] for k in chosen],
+        item_ids=[candidates.item_ids[k] for k in chosen],
+        variant_ids=[candidates.variant_ids[k] for k in chosen],
         scores=scores,
         propensities=propensities,
     )

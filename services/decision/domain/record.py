@@ -15,6 +15,8 @@ from services.decision.domain.site import ContextFact
 from services.decision.domain.vocabulary import Activation, Level, Origin, StageOutcome
 
 _FIXED = struct.Struct("<IIBBBBBBd")
+# Lengths before contents, so that no byte can move from one part to the next.
+_LENGTHS = struct.Struct("<8I")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ class DecisionRecord:
         member_id: whom the fact is recorded under; its data key seals the record.
         allowed_purposes: of those asked for, sorted.
         context: facts that a rule or a column reads; nothing else of the request's context.
-        digest: of the inputs and the evidence, see digest_of.
+        digest: of the inputs and the evidence as it was logged, see digest_of; empty before that.
         recorded_slate: the slate as another system showed it; None for our own.
     """
 
@@ -80,21 +82,16 @@ class DecisionRecord:
     digest: bytes = field(default=b"")
 
 
-def sealed_with_digest(record: DecisionRecord) -> DecisionRecord:
-    """The record with the digest of what it was computed from."""
-    return replace(record, digest=digest_of(record))
-
-
 def digest_of(record: DecisionRecord) -> bytes:
     """SHA-256 over the inputs, the evidence and the draw.
 
     A tree model maps many matrices to the same scores: scoring again cannot show every flipped bit, this does.
     """
-    inputs, subject = record.inputs, record.evidence.subject
+    inputs, subject, candidates = record.inputs, record.evidence.subject, record.inputs.candidates
     parts = (
-        "\0".join(inputs.item_ids).encode(),
-        "\0".join(inputs.variant_ids).encode(),
-        inputs.exclusions.tobytes(),
+        "\0".join(candidates.item_ids).encode(),
+        "\0".join(candidates.variant_ids).encode(),
+        candidates.exclusions.tobytes(),
         b"" if subject is None else float_bytes(subject.vector),
         b"" if subject is None else subject.states,
         float_bytes(inputs.matrix),
@@ -102,13 +99,9 @@ def digest_of(record: DecisionRecord) -> bytes:
         float_bytes(inputs.popularity),
     )
     stages = (inputs.identity, inputs.consent, inputs.features, inputs.ranker, inputs.log)
-    digest = hashlib.sha256(
-        _FIXED.pack(len(inputs.item_ids), inputs.slate_size, *stages, inputs.late, record.choice.coin)
-    )
-    for part in parts:
-        digest.update(len(part).to_bytes(4, "little"))
-        digest.update(part)
-    return digest.digest()
+    fixed = _FIXED.pack(len(candidates.item_ids), inputs.slate_size, *stages, inputs.late, record.choice.coin)
+    lengths = _LENGTHS.pack(*map(len, parts))
+    return hashlib.sha256(b"".join((fixed, lengths, *parts))).digest()
 
 
 def float_bytes(values: Floats | None) -> bytes:
@@ -119,4 +112,4 @@ def float_bytes(values: Floats | None) -> bytes:
 def corrected(record: DecisionRecord, choice: Choice, *, late: bool, log: StageOutcome) -> DecisionRecord:
     """The record of what was answered instead, where the answer came too late or the log did."""
     inputs = replace(record.inputs, late=late, log=log)
-    return sealed_with_digest(replace(record, inputs=inputs, choice=choice))
+    return replace(record, inputs=inputs, choice=choice)

@@ -74,7 +74,8 @@ def decide_again(record: DecisionRecord, pinned: Pinned) -> Replayed:
     if record.origin is Origin.RECORDED:
         return Replayed(record.choice, differences)
     facts = _facts(record, plan, pinned)
-    inputs = replace(inputs, exclusions=_exclude_again(record, plan, pinned.items))
+    exclusions = _exclude_again(record, plan, pinned.items)
+    inputs = replace(inputs, candidates=replace(inputs.candidates, exclusions=exclusions))
     if not _holds_together(plan, facts, inputs):
         return Replayed(record.choice, (*differences, "inputs.scores: not one an eligible candidate"))
     choice = choose(plan, facts, inputs, seed_of(pinned.seed_key, record.decision_id))
@@ -101,13 +102,13 @@ def _pin_differences(record: DecisionRecord, plan: Plan, pinned: Pinned) -> Iter
 
 def _input_differences(record: DecisionRecord, plan: Plan, pinned: Pinned) -> Iterator[str]:
     """Inputs that do not hold together: a changed bit, or an eligibility that the pinned rules do not give."""
-    inputs = record.inputs
+    inputs, exclusions = record.inputs, record.inputs.candidates.exclusions
     if record.digest != digest_of(record):
         yield "inputs.digest: the inputs are not those that were logged"
-    if record.origin is Origin.SERVED and len(pinned.items) == len(inputs.item_ids):
+    if record.origin is Origin.SERVED and len(pinned.items) == len(inputs.candidates.item_ids):
         again = _exclude_again(record, plan, pinned.items)
-        for k in np.flatnonzero(again != inputs.exclusions).tolist():
-            logged_reason, reason = Exclusion(inputs.exclusions[k]).name, Exclusion(again[k]).name
+        for k in np.flatnonzero(again != exclusions).tolist():
+            logged_reason, reason = Exclusion(exclusions[k]).name, Exclusion(again[k]).name
             yield f"inputs.exclusions[{k}]: logged {logged_reason}, again {reason}"
     yield from _matrix_differences(record, pinned.site.layout)
 
@@ -146,14 +147,14 @@ def _score_again(record: DecisionRecord, plan: Plan, pinned: Pinned) -> tuple[In
 
 def _exclude_again(record: DecisionRecord, plan: Plan, items: Sequence[Item | None]) -> Exclusions:
     """The exclusions by the pinned rules and items; what the request gave is taken from the log."""
-    inputs = record.inputs
+    logged = record.inputs.candidates.exclusions
     judged = (
         Exclusion.UNKNOWN_ITEM if item is None else judge_item(item, plan.placement, plan.eligibility)[1]
         for item in items
     )
     exclusions = np.fromiter(judged, dtype=np.uint8, count=len(items))
-    given = np.isin(inputs.exclusions, _GIVEN) & (exclusions == Exclusion.NONE)
-    exclusions = np.where(given, inputs.exclusions, exclusions)
+    given = np.isin(logged, _GIVEN) & (exclusions == Exclusion.NONE)
+    exclusions = np.where(given, logged, exclusions)
     if plan.eligibility is None or plan.eligibility.scope is Scope.ITEM:
         return exclusions
     return apply_rule(plan.eligibility, exclusions, items, record.context)
@@ -161,7 +162,7 @@ def _exclude_again(record: DecisionRecord, plan: Plan, items: Sequence[Item | No
 
 def _holds_together(plan: Plan, facts: Facts, inputs: Inputs) -> bool:
     """Whether there is one value an eligible candidate wherever the rung needs one."""
-    count = len(inputs.eligible)
+    count = len(inputs.candidates.eligible)
     if inputs.popularity is not None and len(inputs.popularity) != count:
         return False
     if rung_of(plan, facts, inputs).kind is not Kind.RANKED:

@@ -8,6 +8,7 @@ from services.chassis.ids import content_hash
 from services.decision.domain.candidates import Offer, offer_of, screen
 from services.decision.domain.exploration import seed_of
 from services.decision.domain.ladder import (
+    Candidates,
     Facts,
     Inputs,
     Kind,
@@ -18,7 +19,7 @@ from services.decision.domain.ladder import (
     score_by_column,
 )
 from services.decision.domain.plan import CompiledSite, Plan
-from services.decision.domain.record import DecisionRecord, Evidence, Versions, sealed_with_digest
+from services.decision.domain.record import DecisionRecord, Evidence, Versions
 from services.decision.domain.request import Ask, Consent, DecideRequest, Person
 from services.decision.domain.serving import Serving
 from services.decision.domain.site import Context
@@ -97,10 +98,9 @@ class Drafting:
         facts = _facts(call, plan, context)
         view = serving.views[ask.placement_id]
         offer = offer_of(view, ask.candidate_ids) if ask.candidate_ids else serving.offers[ask.placement_id]
+        exclusions = screen(plan, view, offer, context, excluded=ask.excluded_item_ids, shown=shown)
         inputs = Inputs(
-            item_ids=offer.item_ids,
-            variant_ids=offer.variant_ids,
-            exclusions=screen(plan, view, offer, context, excluded=ask.excluded_item_ids, shown=shown),
+            candidates=Candidates(offer.item_ids, offer.variant_ids, exclusions),
             slate_size=ask.slate_size or plan.placement.slate_size,
             identity=known.identity,
             consent=known.consent,
@@ -121,7 +121,7 @@ class Drafting:
             rung = rung_of(plan, facts, computed.inputs)
         rows = call.serving.rows
         if rung.kind in (Kind.POPULAR, Kind.COLD) and rows is not None:
-            popularity = rows[offer.rows[inputs.eligible], plan.popular_offset]
+            popularity = rows[offer.rows[inputs.candidates.eligible], plan.popular_offset]
             return replace(computed, inputs=replace(computed.inputs, popularity=popularity))
         return computed
 
@@ -133,7 +133,7 @@ class Drafting:
         assert serving.rows is not None, "features are OK"
         assert serving.columns is not None, "rows come from columns"
         assert profile is not None, "features are OK"
-        rows = serving.rows[offer.rows[inputs.eligible]]
+        rows = serving.rows[offer.rows[inputs.candidates.eligible]]
         subject = layout.permitted(profile.subject, facts.allowed)
         matrix = layout.assemble(rows, subject, context, facts.allowed)
         evidence = Evidence(subject, profile.position, serving.columns.position)
@@ -150,7 +150,7 @@ class Drafting:
         request, known, placement_id = call.request, call.known, plan.placement.id
         person = known.person or _NOBODY
         decision_id = self._keys.decision_id("decision", request.request_id, placement_id)
-        record = DecisionRecord(
+        return DecisionRecord(
             decision_id=decision_id,
             placement_id=placement_id,
             subject_id=person.subject_id,
@@ -173,7 +173,6 @@ class Drafting:
             budget_ms=int(call.budget.seconds * 1000),
             request_digest=request.digest,
         )
-        return sealed_with_digest(record)
 
 
 def versions_of(serving: Serving, site: CompiledSite, plan: Plan, permission: Consent | None, model: str) -> Versions:

@@ -93,7 +93,7 @@ class InspectDecisions:
         record = await self.get(decision_id)
         pinned = Pinned(
             site=await self._site_of(record),
-            items=await self._catalog.at(record.inputs.item_ids, int(record.versions.catalog or 0)),
+            items=await self._catalog.at(record.inputs.candidates.item_ids, int(record.versions.catalog or 0)),
             scorer=await self._scorers.get(record.versions.model) if record.versions.model else None,
             seed_key=self._keys.seed,
             seed_key_id=self._keys.seed_id,

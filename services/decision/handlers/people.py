@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -95,8 +95,9 @@ class People:
         finally:
             for task in beside:
                 task.cancel()
-        return replace(
-            known,
+        return Known(
+            identity=known.identity,
+            person=known.person,
             consent=consent.outcome,
             permission=consent.value,
             features=features.outcome,

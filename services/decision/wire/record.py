@@ -12,9 +12,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.chassis.envelope import from_position, to_position
 from services.chassis.events import LogPosition
-from services.decision.domain.ladder import Choice, Inputs, Slate
+from services.decision.domain.ladder import Candidates, Choice, Inputs, Slate
 from services.decision.domain.layout import Floats, Subject
-from services.decision.domain.record import DecisionRecord, Evidence, Versions, float_bytes
+from services.decision.domain.record import DecisionRecord, Evidence, Versions, digest_of, float_bytes
 from services.decision.domain.site import ContextFact
 from services.decision.domain.vocabulary import Activation, FallbackReason, Level, Origin, Reason, StageOutcome
 
@@ -106,15 +106,9 @@ def versions_to_pb(versions: Versions) -> pb.Versions:
 def slate_to_pb(slate: Slate, reason: Reason) -> list[pb.SlateEntry]:
     """One message an entry, in slot order."""
     columns = zip(slate.item_ids, slate.variant_ids, slate.scores, slate.propensities, strict=True)
+    entry, why = pb.SlateEntry, number(reason)
     return [
-        pb.SlateEntry(
-            slot=slot,
-            item_id=item_id,
-            variant_id=variant_id,
-            score=score,
-            propensity=propensity,
-            reason=number(reason),
-        )
+        entry(slot=slot, item_id=item_id, variant_id=variant_id, score=score, propensity=propensity, reason=why)
         for slot, (item_id, variant_id, score, propensity) in enumerate(columns)
     ]
 
@@ -146,8 +140,8 @@ def facts_from_pb(facts: Mapping[str, pb.ContextFact]) -> dict[str, ContextFact]
 
 
 def number(word: IntEnum) -> Any:
-    """The number of a word, which is its proto enum's too (a test holds the two equal)."""
-    return word.value
+    """The word, which is its proto enum's number too (a test holds the two equal); said to the type checker alone."""
+    return word
 
 
 def to_timestamp(moment: datetime) -> Timestamp:
@@ -174,9 +168,9 @@ def _inputs_to_pb(record: DecisionRecord) -> pb.DecisionInputs:
     inputs, evidence = record.inputs, record.evidence
     subject = evidence.subject
     return pb.DecisionInputs(
-        item_ids=inputs.item_ids,
-        variant_ids=inputs.variant_ids,
-        exclusions=inputs.exclusions.tolist(),
+        item_ids=inputs.candidates.item_ids,
+        variant_ids=inputs.candidates.variant_ids,
+        exclusions=inputs.candidates.exclusions.tolist(),
         slate_size=inputs.slate_size,
         identity=number(inputs.identity),
         consent=number(inputs.consent),
@@ -193,16 +187,16 @@ def _inputs_to_pb(record: DecisionRecord) -> pb.DecisionInputs:
         subject_position=_position(evidence.subject_position),
         columns_position=_position(evidence.columns_position),
         draw=record.choice.coin,
-        digest=record.digest,
+        digest=record.digest or digest_of(record),
     )
 
 
 def _inputs_from_pb(inputs: pb.DecisionInputs) -> Inputs:
     matrix = _floats(inputs.matrix)
     return Inputs(
-        item_ids=list(inputs.item_ids),
-        variant_ids=list(inputs.variant_ids),
-        exclusions=np.array(inputs.exclusions, dtype=np.uint8),
+        candidates=Candidates(
+            list(inputs.item_ids), list(inputs.variant_ids), np.array(inputs.exclusions, dtype=np.uint8)
+        ),
         slate_size=inputs.slate_size,
         identity=StageOutcome(inputs.identity),
         consent=StageOutcome(inputs.consent),

@@ -223,7 +223,7 @@ async def test_no_item_is_shown_twice_on_a_page() -> None:
     shown = [item for answer in answers for item in answer.choice.slate.item_ids]
     assert len(set(shown)) == len(ITEMS)
     second = await harness.logged(answers[1].decision_id)
-    assert (second.inputs.exclusions == Exclusion.SHOWN_ELSEWHERE).sum() == 3
+    assert (second.inputs.candidates.exclusions == Exclusion.SHOWN_ELSEWHERE).sum() == 3
     assert [answer.placement_id for answer in answers] == ["home_hero", "side"]
 
 
@@ -234,7 +234,11 @@ async def test_candidates_and_slate_size_are_the_callers() -> None:
     answer = (await harness.decide(request(ask))).decisions[0]
     assert answer.choice.slate.item_ids == ["item-4"]
     record = await harness.logged(answer.decision_id)
-    assert record.inputs.exclusions.tolist() == [Exclusion.EXCLUDED_BY_CALLER, Exclusion.UNKNOWN_ITEM, Exclusion.NONE]
+    assert record.inputs.candidates.exclusions.tolist() == [
+        Exclusion.EXCLUDED_BY_CALLER,
+        Exclusion.UNKNOWN_ITEM,
+        Exclusion.NONE,
+    ]
 
 
 @pytest.mark.parametrize(

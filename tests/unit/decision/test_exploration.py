@@ -10,7 +10,7 @@ from services.decision.domain.exploration import draw_slate, seed_of
 
 DRAWS_COUNT = 24_000
 KEY = b"k" * 32
-PINNED = ([3, 4, 1, 5], 0.7629855811333215)
+PINNED = ([7, 3, 5, 2], 0.6130405815896169)
 
 
 def draws(count: int, slate_size: int, epsilon: float) -> np.ndarray[tuple[int, int], np.dtype[np.intp]]:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.decision.domain.ladder import Facts, Inputs, Kind, choose, rung_of
+from services.decision.domain.ladder import Candidates, Facts, Inputs, Kind, choose, rung_of
 from services.decision.domain.rules import Verdict
 from services.decision.domain.vocabulary import Exclusion, FallbackReason, Reason, StageOutcome
 from tests.unit.decision.world import ITEMS, MEMBER, PLACEMENT, POLICY, catalog, decide, facts, site
@@ -20,10 +20,15 @@ DEFAULT = ["spring-sale", "gift-card"]
 
 def inputs(**changes: Any) -> Inputs:
     """Four candidates, the third of them excluded, scored and of known popularity."""
-    known = Inputs(
+    candidates = Candidates(
         item_ids=["a", "b", "c", "d"],
         variant_ids=["a1", "b1", "c1", "d1"],
         exclusions=np.array([0, 0, Exclusion.INELIGIBLE, 0], dtype=np.uint8),
+    )
+    if "exclusions" in changes:
+        candidates = replace(candidates, exclusions=changes.pop("exclusions"))
+    known = Inputs(
+        candidates=candidates,
         slate_size=2,
         identity=OK,
         consent=OK,

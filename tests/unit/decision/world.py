@@ -12,6 +12,7 @@ from services.decision.domain.candidates import offer_of, screen
 from services.decision.domain.catalog import NO_ITEMS, Catalog, ItemColumns, PlacementView, view_of
 from services.decision.domain.exploration import seed_of
 from services.decision.domain.ladder import (
+    Candidates,
     Facts,
     Inputs,
     Kind,
@@ -32,7 +33,7 @@ from services.decision.domain.layout import (
     SubjectColumn,
 )
 from services.decision.domain.plan import CompiledSite, compile_site
-from services.decision.domain.record import DecisionRecord, Evidence, Versions, sealed_with_digest
+from services.decision.domain.record import DecisionRecord, Evidence, Versions, digest_of
 from services.decision.domain.rules import Verdict
 from services.decision.domain.site import Context, DefaultEntry, Item, Placement, Policy, Site
 from services.decision.domain.vocabulary import Activation, Level, Origin, StageOutcome
@@ -112,6 +113,11 @@ def columns(items: Sequence[Item] = ITEMS) -> ItemColumns:
     return ItemColumns("columns-1", FEATURE_SET.version, ids, rows, LogPosition(1, 5, 9), LogPosition(1, 4, 3))
 
 
+def with_digest(record: DecisionRecord) -> DecisionRecord:
+    """The record as the log gives it back."""
+    return replace(record, digest=digest_of(record))
+
+
 SUBJECT = Subject(np.array([2.0, 0.5, -1.5], dtype=np.float32), b"\1\1\1")
 
 
@@ -154,14 +160,15 @@ def decide(
     offer = offer_of(seen, [item.id for item in items] if asked is None else asked)
     exclusions = screen(plan, seen, offer, context, excluded=excluded, shown=())
     stages = dict.fromkeys(("identity", "consent", "features"), StageOutcome.OK)
-    inputs = Inputs(offer.item_ids, offer.variant_ids, exclusions, plan.placement.slate_size, **(stages | outcomes))
+    candidates = Candidates(offer.item_ids, offer.variant_ids, exclusions)
+    inputs = Inputs(candidates, plan.placement.slate_size, **(stages | outcomes))
     known = facts(
         allowed=allowed,
         holdout=is_holdout(bucket, compiled.site.holdout_share),
         audience=audience_of(plan, context, Level.KNOWN),
         do_not_personalize=outcomes.pop("do_not_personalize", False),
     )
-    rows = columns(items).aligned_to(seen.catalog)[offer.rows[inputs.eligible]]
+    rows = columns(items).aligned_to(seen.catalog)[offer.rows[candidates.eligible]]
     rung, evidence, version = rung_of(plan, known, inputs), Evidence(), ""
     if rung.kind is Kind.RANKED:
         matrix = compiled.layout.assemble(rows, SUBJECT, context, allowed)
@@ -171,7 +178,7 @@ def decide(
     if rung.kind is Kind.POPULAR:
         inputs = replace(inputs, popularity=rows[:, plan.popular_offset])
     choice = choose(plan, known, inputs, seed_of(SEED_KEY, decision_id))
-    return sealed_with_digest(
+    return with_digest(
         DecisionRecord(
             decision_id=decision_id,
             placement_id=PLACEMENT.id,
