@@ -14,6 +14,7 @@ from services.chassis.lifecycle import App, run
 from services.chassis.metrics import RELAY_LAG_S
 from services.chassis.migrations import CHASSIS, migrate
 from services.chassis.postgres import create_pool
+from services.chassis.reconciler import Reconciler
 from services.chassis.relay import Relay
 from services.chassis.rpc_client import connect
 from services.chassis.settings import ServiceSettings
@@ -62,6 +63,7 @@ async def build(settings: Settings, app: App) -> None:
     await bus.ensure_stream("consent")
     relay = Relay(pool, PostgresEventStore(pool), bus, "consent", on_lag=RELAY_LAG_S.labels("consent").set)
     app.background("relay", relay.run)
+    app.background("reconciler", Reconciler(pool, bus, "consent").run)
     channel = connect(settings.identity_address)
     app.on_stop("identity", channel.close)
     clock = SystemClock()

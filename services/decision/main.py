@@ -16,6 +16,7 @@ from services.chassis.lifecycle import App, run
 from services.chassis.metrics import RELAY_LAG_S
 from services.chassis.migrations import CHASSIS, migrate
 from services.chassis.postgres import Pool, create_pool
+from services.chassis.reconciler import Reconciler
 from services.chassis.relay import Relay
 from services.chassis.rpc_client import connect, warm
 from services.chassis.sealing import Sealer
@@ -85,6 +86,7 @@ async def build(settings: Settings, app: App) -> None:
     app.on_stop("event log", store.drain)
     relay = Relay(pool, store, bus, "decision", on_lag=RELAY_LAG_S.labels(service="decision").set)
     app.background("relay", relay.run)
+    app.background("reconciler", Reconciler(pool, bus, "decision").run)
     parts = _Parts(settings, app, pool, store)
     app.background("refresh", parts.refresher.run)
     await parts.refresher.refresh()

@@ -15,6 +15,7 @@ from services.chassis.lifecycle import App, run
 from services.chassis.metrics import RELAY_LAG_S
 from services.chassis.migrations import CHASSIS, migrate
 from services.chassis.postgres import create_pool
+from services.chassis.reconciler import Reconciler
 from services.chassis.relay import Relay
 from services.chassis.settings import ServiceSettings, read_secret
 from services.identity.handlers import IdentityHandlers, KeyHandlers
@@ -62,6 +63,7 @@ async def build(settings: Settings, app: App) -> None:
     await bus.ensure_stream("identity")
     relay = Relay(pool, PostgresEventStore(pool), bus, "identity", on_lag=RELAY_LAG_S.labels("identity").set)
     app.background("relay", relay.run)
+    app.background("reconciler", Reconciler(pool, bus, "identity").run)
     clock = SystemClock()
     handlers = IdentityHandlers(
         PostgresSubjects(pool), PostgresLinks(pool), clock, pepper=pepper, holdout_salt=settings.holdout_salt
