@@ -20,7 +20,7 @@ from services.chassis.postgres import Connection, Pool, acquire, transaction
 from services.chassis.tracing import traceparent
 from services.consent import wire
 from services.consent.domain.commands import Change, Decide, View
-from services.consent.domain.ledger import Answer, Standing, State, evolve
+from services.consent.domain.ledger import NEVER, Answer, Standing, State, evolve
 from services.consent.domain.verdicts import Snapshot
 from services.consent.store.policies import PostgresPolicies
 
@@ -153,7 +153,8 @@ def _standing(row: asyncpg.Record) -> Standing:
         consent_version=row["consent_version"],
         recorded_at=row["recorded_at"],
         answered_at=row["answered_at"],
-        expires_at=row["expires_at"],
+        # asyncpg gives infinity without a time zone.
+        expires_at=row["expires_at"] if row["expires_at"].tzinfo else NEVER,
         purpose_version=row["purpose_version"],
     )
 
