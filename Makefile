@@ -33,7 +33,7 @@ check: setup ## Format, lint, types, import contracts, protos: everything but th
 	$(BIN)/python protos/generate.py --check
 
 test: setup check ## Every check and every test
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST)
 
 demo: setup ## The main job on embedded servers, with a page to read; RANKLENS=DIR adds real input
 	@$(COMITY) demo $(if $(RANKLENS),--ranklens "$(RANKLENS)")

@@ -20,6 +20,14 @@ _numbers = itertools.count(1)
 _templates: set[str] = set()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several processes, a file's tests stay together, and all end-to-end tests share one stack."""
+    for item in items:
+        folder = item.path.parent
+        group = "e2e" if folder.name == "e2e" else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def servers() -> Iterator[Servers]:
     """Postgres, NATS and Valkey on free ports; the kernel ends them too if this process is killed."""
