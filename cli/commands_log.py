@@ -1,6 +1,5 @@
 """`comity why` and `comity replay`: what the decision log says, and whether it would say it again."""
 
-import asyncio
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from cli.connections import NO_ADDRESSES, Address, Services, resolve_addresses
 from cli.failures import run
 from cli.options import DEFAULT_DATA_DIR, AsJson, DataDir
 from cli.output import console, errors, print_json
+from cli.stack.servers import together
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.rpc_client import call
 
@@ -114,12 +114,7 @@ async def replay_many(decision: Any, ids: Iterable[str], *, advance: Any = lambd
             await _replay_one(decision, name, found)
             advance()
 
-    try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(REPLAYS_IN_FLIGHT):
-                group.create_task(worker())
-    except ExceptionGroup as outages:
-        raise outages.exceptions[0] from None  # they all fail alike: one says what a person needs
+    await together(*(worker() for _ in range(REPLAYS_IN_FLIGHT)))
     return found
 
 

@@ -1,6 +1,5 @@
 """What the shop's backend does while visitors browse: asks for consent, decides, tracks what came of it."""
 
-import asyncio
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,6 +15,7 @@ from comity_client import ComityClient, Decision, Happening
 
 from cli.connections import Services
 from cli.demo.simulator import PURCHASE_RATE, Consent, Shop, Visitor
+from cli.stack.servers import together
 from services.chassis.rpc_client import call
 
 # The home page asks for both at once; what the hero shows, the row does not show again.
@@ -114,9 +114,7 @@ class Backend:
             for visitor in waiting:
                 await self._visit(visitor, plan, advance)
 
-        async with asyncio.TaskGroup() as group:
-            for _ in range(VISITORS_AT_ONCE):
-                group.create_task(worker())
+        await together(*(worker() for _ in range(VISITORS_AT_ONCE)))
 
     async def _visit(self, visitor: Visitor, plan: Plan, advance: Callable[[], None]) -> None:
         if plan.phase == 1:

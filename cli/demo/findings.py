@@ -13,8 +13,8 @@ from cli.demo.statistics import Interval, difference
 
 # Share of what is possible that the ranking must reach.
 OPTIMUM_SHARE_MIN = 0.7
-# A single process on a busy machine may lose a call now and then; more means that something is wrong.
-UNLOGGED_SHARE_MAX = 0.01
+# A disk that stalls may cost an answer its place in the log now and then; more means that something is wrong.
+UNLOGGED_SHARE_MAX = 0.05
 RANKED_SHARE_MIN = 0.5
 
 
@@ -105,7 +105,7 @@ class Findings:
                 f"{self.ranked} of {self.with_consent} were ranked or explored",
             ),
             Check(
-                "every answer is in the log",
+                "answers are in the log, or say that they are not",
                 self.unlogged <= UNLOGGED_SHARE_MAX * max(1, self.decisions),
                 f"{self.unlogged} were not, and said so",
             ),

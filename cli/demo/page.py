@@ -12,6 +12,8 @@ from cli.demo.findings import Findings, Story
 from cli.demo.statistics import Rate
 
 DIFFERENT_SHOWN_MAX = 5
+# Name and enough of the hash to tell two models apart.
+VERSION_SHOWN_MAX = 28
 
 
 def show_page(console: Console, findings: Findings, summary: Path) -> None:
@@ -76,7 +78,7 @@ def _numbers(findings: Findings) -> str:
     model = findings.model
     ndcg = f"{model['ndcg']:.3f}" if model.get("ndcg") is not None else "not measured"
     return (
-        f"\nModel: {model.get('version', '')}, {model.get('rows', 0)} rows, held-out NDCG@10 {ndcg}\n"
+        f"\nModel: {str(model.get('version', ''))[:VERSION_SHOWN_MAX]}…, {model.get('rows', 0)} rows, held-out NDCG@10 {ndcg}\n"
         f"Latency of Decide, at the client: {latency}\n"
         f"Fallbacks: {fallbacks}\n"
         f"Traces: {findings.traces}; "

@@ -212,7 +212,7 @@ class Demo:
             await self._tell("A visitor who refused", (await self._traced(refused))[0])
         if known is not None:
             await self._backend.revoke(known)
-            await self._tell("The first visitor again, having just revoked", (await self._traced(known))[0])
+            await self._tell("The first visitor, having just revoked", (await self._traced(known))[0])
 
     async def _ranked_visitor(self) -> Visitor | None:
         """A logged-in visitor, made known by a story in which the model ranked; they will revoke next."""

@@ -113,21 +113,24 @@ class Shop:
 def population(
     items: Sequence[ShopItem], count: int, rng: np.random.Generator, *, refused: float = 0.1, revoked: float = 0.1
 ) -> list[Visitor]:
-    """*count* visitors, of whom these shares refuse consent or take it back on the way."""
+    """*count* visitors, of whom these shares (at least one each) refuse consent or take it back on the way."""
     categories = sorted({item.category for item in items})
     brands = sorted({item.brand for item in items})
-    return [_visitor(number, categories, brands, rng, refused, revoked) for number in range(count)]
+    refusing, revoking = max(1, round(refused * count)), max(1, round(revoked * count))
+    answers = [Consent.REFUSED] * refusing + [Consent.REVOKED] * revoking
+    answers += [Consent.GIVEN] * (count - len(answers))
+    return [_visitor(number, answers[k], categories, brands, rng) for number, k in enumerate(rng.permutation(count))]
 
 
 def _visitor(
-    number: int, categories: list[str], brands: list[str], rng: np.random.Generator, refused: float, revoked: float
+    number: int, consent: Consent, categories: list[str], brands: list[str], rng: np.random.Generator
 ) -> Visitor:
     taste = {name: float(rng.normal(-0.5, 0.4)) for name in categories}
     for name in rng.choice(categories, size=min(FAVORITES_COUNT, len(categories)), replace=False):
         taste[str(name)] += FAVORITE_TASTE
     return Visitor(
         number=number,
-        consent=Consent(rng.choice([c.value for c in Consent], p=[1.0 - refused - revoked, refused, revoked])),
+        consent=consent,
         logs_in=bool(rng.random() < 0.4),
         taste=taste,
         liking={name: float(rng.normal(0.0, 0.4)) for name in brands},

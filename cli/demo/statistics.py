@@ -49,8 +49,9 @@ class Rate:
 
     @property
     def interval(self) -> Interval:
-        """The value with its interval (Student's t over visitors)."""
-        return _interval(self.value, self.error, self.visitors_count - 1)
+        """The value with its interval (Student's t over visitors), inside what a rate can be."""
+        wide = _interval(self.value, self.error, self.visitors_count - 1)
+        return Interval(wide.value, max(0.0, wide.low), min(1.0, wide.high))
 
 
 def rate_of(tallies: Iterable[Tally]) -> Rate:
