@@ -76,9 +76,10 @@ def _numbers(findings: Findings) -> str:
     latency = ", ".join(f"{name} {value:.1f} ms" for name, value in findings.latency_ms.items())
     fallbacks = ", ".join(f"{count} {word}" for word, count in sorted(findings.fallbacks.items())) or "none"
     model = findings.model
+    version = str(model.get("version", ""))[:VERSION_SHOWN_MAX]
     ndcg = f"{model['ndcg']:.3f}" if model.get("ndcg") is not None else "not measured"
     return (
-        f"\nModel: {str(model.get('version', ''))[:VERSION_SHOWN_MAX]}…, {model.get('rows', 0)} rows, held-out NDCG@10 {ndcg}\n"
+        f"\nModel: {version}…, {model.get('rows', 0)} rows, held-out NDCG@10 {ndcg}\n"
         f"Latency of Decide, at the client: {latency}\n"
         f"Fallbacks: {fallbacks}\n"
         f"Traces: {findings.traces}; "

@@ -29,9 +29,10 @@ class Interval:
     low: float
     high: float
 
-    def as_json(self) -> dict[str, float]:
-        """The same for programs, rounded to what means something."""
-        return {"value": round(self.value, 4), "low": round(self.low, 4), "high": round(self.high, 4)}
+    def as_json(self) -> dict[str, float | None]:
+        """The same for programs, rounded to what means something; null where nothing was seen."""
+        figures = {"value": self.value, "low": self.low, "high": self.high}
+        return {name: round(figure, 4) if math.isfinite(figure) else None for name, figure in figures.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,7 @@ def test_a_run_in_which_everything_held_holds() -> None:
         ("no_consent_defaults", 9),
         ("revoked_defaults", 7),
         ("ranked", 20),
-        ("unlogged", 5),
+        ("unlogged", 6),
         ("rates", ClickRates(ranked=rate(0.15), holdout=rate(0.15), optimum=rate(0.2))),
         ("rates", ClickRates(ranked=rate(0.30), holdout=rate(0.15), optimum=rate(0.52))),
     ],
