@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from datetime import datetime
 
 import grpc
-from comity.common.v1 import types_pb2
 from comity.consent.v1 import consent_service_pb2, consent_service_pb2_grpc
 from comity.features.v1 import features_service_pb2, features_service_pb2_grpc
 from comity.identity.v1 import identity_service_pb2, identity_service_pb2_grpc
@@ -35,20 +34,18 @@ class IdentityClient:
 
     def __init__(self, channel: grpc.aio.Channel, load: Load) -> None:
         self._stub = identity_service_pb2_grpc.IdentityServiceStub(channel)
-        self._resolve = Gatherer[tuple[Identity, ...], Person](self._send, load, name="identity.Resolve")
+        self._resolve = Gatherer[identity_service_pb2.ResolveQuery, Person](self._send, load, name="identity.Resolve")
 
     async def resolve(self, identities: tuple[Identity, ...]) -> Person:
         """See handlers.ports.IdentityReader."""
-        return await self._resolve(identities)
+        return await self._resolve(resolve_query(identities))
 
     async def describe(self, subject_id: str) -> Person:
         """See handlers.ports.IdentityReader."""
-        request = identity_service_pb2.DescribeSubjectRequest(subject=types_pb2.SubjectRef(subject_id=subject_id))
-        response = await call(self._stub.DescribeSubject, request, BATCH_TIMEOUT_S)
-        return person_from_pb(response.subject)
+        return await self._resolve(identity_service_pb2.ResolveQuery(subject_id=subject_id))
 
-    async def _send(self, batch: list[tuple[Identity, ...]]) -> Sequence[Person | Exception]:
-        request = identity_service_pb2.ResolveRequest(queries=[resolve_query(identities) for identities in batch])
+    async def _send(self, batch: list[identity_service_pb2.ResolveQuery]) -> Sequence[Person | Exception]:
+        request = identity_service_pb2.ResolveRequest(queries=batch)
         response = await call(self._stub.Resolve, request, BATCH_TIMEOUT_S)
         return [
             invalid("identities", subject.error, reason="IDENTITIES_REFUSED")
@@ -93,19 +90,32 @@ class FeaturesClient:
         """See handlers.ports.FeatureReader."""
         return await self._read((feature_set_version, person, as_of))
 
-    async def newest(self, feature_set_version: str, item_width: int, held_version: str) -> ItemColumns | None:
+    async def newest(self, feature_set_version: str, item_width: int, held: ItemColumns | None) -> ItemColumns | None:
         """See handlers.ports.ColumnsReader."""
         request = features_service_pb2.GetItemColumnsRequest(
-            feature_set_version=feature_set_version, held_version=held_version
+            feature_set_version=feature_set_version,
+            held_version="" if held is None else held.version,
+            accepts_partial=held is not None,
         )
+        chunks = await self._chunks(request)
         try:
-            stream = self._stub.GetItemColumns(request, timeout=COLUMNS_TIMEOUT_S)
-            chunks = [chunk async for chunk in stream]
+            return item_columns_from_pb(feature_set_version, item_width, chunks, held) if chunks else None
+        except ValueError as error:
+            if held is None:
+                raise ServiceError(Kind.INTERNAL, "COLUMNS_MISFIT", "the item columns do not fit the layout") from error
+        # What changed does not fit what is held: begin again with all of it.
+        return await self.newest(feature_set_version, item_width, None)
+
+    async def _chunks(
+        self, request: features_service_pb2.GetItemColumnsRequest
+    ) -> list[features_service_pb2.GetItemColumnsResponse]:
+        try:
+            chunks = [chunk async for chunk in self._stub.GetItemColumns(request, timeout=COLUMNS_TIMEOUT_S)]
         except grpc.aio.AioRpcError as error:
             raise from_call_error(error) from error
         if chunks and not chunks[-1].last:
             raise ServiceError(Kind.UNAVAILABLE, "COLUMNS_CUT_OFF", "the item columns ended before their last chunk")
-        return item_columns_from_pb(feature_set_version, item_width, chunks)
+        return chunks
 
     async def _send(self, batch: list[Question]) -> Sequence[Profile | Exception]:
         """One call for each feature set asked for: a swap of sites is the only moment when there are two."""

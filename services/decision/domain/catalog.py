@@ -1,7 +1,7 @@
 """The items there are, and what each placement may show of them: masks made once a version, not once a Decide."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,6 +59,18 @@ class ItemColumns:
     position: LogPosition
     catalog_position: LogPosition
 
+    def with_columns(self, version: "ItemColumns", offsets: Integers) -> "ItemColumns":
+        """The newer snapshot, of which only these columns were sent: *version*'s rows hold just them, in our order.
+
+        Raises:
+            ValueError: the rows are not one an item.
+        """
+        if version.rows.shape != (len(self.item_ids), len(offsets)):
+            raise ValueError("the columns sent do not fit the rows held")
+        rows = self.rows.copy()
+        rows[:, offsets] = version.rows
+        return replace(version, item_ids=self.item_ids, rows=rows)
+
     def aligned_to(self, catalog: Catalog) -> Floats:
         """The rows in the catalog's order and one more, the last, for what has none: unknown values are NaN.
 
@@ -96,6 +108,8 @@ def view_of(
     """
     if previous is not None and (previous.placement != placement or _source(previous.rule) != _source(rule)):
         previous = None
+    if previous is not None and previous.catalog is catalog:
+        return previous
     judged_items = () if previous is None else previous.catalog.items
     exclusions = np.full(len(catalog.items) + 1, Exclusion.UNKNOWN_ITEM, dtype=np.uint8)
     variants = []

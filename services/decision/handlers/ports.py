@@ -26,10 +26,10 @@ class IdentityReader(Protocol):
         ...
 
     async def describe(self, subject_id: str) -> Person:
-        """The person with this pseudonym.
+        """The person that this pseudonym belongs to; one that was never linked is a person of its own.
 
         Raises:
-            ServiceError: NOT_FOUND; else an outage.
+            ServiceError: an outage.
         """
         ...
 
@@ -61,7 +61,7 @@ class FeatureReader(Protocol):
 class ColumnsReader(Protocol):
     """Item rows as features publishes them."""
 
-    async def newest(self, feature_set_version: str, item_width: int, held_version: str) -> ItemColumns | None:
+    async def newest(self, feature_set_version: str, item_width: int, held: ItemColumns | None) -> ItemColumns | None:
         """The newest snapshot; None when it is still the one that is held.
 
         Raises:

@@ -99,8 +99,7 @@ class Refresher:
             return
         feature_set = site.layout.feature_set
         held = self._serving.columns
-        held_version = held.version if held is not None and held.feature_set_version == feature_set.version else ""
-        newest = await self._columns.newest(feature_set.version, feature_set.item_width, held_version)
+        newest = await self._columns.newest(feature_set.version, feature_set.item_width, held)
         if newest is None:
             return
         async with self._turn:

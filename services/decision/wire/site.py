@@ -1,5 +1,7 @@
 """Sites, items and feature sets as messages."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from comity.decision.v1 import site_pb2 as pb
 from comity.features.v1 import feature_set_pb2, features_service_pb2
@@ -82,24 +84,33 @@ def feature_set_from_pb(feature_set: feature_set_pb2.FeatureSet) -> FeatureSet:
 
 
 def item_columns_from_pb(
-    feature_set_version: str, item_width: int, chunks: list[features_service_pb2.GetItemColumnsResponse]
-) -> ItemColumns | None:
-    """The snapshot that these chunks make up; None where there is none, or it does not fit the layout."""
-    if not chunks:
-        return None
+    feature_set_version: str,
+    item_width: int,
+    chunks: Sequence[features_service_pb2.GetItemColumnsResponse],
+    held: ItemColumns | None = None,
+) -> ItemColumns:
+    """The snapshot that these chunks make up, on top of the one that is held where only changed columns were sent.
+
+    Raises:
+        ValueError: it does not fit the layout, or what is held.
+    """
+    first, last = chunks[0], chunks[-1]
+    offsets = np.array(first.offsets, dtype=np.intp)
     item_ids = tuple(item_id for chunk in chunks for item_id in chunk.item_ids)
-    values = np.frombuffer(b"".join(chunk.rows for chunk in chunks), dtype="<f4")
-    if len(values) != len(item_ids) * item_width:
-        return None
-    last = chunks[-1]
-    return ItemColumns(
+    values = np.frombuffer(b"".join(chunk.rows for chunk in chunks), dtype="<f4").astype(np.float32, copy=False)
+    sent = ItemColumns(
         version=last.columns_version,
         feature_set_version=feature_set_version,
         item_ids=item_ids,
-        rows=values.astype(np.float32, copy=False).reshape(len(item_ids), item_width),
+        rows=values.reshape(-1, len(offsets)) if len(offsets) else values.reshape(len(item_ids), item_width),
         position=from_position(last.position),
         catalog_position=from_position(last.catalog_position),
     )
+    if not len(offsets):
+        return sent
+    if held is None:
+        raise ValueError("changed columns were sent, and nothing is held")
+    return held.with_columns(sent, offsets)
 
 
 def _placement(placement: pb.Placement) -> Placement:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 import pytest
@@ -99,20 +100,34 @@ def test_a_slate_and_a_fallback_are_told_apart() -> None:
         assert [entry.slot for entry in entries] == [0, 1, 2]
 
 
-def test_item_columns_are_whole_or_nothing() -> None:
-    """Chunks are joined; rows of another width than the layout's are refused."""
-    rows = np.arange(6, dtype="<f4")
-    chunks = [
-        features_service_pb2.GetItemColumnsResponse(columns_version="v", item_ids=["a", "b"], rows=rows[:4].tobytes()),
-        features_service_pb2.GetItemColumnsResponse(
-            columns_version="v", item_ids=["c"], rows=rows[4:].tobytes(), last=True
-        ),
-    ]
+def chunk(
+    rows: list[float], *, ids: list[str] | None = None, offsets: list[int] | None = None, last: bool = False
+) -> Any:
+    return features_service_pb2.GetItemColumnsResponse(
+        columns_version="v", item_ids=ids or [], rows=np.array(rows, "<f4").tobytes(), offsets=offsets or [], last=last
+    )
+
+
+def test_item_columns_are_joined_from_their_chunks() -> None:
+    """Rows of another width than the layout's are refused."""
+    chunks = [chunk([0, 1, 2, 3], ids=["a", "b"]), chunk([4, 5], ids=["c"], last=True)]
     columns = item_columns_from_pb("f", 2, chunks)
-    assert columns is not None
     assert (columns.item_ids, columns.rows.tolist()) == (("a", "b", "c"), [[0, 1], [2, 3], [4, 5]])
-    assert item_columns_from_pb("f", 3, chunks) is None
-    assert item_columns_from_pb("f", 2, []) is None
+    with pytest.raises(ValueError, match="reshape"):
+        item_columns_from_pb("f", 3, chunks)
+
+
+def test_changed_columns_are_put_over_those_held() -> None:
+    """The rest of a row stays; the snapshot that was held stays as it was for the decisions that run with it."""
+    held = item_columns_from_pb("f", 2, [chunk([0, 1, 2, 3], ids=["a", "b"], last=True)])
+    changed = item_columns_from_pb("f", 2, [chunk([7], offsets=[1]), chunk([8], offsets=[1], last=True)], held)
+    assert (changed.item_ids, changed.rows.tolist()) == (("a", "b"), [[0, 7], [2, 8]])
+    assert held.rows.tolist() == [[0, 1], [2, 3]]
+    for misfit in ([chunk([7], offsets=[1], last=True)], [chunk([7, 8, 9], offsets=[1], last=True)]):
+        with pytest.raises(ValueError, match="fit"):
+            item_columns_from_pb("f", 2, misfit, held)
+    with pytest.raises(ValueError, match="held"):
+        item_columns_from_pb("f", 2, [chunk([7], offsets=[1], last=True)])
 
 
 def test_purposes_and_vectors_of_others_do_not_leak_into_a_record() -> None:
