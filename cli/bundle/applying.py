@@ -42,7 +42,7 @@ class Applied:
 
 
 async def apply_bundle(bundle: Bundle, services: Services, *, progress: Progress = lambda _: None) -> Applied:
-    """Validate on every service, then publish.
+    """Validate on every service, then publish; returns when the site decides, with all its items.
 
     Raises:
         ServiceError: INVALID (BUNDLE_REFUSED) with the problems of every service that refuses it, and nothing was
@@ -55,12 +55,15 @@ async def apply_bundle(bundle: Bundle, services: Services, *, progress: Progress
     purposes = await call(services.consent.PublishPurposes, _purposes(bundle), CALL_TIMEOUT_S)
     schemas = await call(services.feedback.PublishEventSchemas, _schemas(bundle), CALL_TIMEOUT_S)
     features = await call(services.features.PublishFeatureSet, _features(bundle), CALL_TIMEOUT_S)
-    catalog_version = before.catalog_version
+    catalog_version, entered = before.catalog_version, decision_pb.AwaitItemColumnsRequest()
     for batch in _batches([item.message for item in bundle.items]):
         answer = await call(services.catalog.UpsertItems, decision_pb.UpsertItemsRequest(items=batch), CALL_TIMEOUT_S)
         catalog_version = answer.catalog_version
+        entered.catalog_position.CopyFrom(answer.position)
     site = _site(bundle, features.feature_set, purposes.policy_version)
     applied = await call(services.catalog.ApplySite, site, CALL_TIMEOUT_S)
+    progress("waiting until it decides")
+    await call(services.catalog.AwaitItemColumns, entered, CALL_TIMEOUT_S)
     versions = {
         "purposes": purposes.policy_version,
         "events": schemas.version,

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from comity.common.v1 import types_pb2 as types_pb
 from comity.consent.v1 import consent_service_pb2 as consent_pb
 from comity.decision.v1 import decision_service_pb2 as decision_pb
 from comity.decision.v1 import site_pb2 as site_pb
@@ -25,6 +26,7 @@ class FakeServices:
         self.asked: list[tuple[str, bool]] = []
         self.refuse = refuse or {}
         self.site: decision_pb.ApplySiteRequest | None = None
+        self.awaited = 0
         self.described = decision_pb.DescribeSiteResponse()
         self.consent = self.feedback = self.features = self.catalog = self
 
@@ -57,7 +59,12 @@ class FakeServices:
 
     async def UpsertItems(self, request: Any, timeout: float) -> Any:  # noqa: N802
         self._ask("items", request)
-        return decision_pb.UpsertItemsResponse(catalog_version="c1")
+        position = types_pb.LogPosition(position=9)
+        return decision_pb.UpsertItemsResponse(catalog_version="c1", position=position)
+
+    async def AwaitItemColumns(self, request: Any, timeout: float) -> Any:  # noqa: N802
+        self.awaited = request.catalog_position.position
+        return decision_pb.AwaitItemColumnsResponse()
 
     async def ApplySite(self, request: Any, timeout: float) -> Any:  # noqa: N802
         self._ask("site", request)
@@ -75,6 +82,7 @@ async def test_all_validate_and_then_all_publish_with_the_site_last() -> None:
     assert services.site.site.feature_set_version == "f1"
     assert services.site.site.consent_policy_version == "p1"
     assert services.site.feature_set.version == "f1"
+    assert services.awaited == 9, "apply returns when the items are decided with"
 
 
 async def test_what_did_not_change_is_said_to_be_unchanged() -> None:
