@@ -44,7 +44,7 @@ from services.feedback.handlers.ports import (
 ARRIVALS = "arrivals"
 ANSWERS = "answers"
 # A page is opened, joined and recorded in one go: large enough that round trips do not count, small in memory.
-ARRIVALS_PAGE = 256
+ARRIVALS_PAGE = 1000
 ANSWERS_PAGE = 1000
 EXPIRE_EVERY = timedelta(hours=1)
 CATCH_UP_POLL_S = 0.02
