@@ -21,6 +21,7 @@ from tests.e2e.people import CALL_S, SHOP, Person, item_ids, ranking_shop, reaso
 
 PEOPLE = 30
 PAGES = 6
+AT_ONCE = 6
 # Everybody clicks these and nothing else, so that there is something to learn.
 LOVED = ("kite", "puzzle", "plush-seal", "wood-blocks", "train-set", "marble-run")
 SWAP_S = 10.0
@@ -36,7 +37,8 @@ async def test_a_trained_model_decides_without_a_restart_and_its_decisions_repla
     pid = stack.pid("decision")
     people = [Person(services) for _ in range(PEOPLE)]
     await asyncio.gather(*(person.grant() for person in people))
-    clicks = sum(await asyncio.gather(*(browse(person) for person in people)))
+    at_once = asyncio.Semaphore(AT_ONCE)
+    clicks = sum(await asyncio.gather(*(browse(person, at_once) for person in people)))
     await wait_joined(services, clicks)
     stubs = LearningServices(services.feedback, services.features, services.release)
     report = await train(stubs, TrainRequest(name="shop_clicks", purpose="model_training"))
@@ -51,31 +53,37 @@ async def test_a_trained_model_decides_without_a_restart_and_its_decisions_repla
     assert sum(set(item_ids(d)) <= set(LOVED) for d in ranked) >= 0.8 * len(ranked) > 0
 
 
-async def browse(person: Person) -> int:
+async def browse(person: Person, at_once: asyncio.Semaphore) -> int:
     """See the page some times and click what is loved; how many clicks were taken."""
-    clicks = 0
-    for _ in range(PAGES):
-        answer = await person.decide("home_hero", "you_may_like", activation=events_pb.ACTIVATION_DEFERRED)
-        events = [
-            feedback_pb.TrackedEvent(
-                event_id=uuid.uuid4().hex,
-                type=kind,
-                subject=person.subject,
-                item_ids=items,
-                decision_id=decision.decision_id,
-                exposure_token=decision.exposure_token,
-            )
-            for decision in answer.decisions
-            if decision.exposure_token
-            for kind, items in [
-                ("exposure", item_ids(decision)),
-                *(("click", [item]) for item in item_ids(decision) if item in LOVED),
-            ]
-        ]
-        response = await person.services.feedback.Track(feedback_pb.TrackRequest(events=events), timeout=CALL_S)
-        assert {result.status for result in response.results} == {feedback_pb.TRACK_STATUS_ACCEPTED}
-        clicks += sum(event.type == "click" for event in events)
-    return clicks
+    async with at_once:
+        return sum([await see(person) for _ in range(PAGES)])
+
+
+async def see(person: Person) -> int:
+    """One page and its clicks."""
+    answer = await person.decide("home_hero", "you_may_like", activation=events_pb.ACTIVATION_DEFERRED)
+    events = [event for decision in answer.decisions if decision.exposure_token for event in answers(person, decision)]
+    if not events:
+        return 0
+    response = await person.services.feedback.Track(feedback_pb.TrackRequest(events=events), timeout=CALL_S)
+    assert {result.status for result in response.results} == {feedback_pb.TRACK_STATUS_ACCEPTED}
+    return sum(event.type == "click" for event in events)
+
+
+def answers(person: Person, decision: decision_pb.PlacementDecision) -> list[feedback_pb.TrackedEvent]:
+    """That it was seen, and a click on each item that is loved."""
+    loved = [("click", [item]) for item in item_ids(decision) if item in LOVED]
+    return [
+        feedback_pb.TrackedEvent(
+            event_id=uuid.uuid4().hex,
+            type=kind,
+            subject=person.subject,
+            item_ids=items,
+            decision_id=decision.decision_id,
+            exposure_token=decision.exposure_token,
+        )
+        for kind, items in [("exposure", item_ids(decision)), *loved]
+    ]
 
 
 async def first_by_model(people: list[Person]) -> decision_pb.PlacementDecision:
