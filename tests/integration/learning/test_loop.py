@@ -1,0 +1,133 @@
+"""The learning loop over gRPC: replay, fit, register, activate; and RankLens by its protocol."""
+
+import hashlib
+import random
+
+import grpc
+import numpy as np
+import pytest
+
+from learning.errors import LearningError
+from learning.pipeline import Services, TrainRequest, train
+from learning.ranklens import Click, Film, Ranking, RankLens, RankLensEvents, RankLensRequest, RankLensSite
+from learning.ranklens.events import Event, item_from
+from learning.train import TrainPlan
+from tests.integration.learning.platform import Platform
+
+Channels = dict[str, grpc.aio.Channel]
+SITE = RankLensSite("films", "films_ranker", ("profile", "measurement"))
+PLAN = TrainPlan(params={"min_data_in_leaf": 5}, rounds=10)
+# Item n is liked with probability n / 12.
+ITEMS = [str(n) for n in range(1, 11)]
+STEP_MS = 1000
+CLICK_AFTER_MS = 5000
+
+
+def invented(rankings_count: int, seed: int = 1) -> list[Event]:
+    """Rankings of six films a second; answers five seconds after."""
+    chance = random.Random(seed)
+    events: list[Event] = [Film(0, item_from(item, [])) for item in ITEMS[:-1]]
+    for number in range(rankings_count):
+        at_ms, name = 10_000 + STEP_MS * (number // 2), f"ranking-{number}"
+        shown = chance.sample(ITEMS, 6)
+        events.append(Ranking(at_ms, name, f"user-{number % 9}", tuple(shown)))
+        events += [
+            Click(at_ms + CLICK_AFTER_MS, f"{name}-{item}", name, f"user-{number % 9}", item)
+            for item in shown
+            if chance.random() < int(item) / 12
+        ]
+    return events
+
+
+def boundary(events: list[Event], rankings: int) -> int:
+    """The time of the first ranking after so many."""
+    return [event for event in events if isinstance(event, Ranking)][rankings].at_ms
+
+
+async def test_ranklens_is_run_by_its_protocol(platform: Platform, channels: Channels) -> None:
+    """Everybody grants everything, only what is strictly earlier is visible, every answered ranking is judged once."""
+    events = invented(160)
+    at = boundary(events, 120)
+    told: list[str] = []
+    run = RankLens(
+        channels,
+        SITE,
+        RankLensEvents(events),
+        RankLensRequest(at, at, plan=PLAN),
+        progress=lambda step, *_: told.append(step),
+    )
+    report = await run.run()
+    assert platform.granted == {f"user-{n}": 2 for n in range(9)}
+    assert platform.items == set(ITEMS)
+    judged = [e for e in RankLensEvents(events).rankings if e.at_ms >= at and RankLensEvents(events).liked_in(e)]
+    assert report.rankings == len(judged)
+    assert report.ndcg["ndcg@5"] > 0.6
+    assert set(report.as_dict()) == {"ndcg@5", "ndcg@10", "rankings", "baselines"}
+    assert report.training.counts.decisions == 120
+    assert {"consent", "replay", "fit", "register"} <= set(told)
+    exposures = [event for event in platform.tracked if event.type == "exposure"]
+    assert len(exposures) == 160
+    assert all(event.decision_id for event in platform.tracked)
+
+
+async def test_what_happens_after_a_ranking_changes_none_of_its_features(
+    platform: Platform, channels: Channels
+) -> None:
+    """Shuffling who clicked what afterwards leaves the features of every earlier ranking as they were, to the byte."""
+    events = invented(100)
+    at = boundary(events, 60)
+    later = [e for e in events if isinstance(e, Click) and e.at_ms >= at]
+    items = [e.item_id for e in later]
+    random.Random(5).shuffle(items)
+    shuffled = {
+        e.click_id: Click(e.at_ms, e.click_id, e.ranking_id, e.user, item) for e, item in zip(later, items, strict=True)
+    }
+    changed = [shuffled.get(e.click_id, e) if isinstance(e, Click) else e for e in events]
+    logged = []
+    for sequence in (events, changed):
+        platform.__init__()  # type: ignore[misc]
+        await RankLens(channels, SITE, RankLensEvents(sequence), RankLensRequest(at, at + 10**9, plan=PLAN)).run()
+        logged.append(
+            {
+                name: made.inputs.matrix
+                for name, made in platform.decisions.items()
+                if made.decided_at.ToMilliseconds() <= at
+            }
+        )
+    assert len(logged[0]) > 60
+    assert logged[0] == logged[1]
+
+
+async def test_a_refused_event_ends_the_run(platform: Platform, channels: Channels) -> None:
+    """Figures over events that were not all taken in would not be the protocol's."""
+    platform.refuse_track = True
+    events = invented(30)
+    at = boundary(events, 20)
+    with pytest.raises(LearningError, match="DROPPED_NO_CONSENT"):
+        await RankLens(channels, SITE, RankLensEvents(events), RankLensRequest(at, at, plan=PLAN)).run()
+
+
+async def test_training_registers_what_it_learned(platform: Platform, channels: Channels) -> None:
+    """The file arrives whole, under its hash, with its columns; it is activated only where that was asked for."""
+    events = invented(80)
+    at = boundary(events, 60)
+    await RankLens(channels, SITE, RankLensEvents(events), RankLensRequest(at, at, plan=PLAN)).run()
+    platform.active = ""
+    services = Services.over(channels["feedback"], channels["features"], channels["decision"])
+    report = await train(services, TrainRequest(name="films_ranker", plan=PLAN, activate=False))
+    header = platform.headers[-1]
+    assert platform.active == ""
+    assert hashlib.sha256(platform.model).hexdigest() == header.sha256 == report.sha256
+    assert list(header.columns) == ["clicks"]
+    assert header.metrics["rows"] == report.rows_count
+    assert np.isfinite(report.parity_difference_max)
+    answered = {event.decision_id for event in platform.tracked if event.type == "click"}
+    assert report.as_dict()["counts"]["used"] == len(answered)
+
+
+async def test_nothing_to_learn_from_registers_nothing(platform: Platform, channels: Channels) -> None:
+    """Without an answered decision training says so, and the model that decides stays."""
+    services = Services.over(channels["feedback"], channels["features"], channels["decision"])
+    with pytest.raises(LearningError, match="No decision"):
+        await train(services, TrainRequest(name="films_ranker"))
+    assert platform.headers == []
