@@ -1,0 +1,297 @@
+"""States, blocks, catalog and feature sets in Postgres; member states in front of it in Redis."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import structlog
+from comity.features.v1 import feature_set_pb2
+
+from services.chassis import metrics
+from services.chassis.cache import split_version
+from services.chassis.clock import Clock
+from services.chassis.errors import ServiceError
+from services.chassis.events import ORIGIN, Append, LogPosition, NewEvent
+from services.chassis.eventstore import append_in
+from services.chassis.ids import uuid7
+from services.chassis.ports import Cache
+from services.chassis.postgres import Connection, Pool, acquire, transaction
+from services.features.domain.book import Book
+from services.features.domain.catalog import CatalogItem
+from services.features.domain.columns import Standing
+from services.features.domain.feature_set import FeatureSet
+from services.features.domain.item_counts import Block, ItemCounts
+from services.features.domain.item_counts import decode as decode_block
+from services.features.domain.item_counts import encode as encode_block
+from services.features.domain.members import MemberState, UnreadableStateError, decode, empty, encode
+from services.features.domain.requests import Source
+from services.features.wire import FEATURE_SET_PUBLISHED, encode_published, feature_set_from_bytes, item_from_bytes
+
+# Durable name at both sources.
+CONSUMER = "features"
+STREAM = "feature_sets"
+
+BOOK_SQL = """
+SELECT s.version, s.feature_set, s.sequence, (SELECT a.version FROM active_feature_set a) AS active
+FROM feature_sets s WHERE s.sequence > $1 ORDER BY s.sequence
+"""
+ACTIVE_SQL = "SELECT version FROM active_feature_set"
+LOCK_SETS_SQL = "LOCK TABLE feature_sets IN SHARE ROW EXCLUSIVE MODE"
+STREAM_VERSION_SQL = "SELECT coalesce(max(version), 0) FROM events WHERE stream_id = $1"
+PUT_SET_SQL = "INSERT INTO feature_sets (version, feature_set) VALUES ($1, $2) ON CONFLICT (version) DO NOTHING"
+ACTIVATE_SQL = """
+INSERT INTO active_feature_set (version) VALUES ($1) ON CONFLICT (one) DO UPDATE SET version = excluded.version
+"""
+
+STATES_SQL = "SELECT member_id, version, state FROM member_states WHERE member_id = ANY($1::text[])"
+# In a fixed order, so that two consumers of one message never wait for each other.
+STATES_TO_CHANGE_SQL = """
+SELECT member_id, state FROM member_states WHERE member_id = ANY($1::text[]) ORDER BY member_id FOR UPDATE
+"""
+PUT_STATES_SQL = """
+INSERT INTO member_states AS m (member_id, version, state)
+SELECT member_id, 1, state FROM unnest($1::text[], $2::bytea[]) AS put (member_id, state) ORDER BY member_id
+ON CONFLICT (member_id) DO UPDATE SET version = m.version + 1, state = excluded.state
+"""
+BLOCKS_TO_CHANGE_SQL = """
+SELECT b.item_id, b.partition, b.state
+FROM item_blocks b JOIN unnest($1::text[], $2::smallint[]) AS asked (item_id, partition) USING (item_id, partition)
+ORDER BY b.item_id, b.partition FOR UPDATE OF b
+"""
+PUT_BLOCKS_SQL = """
+INSERT INTO item_blocks (item_id, partition, state)
+SELECT item_id, partition, state FROM unnest($1::text[], $2::smallint[], $3::bytea[]) AS put (item_id, partition, state)
+ORDER BY item_id, partition
+ON CONFLICT (item_id, partition) DO UPDATE SET state = excluded.state, xid = pg_current_xact_id()
+"""
+ITEMS_BY_ID_SQL = "SELECT id, item FROM items WHERE id = ANY($1::text[])"
+PUT_ITEMS_SQL = """
+INSERT INTO items (id, item)
+SELECT id, item FROM unnest($1::text[], $2::bytea[]) AS put (id, item) ORDER BY id
+ON CONFLICT (id) DO UPDATE SET item = excluded.item, xid = pg_current_xact_id()
+"""
+
+POSITIONS_SQL = "SELECT source, epoch, xid, position FROM inbox_positions WHERE consumer = $1"
+XMIN_SQL = "SELECT pg_snapshot_xmin(pg_current_snapshot())"
+CHANGED_ITEMS_SQL = "SELECT id, item FROM items WHERE xid >= $1"
+CHANGED_BLOCKS_SQL = "SELECT item_id, partition, state FROM item_blocks WHERE xid >= $1"
+
+_log = structlog.get_logger(__name__)
+
+
+class Books:
+    """The feature sets, held in memory and read further when somebody names one that is not there yet."""
+
+    def __init__(self, pool: Pool, clock: Clock) -> None:
+        self._pool = pool
+        self._clock = clock
+        self._sequence = 0
+        self.book = Book()
+
+    async def refresh(self, connection: Connection | None = None) -> Book:
+        """The book as the database has it now; inside a transaction when a connection is given."""
+        if connection is not None:
+            return await self._read(connection)
+        async with acquire(self._pool) as own:
+            return await self._read(own)
+
+    async def publish(self, feature_set: FeatureSet, message: feature_set_pb2.FeatureSet) -> Book:
+        """Keep the set and make it the active one; publishing the active one again changes nothing."""
+        async with transaction(self._pool) as connection:
+            await connection.execute(LOCK_SETS_SQL)
+            if await connection.fetchval(ACTIVE_SQL) == feature_set.version:
+                return await self._read(connection)
+            await connection.execute(PUT_SET_SQL, feature_set.version, message.SerializeToString(deterministic=True))
+            await connection.execute(ACTIVATE_SQL, feature_set.version)
+            now = self._clock.now()
+            event = NewEvent(uuid7(now), FEATURE_SET_PUBLISHED, encode_published(message), now)
+            version = await connection.fetchval(STREAM_VERSION_SQL, STREAM)
+            await append_in(connection, [Append(STREAM, version, (event,))])
+        return await self.refresh()
+
+    async def message(self, version: str) -> bytes | None:
+        """The set as it was published."""
+        async with acquire(self._pool) as connection:
+            rows = await connection.fetch(BOOK_SQL, 0)
+        return next((row["feature_set"] for row in rows if row["version"] == version), None)
+
+    async def _read(self, connection: Connection) -> Book:
+        rows = await connection.fetch(BOOK_SQL, self._sequence)
+        active = await connection.fetchval(ACTIVE_SQL) or ""
+        if not rows and active == self.book.active:
+            return self.book
+        # Another task may have read them meanwhile.
+        if rows and rows[-1]["sequence"] > self._sequence:
+            self._sequence = rows[-1]["sequence"]
+        fresh = {row["version"]: feature_set_from_bytes(row["feature_set"]) for row in rows}
+        self.book = Book({**self.book.sets, **fresh}, active)
+        return self.book
+
+
+class MemberStates:
+    """Member states, read from the cache and from Postgres where it has none."""
+
+    def __init__(self, pool: Pool, cache: Cache) -> None:
+        self._pool = pool
+        self._cache = cache
+
+    async def read(self, book: Book, member_ids: Sequence[str]) -> dict[str, MemberState]:
+        """The states of these members; one that nothing is known of is absent.
+
+        Raises:
+            ServiceError: UNAVAILABLE when neither cache nor database answers.
+        """
+        found: dict[str, MemberState | None] = {}
+        for member_id, stored in zip(member_ids, await self._cached(member_ids), strict=True):
+            if stored is not None:
+                state = _readable(book, split_version(stored)[1], member_id)
+                if state is not None:
+                    found[member_id] = None if state.position == ORIGIN else state
+        missed = [member_id for member_id in member_ids if member_id not in found]
+        if missed:
+            found.update(await self._from_database(book, missed))
+        return {member_id: state for member_id, state in found.items() if state is not None}
+
+    async def write_through(self, book: Book, member_ids: Sequence[str]) -> None:
+        """Bring the cache to what the database holds of these members."""
+        await self._from_database(book, member_ids)
+
+    async def _cached(self, member_ids: Sequence[str]) -> Sequence[bytes | None]:
+        try:
+            return await self._cache.get_many([_key(member_id) for member_id in member_ids])
+        except ServiceError as outage:
+            _log.warning("cache passed over", reason=outage.reason)
+            return [None] * len(member_ids)
+
+    async def _from_database(self, book: Book, member_ids: Sequence[str]) -> dict[str, MemberState | None]:
+        async with acquire(self._pool) as connection:
+            rows = await connection.fetch(STATES_SQL, list(member_ids))
+        fill = {
+            _key(member_id): (0, encode(book.member_layout, empty(book.member_layout, member_id)))
+            for member_id in member_ids
+        }
+        found: dict[str, MemberState | None] = dict.fromkeys(member_ids)
+        for row in rows:
+            fill[_key(row["member_id"])] = (row["version"], row["state"])
+            found[row["member_id"]] = _readable(book, row["state"], row["member_id"])
+        try:
+            # That nothing is known is kept too: most visitors are new, and each would cost a query.
+            await self._cache.set_newer_many(fill)
+        except ServiceError as outage:
+            _log.warning("cache not filled", reason=outage.reason)
+        return found
+
+
+def _key(member_id: str) -> str:
+    return f"member:{member_id}"
+
+
+def _readable(book: Book, blob: bytes, member_id: str) -> MemberState | None:
+    """The state in a blob, unless it is somebody else's or of a layout that this replica does not know."""
+    try:
+        return decode(book.member_layout, blob, member_id, book.member_layouts)
+    except UnreadableStateError as error:
+        metrics.STATES_UNREADABLE.labels(error.reason).inc()
+        return None
+
+
+async def states_to_change(connection: Connection, book: Book, member_ids: Iterable[str]) -> dict[str, MemberState]:
+    """The states of these members, locked until the transaction ends; those without one begin empty.
+
+    Raises:
+        UnreadableStateError: a state cannot be read; overwriting it would forget a history.
+    """
+    layout = book.member_layout
+    states = {member_id: empty(layout, member_id) for member_id in member_ids}
+    for row in await connection.fetch(STATES_TO_CHANGE_SQL, sorted(states)):
+        states[row["member_id"]] = decode(layout, row["state"], row["member_id"], book.member_layouts)
+    return states
+
+
+async def put_states(connection: Connection, book: Book, states: Sequence[MemberState]) -> None:
+    """Store these states."""
+    ordered = sorted(states, key=lambda state: state.member_id)
+    blobs = [encode(book.member_layout, state) for state in ordered]
+    await connection.execute(PUT_STATES_SQL, [state.member_id for state in ordered], blobs)
+
+
+async def blocks_to_change(connection: Connection, book: Book, blocks: Iterable[Block]) -> dict[Block, ItemCounts]:
+    """These blocks, locked until the transaction ends; those that do not exist are absent."""
+    asked = sorted(blocks)
+    rows = await connection.fetch(BLOCKS_TO_CHANGE_SQL, [b[0] for b in asked], [b[1] for b in asked])
+    return {
+        (row["item_id"], row["partition"]): decode_block(book.item_layout, row["state"], book.item_layouts)
+        for row in rows
+    }
+
+
+async def put_blocks(connection: Connection, book: Book, blocks: Mapping[Block, ItemCounts]) -> None:
+    """Store these blocks."""
+    ordered = sorted(blocks)
+    blobs = [encode_block(book.item_layout, blocks[block]) for block in ordered]
+    await connection.execute(PUT_BLOCKS_SQL, [b[0] for b in ordered], [b[1] for b in ordered], blobs)
+
+
+async def items_by_id(connection: Connection, item_ids: Iterable[str]) -> dict[str, CatalogItem]:
+    """Those of the items that the catalog has."""
+    rows = await connection.fetch(ITEMS_BY_ID_SQL, sorted(item_ids))
+    return {row["id"]: item_from_bytes(row["item"]) for row in rows}
+
+
+async def put_items(connection: Connection, items: Mapping[str, bytes]) -> None:
+    """Store items of the catalog."""
+    ordered = sorted(items)
+    await connection.execute(PUT_ITEMS_SQL, ordered, [items[item_id] for item_id in ordered])
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What changed since an earlier look.
+
+    Args:
+        since: where the next look begins: everything of earlier transactions has been seen.
+    """
+
+    standing: Standing
+    since: int
+    items: Mapping[str, CatalogItem]
+    blocks: Mapping[Block, ItemCounts]
+
+
+class ItemStore:
+    """Catalog and item blocks, as what changed since the last look."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def standing(self) -> Standing:
+        """How far behavior and catalog have been taken in."""
+        async with acquire(self._pool) as connection:
+            return await _standing(connection)
+
+    async def changes(self, book: Book, since: int) -> Changes:
+        """One moment of the database: positions, and every item and block written since."""
+        async with (
+            acquire(self._pool) as connection,
+            connection.transaction(isolation="repeatable_read", readonly=True),
+        ):
+            standing = await _standing(connection)
+            seen_to = await connection.fetchval(XMIN_SQL)
+            items = await connection.fetch(CHANGED_ITEMS_SQL, since)
+            blocks = await connection.fetch(CHANGED_BLOCKS_SQL, since)
+        return Changes(
+            standing,
+            seen_to,
+            {row["id"]: item_from_bytes(row["item"]) for row in items},
+            {
+                (row["item_id"], row["partition"]): decode_block(book.item_layout, row["state"], book.item_layouts)
+                for row in blocks
+            },
+        )
+
+
+async def _standing(connection: Connection) -> Standing:
+    at = {
+        row["source"]: LogPosition(row["epoch"], row["xid"], row["position"])
+        for row in await connection.fetch(POSITIONS_SQL, CONSUMER)
+    }
+    return Standing(at.get(Source.FEEDBACK, ORIGIN), at.get(Source.DECISION, ORIGIN))
