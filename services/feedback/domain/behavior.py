@@ -242,7 +242,7 @@ def stream_of(member_id: str, event_id: str) -> str:
 
 
 def exposure_stream_of(decision_id: str) -> str:
-    """The stream of the exposure that an immediate decision is by itself."""
+    """The stream of the exposure of a decision's whole slate."""
     return "behavior-" + hashlib.sha256(f"exposure\0{decision_id}".encode()).hexdigest()[:32]
 
 

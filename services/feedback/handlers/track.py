@@ -24,6 +24,7 @@ from services.feedback.domain.behavior import (
     Verdict,
     behavior_of,
     claim_problem,
+    exposure_stream_of,
     first_of_each,
     problem_of,
     stream_of,
@@ -227,10 +228,7 @@ class TrackBehavior:
         return decided
 
     async def _record(self, batch: _Batch, now: datetime) -> LogPosition:
-        streams = {
-            place: stream_of(candidate.person.member_id, candidate.event.event_id)
-            for place, candidate in batch.open.items()
-        }
+        streams = {place: _stream_of(candidate) for place, candidate in batch.open.items()}
         for place, is_first in zip(list(streams), first_of_each(list(streams.values())), strict=True):
             if not is_first:
                 batch.close(place, Status.DUPLICATE)
@@ -259,3 +257,10 @@ class TrackBehavior:
                 batch.close(place, Status.REFUSED, FieldProblem("subject", "was erased; nothing is stored about it"))
         # A caller that repeats a call whose answer was lost waits for what the first one stored.
         return max(position, await self._log.position_of(repeated)) if repeated else position
+
+
+def _stream_of(candidate: _Candidate) -> str:
+    """That a whole slate was seen is one fact, whoever tells it: the caller, again, or the decision itself."""
+    if candidate.event.type == EXPOSURE and not candidate.event.item_ids:
+        return exposure_stream_of(candidate.fact.decision_id)
+    return stream_of(candidate.person.member_id, candidate.event.event_id)

@@ -142,6 +142,16 @@ async def test_an_exposure_of_a_decision_shows_its_slate() -> None:
     assert (behavior.item_ids, behavior.placement_id) == (("1", "2", "3"), "home")
 
 
+async def test_a_slate_is_seen_once() -> None:
+    """An immediate decision is its own exposure: telling it again, as often as one likes, counts nothing twice."""
+    world = World()
+    world.decisions.arrive(decided("d1", immediate=True))
+    await world.settle()
+    tracked = await world.track([event("1", "exposure", decision_id="d1"), event("2", "exposure", decision_id="d1")])
+    assert statuses(tracked.verdicts) == [Status.DUPLICATE, Status.DUPLICATE]
+    assert len(world.log.behaviors) == 1
+
+
 async def test_an_exposure_of_an_unknown_or_foreign_decision_is_refused() -> None:
     """Without items there is nothing to store; another person's slate is not to be had by its id."""
     world = World()
