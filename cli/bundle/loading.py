@@ -105,24 +105,17 @@ class Loader:
             for number, line in enumerate(lines, start=1):
                 if not line.strip():
                     continue
-                place = {"": Place(number, 0)}
                 try:
-                    if len(line) > FEED_LINE_BYTES_MAX:
-                        raise ValueError(f"has {len(line)} bytes, more than {FEED_LINE_BYTES_MAX}")
-                    data = json.loads(line)
-                    if not isinstance(data, dict):
-                        raise ValueError("it is not a JSON object")
-                    item = json_format.ParseDict(data, site_pb.Item())
+                    declared = Declared(_item_of(line), feed.name, "", {"": Place(number, 0)})
                 except (ValueError, json_format.ParseError) as error:
                     what = f"is no item: {str(error).splitlines()[0]}"
                     self.problems.append(Problem(feed.name, number, 0, "", what, "write one JSON Item a line"))
                     refused += 1
                     if refused == FEED_PROBLEMS_MAX:
                         return
-                    continue
-                declared = Declared(item, feed.name, "", place)
-                self._check_limits(declared)
-                yield declared
+                else:
+                    self._check_limits(declared)
+                    yield declared
 
     def _check_limits(self, declared: Declared[M], *, skip: tuple[str, ...] = ()) -> None:
         for found in problems_of(declared.message):
@@ -143,3 +136,17 @@ class Loader:
 
     def _lack(self, file: str, problem: str, remedy: str) -> None:
         self.problems.append(Problem(file, 0, 0, "", problem, remedy))
+
+
+def _item_of(line: bytes) -> site_pb.Item:
+    """The item that a line of a feed holds.
+
+    Raises:
+        ValueError, json_format.ParseError: it holds none.
+    """
+    if len(line) > FEED_LINE_BYTES_MAX:
+        raise ValueError(f"it has {len(line)} bytes, more than {FEED_LINE_BYTES_MAX}")
+    data = json.loads(line)
+    if not isinstance(data, dict):
+        raise ValueError("it is not a JSON object")
+    return json_format.ParseDict(data, site_pb.Item())
