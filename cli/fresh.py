@@ -1,9 +1,11 @@
 """Folders for stacks that begin anew: what an earlier run left there is stopped and removed, and nothing else is."""
 
+import os
 import shutil
 from pathlib import Path
 
 from cli.stack import Stack
+from cli.stack.external import VARIABLES
 from cli.stack.state import DataDir
 from services.chassis.errors import Kind, ServiceError
 
@@ -17,6 +19,12 @@ async def make_room(folder: Path) -> None:
     if holds_stack(folder):
         await Stack(folder).stop()
         remove_stack(folder)
+
+
+def embedded_only() -> None:
+    """From now on this process starts its own servers: an external one would hold what earlier runs left there."""
+    for variable in VARIABLES.values():
+        os.environ.pop(variable, None)
 
 
 def holds_stack(folder: Path) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 from cli.bundle import apply_bundle, load_bundle
 from cli.commands_log import progress_bar
 from cli.connections import Services
-from cli.fresh import make_room
+from cli.fresh import embedded_only, make_room
 from cli.stack import Stack
 from learning.errors import LearningError
 from learning.ranklens import RankLens, RankLensRequest, RankLensSite, read_events
@@ -51,6 +51,7 @@ async def evaluate(files: Sequence[Path], request: RankLensRequest, data_dir: Pa
         events = read_events(files)
     except LearningError as error:
         raise ServiceError(Kind.INVALID, "NOT_RANKLENS", str(error)) from error
+    embedded_only()
     await make_room(data_dir)
     with progress_bar(quiet=quiet) as bar:
         task = bar.add_task("ranklens", total=None)

@@ -34,7 +34,7 @@ from cli.demo.log import click_rates, read_log, wait_joined
 from cli.demo.simulator import Consent, Shop, Visitor, population
 from cli.demo.site import consent_purposes, default_slates, eligible_items, exploring
 from cli.demo.statistics import percentile
-from cli.fresh import make_room
+from cli.fresh import embedded_only, make_room
 from cli.stack import SERVICES, Stack
 from learning.errors import LearningError
 from learning.pipeline import Services as LearningServices
@@ -95,6 +95,7 @@ async def run_demo(request: DemoRequest, *, quiet: bool = False) -> Findings:
     started_s = time.monotonic()
     findings = Findings(seed=request.seed, quick=request.quick, traces=request.data_dir / "traces")
     bundle = load_bundle(request.site)
+    embedded_only()
     await make_room(request.data_dir)
     with progress_bar(quiet=quiet) as bar:
         starting = bar.add_task("starting", total=None)
