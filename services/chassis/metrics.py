@@ -29,6 +29,8 @@ DEAD_LETTERS = Counter("comity_dead_letters", "Events put aside because they can
 GATHER_BATCH_SIZE = Histogram(
     "comity_gather_batch_size", "Items that left together.", ("gatherer",), buckets=BATCH_BUCKETS
 )
+BEHAVIOR_FOLDED = Counter("comity_behavior_folded", "Behavior events folded into features.")
+STATES_UNREADABLE = Counter("comity_states_unreadable", "Stored states that were passed over, by why.", ("reason",))
 EVENTS_DROPPED = Counter("comity_events_dropped", "Events that were not stored, by why.", ("reason",))
 LOOP_RESTARTS = Counter("comity_loop_restarts", "Background loops that crashed and were started again.", ("loop",))
 

@@ -1,0 +1,291 @@
+"""What features does when it is asked, against ports."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from services.chassis.errors import FieldProblem, Kind, ServiceError
+from services.chassis.events import LogPosition
+from services.chassis.tracing import COMITY_BATCH_SIZE, COMITY_FEATURE_SET_VERSION, span
+from services.features.domain.aggregates import ItemLayout
+from services.features.domain.book import Book
+from services.features.domain.catalog import CatalogItem
+from services.features.domain.columns import Columns, RunningTotals, Shelf, Standing
+from services.features.domain.declared import Feature
+from services.features.domain.feature_set import FeatureSet, compile_features
+from services.features.domain.item_counts import Block, ItemCounts
+from services.features.domain.item_rows import ItemTable, build
+from services.features.domain.members import MemberState
+from services.features.domain.reading import Answers, Question, read
+from services.features.domain.requests import FeatureQuery, Source
+
+# Feature sets whose columns are kept up to date: the active one, the one before it while a site is being applied, and
+# one that somebody compares with.
+SETS_MAX = 3
+
+
+class BookKeeper(Protocol):
+    """The published feature sets."""
+
+    book: Book
+
+    async def refresh(self) -> Book:
+        """The book as it is now."""
+        ...
+
+
+class StateReader(Protocol):
+    """Member states."""
+
+    async def read(self, book: Book, member_ids: Sequence[str]) -> dict[str, MemberState]:
+        """The states of these members; one that nothing is known of is absent."""
+        ...
+
+
+class ChangeSet(Protocol):
+    """What changed among items and blocks since an earlier look."""
+
+    @property
+    def standing(self) -> Standing:
+        """The positions it stands at."""
+        ...
+
+    @property
+    def since(self) -> int:
+        """Where the next look begins."""
+        ...
+
+    @property
+    def items(self) -> Mapping[str, CatalogItem]:
+        """Changed items."""
+        ...
+
+    @property
+    def blocks(self) -> Mapping[Block, ItemCounts]:
+        """Changed blocks."""
+        ...
+
+
+class ItemReader(Protocol):
+    """Catalog and item blocks."""
+
+    async def standing(self) -> Standing:
+        """How far they have come."""
+        ...
+
+    async def changes(self, book: Book, since: int) -> ChangeSet:
+        """What changed, at one moment."""
+        ...
+
+
+class Intake(Protocol):
+    """A subscription, as far as waiting for it goes."""
+
+    async def await_position(self, position: LogPosition, timeout_s: float) -> None:
+        """Returns once everything up to the position has had its effect.
+
+        Raises:
+            ServiceError: DEADLINE.
+        """
+        ...
+
+
+class ItemColumns:
+    """The item columns of this replica: catalog and counts in memory, brought up to date by what changed.
+
+    Only one refresh runs at a time; whoever asks during one gets the next, which began after the question.
+    """
+
+    def __init__(self, books: BookKeeper, items: ItemReader) -> None:
+        self._books = books
+        self._items = items
+        self._shelf = Shelf()
+        self._layout = ItemLayout()
+        self._since = 0
+        self._standing = Standing()
+        self._running: dict[str, RunningTotals] = {}
+        self._columns: dict[str, Columns] = {}
+        self._turn = asyncio.Lock()
+
+    async def table(self, version: str) -> ItemTable:
+        """The item table of a feature set: what subjects are read with must be fitted to the same catalog as the rows.
+
+        Raises:
+            ServiceError: FAILED_PRECONDITION (FEATURE_SET_UNKNOWN).
+        """
+        if version not in self._running:
+            await self.columns(version)
+        return self._running[version].table
+
+    async def columns(self, version: str) -> Columns:
+        """The newest snapshot of a feature set.
+
+        Raises:
+            ServiceError: FAILED_PRECONDITION (FEATURE_SET_UNKNOWN).
+        """
+        if version not in self._columns:
+            feature_set = await known_set(self._books, version)
+            async with self._turn:
+                if version not in self._columns:
+                    await self._take_changes()
+                    await self._open(feature_set)
+        return self._columns[version]
+
+    async def refresh(self, *, force: bool = False) -> Standing:
+        """Bring every snapshot up to date when positions have moved; the positions they stand at then."""
+        async with self._turn:
+            if force or await self._items.standing() != self._standing:
+                await self._take_changes()
+            return self._standing
+
+    async def _take_changes(self) -> None:
+        """Read what changed and compute what follows from it."""
+        book = await self._books.refresh()
+        if book.item_layout != self._layout:
+            # Blocks are read in the new layout, all of them: what is in memory has other slots.
+            self._shelf, self._since, self._layout = Shelf(), 0, book.item_layout
+            self._running.clear()
+        changes = await self._items.changes(book, self._since)
+        self._since, self._standing = changes.since, changes.standing
+        known = self._shelf.items
+        moved = {key: item for key, item in changes.items.items() if known.get(key) != item}
+        known.update(moved)
+        changed = self._shelf.put_blocks(changes.blocks)
+        for version in list(self._columns):
+            running = self._running.get(version)
+            if moved or running is None:
+                await self._open(book.sets[version])
+            else:
+                running.update(self._shelf, changed)
+                self._columns[version] = running.columns(self._standing, self._shelf.newest_s)
+
+    async def _open(self, feature_set: FeatureSet) -> None:
+        """Build the table of a feature set; thousands of items take long enough to do it beside the loop."""
+        items = list(self._shelf.items.values())
+        table = await asyncio.to_thread(build, feature_set, items)
+        running = RunningTotals(table, self._layout, self._shelf)
+        self._running[feature_set.version] = running
+        self._columns[feature_set.version] = running.columns(self._standing, self._shelf.newest_s)
+        for old in list(self._columns)[:-SETS_MAX]:
+            if old != self._books.book.active:
+                del self._columns[old], self._running[old]
+
+
+class ReadFeatures:
+    """GetFeatures."""
+
+    def __init__(self, books: BookKeeper, states: StateReader, columns: ItemColumns) -> None:
+        self._books = books
+        self._states = states
+        self._columns = columns
+
+    async def __call__(self, version: str, queries: Sequence[FeatureQuery]) -> Answers:
+        """The subjects' vectors, in order of the queries.
+
+        Raises:
+            ServiceError: FAILED_PRECONDITION (FEATURE_SET_UNKNOWN); UNAVAILABLE.
+        """
+        with span("features.read", {COMITY_BATCH_SIZE: len(queries), COMITY_FEATURE_SET_VERSION: version}):
+            feature_set = await known_set(self._books, version)
+            book = self._books.book
+            table = await self._columns.table(version)
+            member_ids = list(dict.fromkeys(member for query in queries for member in query.member_ids))
+            states = await self._states.read(book, member_ids)
+            questions = [
+                Question([states[member] for member in query.member_ids if member in states], query.as_of_s)
+                for query in queries
+            ]
+            return read(feature_set, book.member_layout, table.weights, questions)
+
+
+class AwaitFolded:
+    """AwaitPosition: folded, and visible to GetFeatures and GetItemColumns."""
+
+    def __init__(self, intakes: Mapping[Source, Intake], columns: ItemColumns, settled: "Settled") -> None:
+        self._intakes = intakes
+        self._columns = columns
+        self._settled = settled
+
+    async def __call__(self, source: Source, position: LogPosition, timeout_s: float) -> LogPosition:
+        """Where the source stands then, at least *position*.
+
+        Raises:
+            ServiceError: DEADLINE (POSITION_NOT_REACHED).
+        """
+        await self._intakes[source].await_position(position, timeout_s)
+        await self._settled.wait(timeout_s)
+        standing = await self._columns.refresh()
+        return standing.behavior if source is Source.FEEDBACK else standing.catalog
+
+
+class Settled:
+    """Whether every effect that is committed is in the cache too; only of what this process takes in."""
+
+    def __init__(self) -> None:
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def begin(self) -> None:
+        """A message's effect is under way; the cache is behind from its commit on."""
+        self._idle.clear()
+
+    def end(self) -> None:
+        """The cache has caught up."""
+        self._idle.set()
+
+    async def wait(self, timeout_s: float) -> None:
+        """Returns when the cache has caught up.
+
+        Raises:
+            ServiceError: DEADLINE (POSITION_NOT_REACHED).
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+        except TimeoutError as error:
+            raise ServiceError(
+                Kind.DEADLINE, "POSITION_NOT_REACHED", "the cache has not caught up yet: wait longer"
+            ) from error
+
+
+def checked_set(features: Sequence[Feature | None]) -> FeatureSet:
+    """The declarations compiled.
+
+    Raises:
+        ServiceError: INVALID (FEATURES_INVALID).
+    """
+    missing = [
+        FieldProblem(f"features[{index}]", "names no kind; give one, for example item_attribute")
+        for index, feature in enumerate(features)
+        if feature is None
+    ]
+    if missing:
+        text = "; ".join(f"{problem.field}: {problem.problem}" for problem in missing)
+        raise ServiceError(Kind.INVALID, "FEATURES_INVALID", text, problems=tuple(missing))
+    return compile_features([feature for feature in features if feature is not None])
+
+
+async def known_set(books: BookKeeper, version: str) -> FeatureSet:
+    """The feature set of a version, read from the database when it was published elsewhere.
+
+    Raises:
+        ServiceError: FAILED_PRECONDITION (FEATURE_SET_UNKNOWN), naming the active one.
+    """
+    found = books.book.sets.get(version) or (await books.refresh()).sets.get(version)
+    if found is None:
+        active = books.book.active
+        raise ServiceError(
+            Kind.FAILED_PRECONDITION,
+            "FEATURE_SET_UNKNOWN",
+            f"feature_set_version: no such feature set; the active one is {active}"
+            if active
+            else "feature_set_version: no feature set was published yet; apply a site bundle first",
+        )
+    return found
+
+
+async def keep_fresh(columns: ItemColumns, every_s: float) -> None:
+    """Refresh the columns for ever."""
+    while True:
+        await asyncio.sleep(every_s)
+        await columns.refresh()

@@ -1,0 +1,94 @@
+"""The features process: settings and wiring."""
+
+from functools import partial
+from pathlib import Path
+
+from comity.features.v1.features_service_pb2_grpc import add_FeatureServiceServicer_to_server
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from services.chassis.bus import NatsBus
+from services.chassis.cache import RedisCache
+from services.chassis.clock import SystemClock
+from services.chassis.eventstore import PostgresEventStore
+from services.chassis.inbox import Subscription
+from services.chassis.key_client import GrpcKeyReader
+from services.chassis.lifecycle import App, run
+from services.chassis.metrics import RELAY_LAG_S
+from services.chassis.migrations import CHASSIS, migrate
+from services.chassis.postgres import create_pool
+from services.chassis.reconciler import Reconciler
+from services.chassis.relay import Relay
+from services.chassis.rpc_client import connect
+from services.chassis.sealing import Sealer
+from services.chassis.settings import ServiceSettings
+from services.features.domain.requests import Source
+from services.features.handlers import AwaitFolded, ItemColumns, ReadFeatures, Settled, keep_fresh
+from services.features.service import FeatureService
+from services.features.store import CONSUMER, Books, ItemStore, MemberStates
+from services.features.subscribers import BehaviorIntake, on_decision_events
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+class Settings(ServiceSettings):
+    """What the features process is told.
+
+    Args:
+        identity_address: host:port of identity, for data keys.
+        columns_every_ms: how often item columns are brought up to date.
+        pool_size: most connections to Postgres.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="COMITY_FEATURES_")
+
+    identity_address: str
+    columns_every_ms: int = Field(default=250, ge=10, le=10_000)
+    pool_size: int = Field(default=8, ge=5, le=64)
+
+
+async def build(settings: Settings, app: App) -> None:
+    """Wire the process; what is opened first is closed last."""
+    url = settings.database_url.get_secret_value()
+    for folder in (CHASSIS, MIGRATIONS):
+        await migrate(url, folder)
+    pool = await create_pool(url, size=settings.pool_size, name="comity-features")
+    app.on_stop("postgres", pool.close)
+    cache = RedisCache(settings.redis_url, prefix="features:")
+    app.on_stop("cache", cache.close)
+    bus = await NatsBus.connect(settings.nats_url, name="comity-features")
+    app.on_stop("nats", bus.close)
+    # Services start in any order: those that emit may not have been here yet.
+    for service in ("features", *Source):
+        await bus.ensure_stream(service)
+    identity = connect(settings.identity_address)
+    app.on_stop("identity", identity.close)
+
+    clock, settled = SystemClock(), Settled()
+    books, states = Books(pool, clock), MemberStates(pool, cache)
+    await books.refresh()
+    columns = ItemColumns(books, ItemStore(pool))
+    behavior = BehaviorIntake(books, Sealer(GrpcKeyReader(identity)), states, settled)
+    intakes = {
+        Source.FEEDBACK: Subscription(pool, bus, Source.FEEDBACK, CONSUMER, behavior.handle, behavior.after_commit),
+        Source.DECISION: Subscription(pool, bus, Source.DECISION, CONSUMER, on_decision_events),
+    }
+    relay = Relay(pool, PostgresEventStore(pool), bus, "features", on_lag=RELAY_LAG_S.labels("features").set)
+    app.background("relay", relay.run)
+    app.background("reconciler", Reconciler(pool, bus, "features").run)
+    for source, intake in intakes.items():
+        app.background(f"{source} events", intake.run)
+    app.background("item columns", partial(keep_fresh, columns, settings.columns_every_ms / 1000))
+    app.server.add(
+        add_FeatureServiceServicer_to_server,
+        FeatureService(
+            books=books,
+            read=ReadFeatures(books, states, columns),
+            columns=columns,
+            await_folded=AwaitFolded(intakes, columns, settled),
+        ),
+    )
+
+
+if __name__ == "__main__":
+    run("features", Settings, build)

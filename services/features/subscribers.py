@@ -1,0 +1,92 @@
+"""What happens on facts from elsewhere: behavior is folded, the catalog is kept."""
+
+from collections.abc import Sequence
+
+from services.chassis import metrics
+from services.chassis.errors import Kind, ServiceError
+from services.chassis.events import RecordedEvent
+from services.chassis.postgres import Connection
+from services.chassis.sealing import Sealer
+from services.features.domain.book import Book
+from services.features.domain.item_counts import blocks_of, fold_items
+from services.features.domain.members import Behavior, contribution, fold
+from services.features.handlers import Settled
+from services.features.store import (
+    Books,
+    MemberStates,
+    blocks_to_change,
+    items_by_id,
+    put_blocks,
+    put_items,
+    put_states,
+    states_to_change,
+)
+from services.features.wire import BEHAVIOR_RECORDED, CATALOG_CHANGED, behavior_from, items_from
+
+
+class BehaviorIntake:
+    """Folds behavior into the states of members and items, in the inbox's transaction; then into the cache."""
+
+    def __init__(self, books: Books, sealer: Sealer, states: MemberStates, settled: Settled) -> None:
+        self._books = books
+        self._sealer = sealer
+        self._states = states
+        self._settled = settled
+
+    async def handle(self, connection: Connection, events: list[RecordedEvent]) -> None:
+        """Fold these events.
+
+        Raises:
+            ServiceError: UNAVAILABLE when their keys cannot be had.
+        """
+        behavior = await self._opened([event for event in events if event.type == BEHAVIOR_RECORDED])
+        if not behavior:
+            return
+        self._settled.begin()
+        book = await self._books.refresh(connection)
+        await _fold_members(connection, book, behavior)
+        blocks = await blocks_to_change(connection, book, blocks_of(behavior))
+        await put_blocks(connection, book, fold_items(book.item_layout, blocks, behavior))
+        metrics.BEHAVIOR_FOLDED.inc(len(behavior))
+
+    async def after_commit(self, events: Sequence[RecordedEvent]) -> None:
+        """Bring the cache up to date; a message that comes again repairs what was lost of it."""
+        members = sorted({event.subject_id for event in events if event.type == BEHAVIOR_RECORDED})
+        if members:
+            await self._states.write_through(self._books.book, members)
+        self._settled.end()
+
+    async def _opened(self, events: Sequence[RecordedEvent]) -> list[Behavior]:
+        """What can be read of these; behavior of somebody who was erased meanwhile is gone."""
+        opened: list[Behavior] = []
+        for event, payload in zip(events, await self._sealer.open_many(events), strict=True):
+            if isinstance(payload, bytes):
+                opened.append(behavior_from(event, payload))
+            elif payload.kind is not Kind.NOT_FOUND:
+                raise payload
+        return opened
+
+
+async def on_decision_events(connection: Connection, events: list[RecordedEvent]) -> None:
+    """Keep the items among what decision emits."""
+    items: dict[str, bytes] = {}
+    for event in events:
+        if event.type == CATALOG_CHANGED:
+            if not isinstance(event.payload, bytes):
+                raise ServiceError(Kind.INVALID, "CATALOG_SEALED", "a catalog is about nobody and is never sealed")
+            items.update(items_from(event.payload))
+    if items:
+        await put_items(connection, items)
+
+
+async def _fold_members(connection: Connection, book: Book, behavior: Sequence[Behavior]) -> None:
+    layout = book.member_layout
+    spread = {item_id for one in behavior if one.type in layout.spreads_of for item_id in one.item_ids}
+    items = await items_by_id(connection, spread) if spread else {}
+    contributions = {item_id: contribution(layout, item) for item_id, item in items.items()}
+    states = await states_to_change(connection, book, {one.member_id for one in behavior})
+    folded = [
+        fold(layout, state, [one for one in behavior if one.member_id == member_id], contributions.get)
+        for member_id, state in states.items()
+    ]
+    await put_states(connection, book, folded)
