@@ -91,7 +91,7 @@ async def together(*starts: Coroutine[Any, Any, object]) -> None:
             for start in starts:
                 group.create_task(start)
     except ExceptionGroup as errors:
-        raise errors.exceptions[0] from errors
+        raise errors.exceptions[0] from None
 
 
 class Servers:
