@@ -53,7 +53,7 @@ def write_bundle(folder: Path) -> tuple[Path, Path]:
             {
                 "id": "bench_policy",
                 "description": "Ranked, with one eligibility rule and some exploration",
-                "eligibility": "item.numbers.n0 > -100.0",
+                "eligibility": "item.attributes.n0 > -100.0",
                 "ranker": {"model": MODEL},
                 "epsilon": 0.1,
                 "popular_by": "clicks_decayed",

@@ -87,7 +87,7 @@ class Books:
         self._sequence = 0
         self.book = Book()
 
-    async def refresh(self, connection: Connection | None = None) -> Book:
+    async def refresh(self, connection: "Connection | None" = None) -> Book:
         """The book as the database has it now; inside a transaction when a connection is given."""
         if connection is not None:
             return await self._read(connection)
