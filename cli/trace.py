@@ -11,12 +11,14 @@ from rich.tree import Tree
 from cli.failures import fail
 from cli.options import DEFAULT_DATA_DIR, AsJson, DataDir
 from cli.output import console, print_json
-from cli.trace_spans import KINDS, Node, decision_tree
+from cli.trace_spans import KINDS, Node, SpanRecord, decision_tree
 from services.chassis.errors import Kind, ServiceError
 
 # Services write their spans every half second; a person who has just decided should not have to know that.
 SETTLE_S = 1.5
 POLL_S = 0.1
+# Characters of one attribute.
+SHOWN_MAX = 60
 
 
 def register(app: typer.Typer) -> None:
@@ -74,9 +76,25 @@ def _line(node: Node, began_ns: int) -> str:
     begin_ms, took_ms = (span.start_ns - began_ns) / 1e6, (span.end_ns - span.start_ns) / 1e6
     color = "red" if span.failed else "bold"
     mark = "[dim]linked ▸[/] " if node.linked else ""
-    shown = ", ".join(f"{name.removeprefix('comity.')}={value}" for name, value in span.attributes.items())
     times = f"[cyan]{took_ms:.2f} ms[/] [dim]at {begin_ms:.2f}[/]"
-    return f"{mark}[{color}]{escape(span.service)}[/] {escape(span.name)}  {times}  [dim]{escape(shown)}[/]"
+    return f"{mark}[{color}]{escape(span.service)}[/] {escape(span.name)}  {times}  [dim]{escape(_told(span))}[/]"
+
+
+def _told(span: SpanRecord) -> str:
+    """The attributes that a person looks for: ours, and the beginning of a statement. --json has all of them."""
+    told = [
+        f"{name.removeprefix('comity.')}={_short(value)}"
+        for name, value in span.attributes.items()
+        if name.startswith("comity.") and value not in ("", [])
+    ]
+    statement = span.attributes.get("db.statement")
+    return ", ".join([*told, _short(statement)] if statement else told)
+
+
+def _short(value: Any) -> str:
+    """The value on one line, cut where it gets long."""
+    text = " ".join(str(each) for each in value) if isinstance(value, list) else " ".join(str(value).split())
+    return text if len(text) <= SHOWN_MAX else text[: SHOWN_MAX - 1] + "…"
 
 
 def _as_object(node: Node, began_ns: int) -> dict[str, Any]:
