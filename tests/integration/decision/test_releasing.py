@@ -1,0 +1,241 @@
+"""Sites, items and models: all of a call or none, kept for ever, taken over by every replica."""
+
+import asyncio
+from typing import Any
+
+import asyncpg
+import pytest
+from comity.common.v1.types_pb2 import LogPosition
+from comity.decision.v1 import decision_events_pb2 as events_pb
+from comity.decision.v1 import decision_service_pb2 as pb
+from comity.decision.v1 import site_pb2
+
+from services.chassis.eventstore import recorded
+from services.decision.store import catalog, models, sites, standing
+from tests.integration.decision.conftest import (
+    FEATURE_SET,
+    TIMEOUT_S,
+    Deciding,
+    Start,
+    items,
+    parts,
+    site,
+)
+from tests.integration.decision.test_deciding import refusal
+from tests.unit.decision.onnx_models import linear
+
+WIDTH = len(FEATURE_SET.columns)
+
+
+async def facts(deciding: Deciding, kind: str) -> list[Any]:
+    """The events of a type, as messages."""
+    connection = await asyncpg.connect(deciding.url)
+    try:
+        rows = await connection.fetch("SELECT * FROM events WHERE type LIKE '%.' || $1 ORDER BY position", kind)
+    finally:
+        await connection.close()
+    return [getattr(events_pb, kind).FromString(recorded(row).payload) for row in rows]
+
+
+async def test_statements_can_be_prepared(deciding: Deciding) -> None:
+    """Every SQL constant fits the tables."""
+    modules = (catalog, models, sites, standing)
+    constants = {name: text for module in modules for name, text in vars(module).items() if name.endswith("_SQL")}
+    connection = await asyncpg.connect(deciding.url)
+    try:
+        for statement in constants.values():
+            await connection.prepare(statement)
+    finally:
+        await connection.close()
+
+
+async def test_a_site_is_applied_once_and_described(deciding: Deciding) -> None:
+    """The same site again changes nothing; another one is another version, and both are facts."""
+    described = await deciding.catalog.DescribeSite(pb.DescribeSiteRequest(), timeout=TIMEOUT_S)
+    assert (described.site, described.items_count) == (site(), 8)
+    assert not (await deciding.apply(site())).changed
+    changed = await deciding.apply(site(epsilon=0.5))
+    assert changed.changed
+    assert changed.site_version != described.site_version
+    back = await deciding.apply(site())
+    assert (back.changed, back.site_version) == (True, described.site_version)
+    assert [fact.site_version for fact in await facts(deciding, "SiteApplied")] == [
+        described.site_version,
+        changed.site_version,
+        described.site_version,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "said"),
+    [
+        ({"eligibility": "item.prize > 1.0"}, "site.policies[0].eligibility", "line 1, column 5"),
+        ({"popular_by": "visits"}, "site.policies[0].popular_by", "item column"),
+        ({"ranker": site_pb2.Ranker(column="nothing")}, "site.policies[0].ranker.column", "features.yaml"),
+        ({"id": "other"}, "site.placements[0].policy_id", "other"),
+    ],
+)
+async def test_an_invalid_site_is_refused_whole(
+    deciding: Deciding, changes: dict[str, Any], field: str, said: str
+) -> None:
+    """The one before still decides."""
+    request = pb.ApplySiteRequest(site=site(**changes), feature_set=FEATURE_SET)
+    error = await refusal(deciding.catalog.ApplySite(request, timeout=TIMEOUT_S))
+    assert error.problems[0].field == field
+    assert said in error.problems[0].problem
+    assert not (await deciding.apply(site())).changed
+
+
+async def test_validation_changes_nothing(deciding: Deciding) -> None:
+    """A site and items that are only checked leave no trace."""
+    before = await deciding.catalog.DescribeSite(pb.DescribeSiteRequest(), timeout=TIMEOUT_S)
+    assert (await deciding.apply(site(epsilon=0.9), validate_only=True)).changed
+    await deciding.catalog.UpsertItems(
+        pb.UpsertItemsRequest(items=[site_pb2.Item(id="new")], validate_only=True), timeout=TIMEOUT_S
+    )
+    assert await deciding.catalog.DescribeSite(pb.DescribeSiteRequest(), timeout=TIMEOUT_S) == before
+
+
+async def test_a_site_without_its_feature_set_is_refused(deciding: Deciding) -> None:
+    """There is nothing to check it against."""
+    error = await refusal(deciding.catalog.ApplySite(pb.ApplySiteRequest(site=site()), timeout=TIMEOUT_S))
+    assert error.problems[0].field == "feature_set"
+
+
+async def test_items_enter_change_and_retire(deciding: Deciding) -> None:
+    """Each change is a version and a fact; what is as it was is neither."""
+    same = await deciding.catalog.UpsertItems(pb.UpsertItemsRequest(items=items()), timeout=TIMEOUT_S)
+    assert same.catalog_version == "1"
+    retired = [site_pb2.Item(id=item.id, retired=True) for item in items()[:6]]
+    changed = await deciding.catalog.UpsertItems(pb.UpsertItemsRequest(items=retired), timeout=TIMEOUT_S)
+    assert changed.catalog_version == "2"
+    assert changed.position.position > same.position.position
+    answer = await deciding.decide()
+    assert answer.fallback_reason == events_pb.FALLBACK_REASON_NO_ELIGIBLE_CANDIDATES
+    changes = await facts(deciding, "CatalogChanged")
+    assert [(fact.catalog_version, len(fact.items)) for fact in changes] == [("1", 8), ("2", 6)]
+
+
+async def test_an_item_twice_in_a_call_is_refused(deciding: Deciding) -> None:
+    """Which of the two would stand?"""
+    request = pb.UpsertItemsRequest(items=[site_pb2.Item(id="a"), site_pb2.Item(id="a")])
+    error = await refusal(deciding.catalog.UpsertItems(request, timeout=TIMEOUT_S))
+    assert error.problems[0].field == "items[1].id"
+
+
+async def test_many_large_items_make_several_facts(deciding: Deciding) -> None:
+    """An event stays small enough to travel; all of them belong to one version."""
+    large = [
+        site_pb2.Item(
+            id=f"large-{k}", categories={"tags": site_pb2.Categories(values=[f"{n:060d}" for n in range(60)])}
+        )
+        for k in range(100)
+    ]
+    await deciding.catalog.UpsertItems(pb.UpsertItemsRequest(items=large), timeout=TIMEOUT_S)
+    changes = (await facts(deciding, "CatalogChanged"))[1:]
+    assert len(changes) > 1
+    assert {fact.catalog_version for fact in changes} == {"2"}
+    assert sum(len(fact.items) for fact in changes) == 100
+
+
+async def test_every_replica_follows_within_a_second(start: Start, deciding: Deciding) -> None:
+    """Site, items and model that one replica took in decide on the other, without a restart."""
+    other = await start()
+    await other.with_columns()
+    version = await deciding.learn()
+    await deciding.apply(site(epsilon=0.0))
+    async with asyncio.timeout(TIMEOUT_S):
+        # A poll has no event to wait for.
+        while (answer := await other.decide()).versions.model != version:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    assert answer.reason == events_pb.REASON_RANKED
+
+
+async def test_calls_go_on_while_models_are_swapped(deciding: Deciding) -> None:
+    """No call is dropped, and each is answered by one model or the other."""
+    versions = {await deciding.learn()}
+    stop = asyncio.Event()
+
+    async def ask_on() -> set[str]:
+        seen = set()
+        while not stop.is_set():
+            seen.add((await deciding.decide()).versions.model)
+        return seen
+
+    asking = asyncio.create_task(ask_on())
+    for k in range(3):
+        versions.add(await deciding.learn(linear(WIDTH, weights=[1.0 + k] * WIDTH)))
+    stop.set()
+    assert await asking <= versions
+
+
+async def test_models_are_listed_with_the_active_one_marked(deciding: Deciding) -> None:
+    """Registering again changes nothing."""
+    version = await deciding.learn()
+    await deciding.register(linear(WIDTH, weights=[3.0] * WIDTH))
+    assert (await deciding.register(linear(WIDTH))).already_registered
+    listed = (await deciding.release.ListModels(pb.ListModelsRequest(), timeout=TIMEOUT_S)).models
+    assert [(f"{model.name}@{model.sha256}" == version, model.active) for model in listed] == [
+        (True, True),
+        (False, False),
+    ]
+    assert listed[0].metrics == {"ndcg": 0.5}
+    assert len(await facts(deciding, "ModelRegistered")) == 2
+    assert len(await facts(deciding, "ModelActivated")) == 1
+
+
+@pytest.mark.parametrize(
+    ("header", "field", "said"),
+    [
+        ({"sha256": "0" * 64}, "header.sha256", "again"),
+        ({"feature_set_version": "other"}, "header.feature_set_version", "features-1"),
+        ({"columns": ["clicks"]}, "header.columns", "4"),
+        ({"columns": ["clicks", "affinity", "visits", "hour"]}, "header.columns", "column 1 must be visits"),
+    ],
+)
+async def test_a_model_that_was_announced_wrongly_is_refused(
+    deciding: Deciding, header: dict[str, Any], field: str, said: str
+) -> None:
+    """Nothing of it is kept."""
+    sent = iter(parts(linear(WIDTH).SerializeToString(), **header))
+    error = await refusal(deciding.release.RegisterModel(sent, timeout=TIMEOUT_S))
+    assert error.problems[0].field == field
+    assert said in error.problems[0].problem
+    assert not (await deciding.release.ListModels(pb.ListModelsRequest(), timeout=TIMEOUT_S)).models
+
+
+async def test_a_model_of_the_wrong_shape_is_refused(deciding: Deciding) -> None:
+    """The file is looked at, not only its announcement."""
+    sent = iter(parts(linear(WIDTH + 2).SerializeToString()))
+    error = await refusal(deciding.release.RegisterModel(sent, timeout=TIMEOUT_S))
+    assert (error.reason, error.problems[0].field) == ("MODEL_REFUSED", "model")
+
+
+@pytest.mark.parametrize("sent", [[], parts(b"abc")[1:], parts(b"abc")[:1], [parts(b"")[0], parts(b"")[0]]])
+async def test_a_stream_out_of_order_is_refused(deciding: Deciding, sent: list[pb.RegisterModelRequest]) -> None:
+    """Header first and once, then chunks."""
+    error = await refusal(deciding.release.RegisterModel(iter(sent), timeout=TIMEOUT_S))
+    assert error.problems[0].field in ("header", "chunk")
+
+
+async def test_an_unknown_model_is_not_activated(deciding: Deciding) -> None:
+    """Activation names a registered file."""
+    request = pb.ActivateModelRequest(name="ranker", sha256="0" * 64)
+    assert (await refusal(deciding.release.ActivateModel(request, timeout=TIMEOUT_S))).reason == "MODEL_UNKNOWN"
+
+
+async def test_waiting_for_columns_that_do_not_come_ends_with_the_deadline(deciding: Deciding) -> None:
+    """The caller is told what was waited for."""
+    request = pb.AwaitItemColumnsRequest(behavior_position=LogPosition(epoch=99))
+    error = await refusal(deciding.catalog.AwaitItemColumns(request, timeout=0.3))
+    assert error.kind.value == "DEADLINE_EXCEEDED"
+
+
+async def test_before_a_site_everything_says_so(start: Start) -> None:
+    """A new installation explains itself."""
+    fresh = await start()
+    for call in (
+        fresh.catalog.DescribeSite(pb.DescribeSiteRequest(), timeout=TIMEOUT_S),
+        fresh.release.RegisterModel(iter(parts(b"abc")), timeout=TIMEOUT_S),
+    ):
+        assert (await refusal(call)).reason == "SITE_NOT_APPLIED"
