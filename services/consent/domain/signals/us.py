@@ -69,13 +69,14 @@ def _read_core(spec: UsSpec, reader: BitReader) -> tuple[int, dict[str, Value], 
         raise reader.error(Code.VERSION_UNSUPPORTED, f"section {spec.name} has a version that does not exist")
     layout = spec.versions[version]
     other = _other_layout(spec, layout, reader)
+    message = f"section {spec.name} has the fields of another version than it says"
+    deviation = reader.problem(Code.OTHER_LAYOUT, message)
     fields = _read_fields(other or layout, reader)
     surplus = reader.surplus(GPP_UNITS)
     if other is not None:
         if surplus is not None:
             raise ConsentStringError(surplus)
-        message = f"section {spec.name} has the fields of another version than it says"
-        return version, _fitted(fields, layout), reader.problem(Code.OTHER_LAYOUT, message)
+        return version, _fitted(fields, layout), deviation
     if surplus is None:
         _check_values(fields, reader)
     return version, fields, surplus
