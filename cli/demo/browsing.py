@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,11 +25,11 @@ ANSWERS = ("click", "purchase")
 CALL_TIMEOUT_S = 10.0
 # The budget of a Decide here: on this one machine five services, three servers and all visitors share the cores, and
 # what is to be seen is what is decided, not how a busy laptop misses 50 ms.
-BUDGET_MS = 200
-DECIDE_DEADLINE_S = 0.3
+BUDGET_MS = 400
+DECIDE_DEADLINE_S = 0.5
 TRACK_DEADLINE_S = 5.0
 # Enough to let the services gather, few enough that on 2 cores answers still come inside their budget.
-VISITORS_AT_ONCE = 6
+VISITORS_AT_ONCE = 4
 
 
 def can_be_answered(decision: Decision) -> bool:
@@ -70,19 +70,15 @@ class Journal:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """How a phase goes.
+class Round:
+    """One page visit of everybody.
 
     Args:
-        sessions: page visits of each visitor.
-        revoke_after: session after which those who take consent back do so; None: in no session of this phase.
-        login_from: session from which those who log in are known by their user id.
+        session: number of the visit within the phase, from 0.
     """
 
     phase: int
-    sessions: int
-    revoke_after: int | None = None
-    login_from: int = 1
+    session: int
 
 
 class Backend:
@@ -106,27 +102,29 @@ class Backend:
         self._revoked: set[int] = set()
         self.journal = Journal()
 
-    async def browse(self, visitors: Iterable[Visitor], plan: Plan, advance: Callable[[], None]) -> None:
-        """Let all visitors go through their sessions, some of them at once; *advance* is called after each session."""
+    async def browse(self, visitors: Iterable[Visitor], of: Round, advance: Callable[[], None]) -> None:
+        """Let every visitor come by once, some of them at the same time; *advance* is called after each."""
         waiting = iter(visitors)
 
         async def worker() -> None:
             for visitor in waiting:
-                await self._visit(visitor, plan, advance)
+                rng = np.random.default_rng((self._seed, visitor.number, of.phase, of.session))
+                await self._session(visitor, of.phase, rng)
+                advance()
 
-        await together(*(worker() for _ in range(VISITORS_AT_ONCE)))
+        await self._at_once(worker)
 
-    async def _visit(self, visitor: Visitor, plan: Plan, advance: Callable[[], None]) -> None:
-        if plan.phase == 1:
-            await self._ask_consent(visitor)
-        for session in range(plan.sessions):
-            if plan.phase == 1 and visitor.logs_in and session == plan.login_from:
-                await self._log_in(visitor)
-            if visitor.consent is Consent.REVOKED and session == plan.revoke_after:
-                await self.revoke(visitor)
-            rng = np.random.default_rng((self._seed, visitor.number, plan.phase, session))
-            await self._session(visitor, plan.phase, rng)
-            advance()
+    async def ask_consent(self, visitors: Iterable[Visitor]) -> None:
+        """Show everybody the banner; each answers as they are."""
+        await self._each(visitors, self._ask_consent)
+
+    async def log_in(self, visitors: Iterable[Visitor]) -> None:
+        """From now on these are known by a user id, linked to what they were before."""
+        await self._each(visitors, self._log_in)
+
+    async def take_back(self, visitors: Iterable[Visitor]) -> None:
+        """These revoke everything."""
+        await self._each(visitors, self.revoke)
 
     async def _session(self, visitor: Visitor, phase: int, rng: np.random.Generator) -> None:
         """Look around, see the home page, click what appeals."""
@@ -216,6 +214,19 @@ class Backend:
             for item in bought
         ]
         return [seen, *clicks, *purchases]
+
+    async def _each(self, visitors: Iterable[Visitor], act: Callable[[Visitor], Awaitable[None]]) -> None:
+        waiting = iter(visitors)
+
+        async def worker() -> None:
+            for visitor in waiting:
+                await act(visitor)
+
+        await self._at_once(worker)
+
+    @staticmethod
+    async def _at_once(worker: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        await together(*(worker() for _ in range(VISITORS_AT_ONCE)))
 
     async def _track(self, events: Sequence[Happening]) -> None:
         tracked = await self._client.track_many(events)

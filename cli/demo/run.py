@@ -25,7 +25,7 @@ from cli.demo.browsing import (
     PLACEMENTS,
     TRACK_DEADLINE_S,
     Backend,
-    Plan,
+    Round,
     Shown,
     can_be_answered,
 )
@@ -46,7 +46,10 @@ MODEL = "shop_clicks"
 TRAINING_PURPOSE = "model_training"
 # Every decision traced would cost the machine more than the decisions; the ones that are shown are always traced.
 TRACE_RATIO = "0.05"
+CATCH_UP_S = 60.0
 ACTIVE_WAIT_S = 10.0
+# Some of the first visitors are in the holdout, where no model decides.
+ACTIVE_TRIES = 5
 POLL_S = 0.05
 STORY_TRIES = 8
 
@@ -65,8 +68,8 @@ class Scale:
     after: int
 
 
-# About 10,000 decisions: intervals narrow enough to tell ranked from holdout, in a minute or two on 2 cores.
-FULL = Scale(visitors=450, before=6, after=5)
+# Some 6,000 decisions: enough to learn from and to tell ranked from holdout, in about two minutes on 2 cores.
+FULL = Scale(visitors=320, before=5, after=4)
 QUICK = Scale(visitors=60, before=3, after=2)
 
 
@@ -147,19 +150,35 @@ class Demo:
         """Explore, learn, decide again, then hold it all against the log."""
         scale = self._request.scale
         await apply_bundle(exploring(self._bundle), self._services)
-        await self._browse("visitors browse, all is explored", Plan(1, scale.before, revoke_after=scale.before // 2))
+        await self._backend.ask_consent(self._visitors)
+        await self._first_days(scale.before)
         await self._learn()
         await apply_bundle(self._bundle, self._services)
-        await self._catch_up()
-        await self._browse("visitors come back, the model ranks", Plan(2, scale.after))
+        await self._until_model_decides()
+        await self._browse("visitors come back, the model ranks", Round(2, 0), rounds=scale.after)
         await self._tell_stories()
         self._count()
         await self._replay()
         await self._measure()
 
-    async def _browse(self, what: str, plan: Plan) -> None:
-        task = self._bar.add_task(what, total=len(self._visitors) * plan.sessions)
-        await self._backend.browse(self._visitors, plan, advance=lambda: self._bar.advance(task))
+    async def _first_days(self, rounds: int) -> None:
+        """Everybody comes by some times; some log in after the first, some revoke half way."""
+        what, half = "visitors browse, all is explored", rounds // 2
+        await self._browse(what, Round(1, 0), rounds=1)
+        await self._backend.log_in(visitor for visitor in self._visitors if visitor.logs_in)
+        await self._browse(what, Round(1, 1), rounds=half - 1)
+        await self._backend.take_back(visitor for visitor in self._visitors if visitor.consent is Consent.REVOKED)
+        await self._browse(what, Round(1, half), rounds=rounds - half)
+
+    async def _browse(self, what: str, first: Round, *, rounds: int) -> None:
+        """Some rounds; nobody comes back before what they did the last time can be seen, as on other days."""
+        task = self._bar.add_task(what, total=len(self._visitors) * rounds)
+        for session in range(first.session, first.session + rounds):
+            await self._backend.browse(
+                self._visitors, Round(first.phase, session), advance=lambda: self._bar.advance(task)
+            )
+            await self._catch_up()
+        self._bar.remove_task(task)
 
     async def _learn(self) -> None:
         """Train on what came back, activate, and wait until it decides."""
@@ -184,21 +203,26 @@ class Demo:
         self._bar.remove_task(task)
 
     async def _catch_up(self) -> None:
-        """Returns when decisions see everything that was tracked so far, and the model decides."""
+        """Returns when decisions see everything that was tracked so far: on positions of the log, not on a guess."""
         marked = await self._backend.mark(self._consenting()[0])
         position = features_pb.AwaitPositionRequest(source="feedback", position=marked.position)
-        await call(self._services.features.AwaitPosition, position, CALL_TIMEOUT_S * 3)
+        await call(self._services.features.AwaitPosition, position, CATCH_UP_S)
         columns = decision_pb.AwaitItemColumnsRequest(behavior_position=marked.position)
-        await call(self._services.catalog.AwaitItemColumns, columns, CALL_TIMEOUT_S * 3)
+        await call(self._services.catalog.AwaitItemColumns, columns, CATCH_UP_S)
+
+    async def _until_model_decides(self) -> None:
+        """Returns when somebody was ranked by the model that was activated.
+
+        Raises:
+            ServiceError: DEADLINE.
+        """
         loop = asyncio.get_running_loop()
         until = loop.time() + ACTIVE_WAIT_S
         while loop.time() < until:
-            for visitor in self._consenting():
-                (hero, *_) = await self._backend.decide(visitor, 1, {})
+            for visitor in self._consenting()[:ACTIVE_TRIES]:
+                hero = (await self._backend.decide(visitor, 1, {}))[0]
                 if hero.versions.get("model"):
                     return
-                if not hero.holdout:
-                    break
             await asyncio.sleep(POLL_S)
         raise ServiceError(Kind.DEADLINE, "MODEL_NOT_ACTIVE", "the model was activated and does not decide")
 
