@@ -6,6 +6,7 @@ needs to know nothing of what the features mean.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TypeAlias
@@ -133,6 +134,9 @@ def compile_features(features: Sequence[Feature]) -> FeatureSet:
         places.append(place)
         columns += _columns(place)
         counted |= counted_by(feature)
+    if doubled := [name for name, times in Counter(column.name for column in columns).items() if times > 1]:
+        problem = f"two columns would be called {doubled[0]}; rename one of the features that make them"
+        raise _refusal([FieldProblem("features", problem)])
     for what, width, width_max in (
         ("subject vector", subject_width, SUBJECT_WIDTH_MAX),
         ("item row", item_width, ITEM_WIDTH_MAX),
@@ -205,7 +209,7 @@ def _columns(place: Place) -> Iterator[ModelColumn]:
         case ItemCategory(_, values):
             for at, value in enumerate(values):
                 source = ItemColumn(place.item_offset + at)
-                yield ModelColumn(f"{feature.name}.{value}", feature.name, feature.purposes, source)
+                yield ModelColumn(f"{feature.name}_{value}", feature.name, feature.purposes, source)
         case CategoryAffinity() | Similarity():
             dot = DotColumn(place.subject_offset, place.item_offset, place.subject_width)
             yield ModelColumn(feature.name, feature.name, feature.purposes, dot)

@@ -127,9 +127,9 @@ def decode(layout: ItemLayout, blob: bytes, layouts: Mapping[str, ItemLayout] | 
     written = layout if version.hex() == layout.version else (layouts or {}).get(version.hex())
     if written is None:
         raise UnreadableStateError("LAYOUT")
-    counts = np.frombuffer(blob, dtype="<f8", offset=HEADER.size)
-    if len(counts) != len(written.tallies):
+    if len(blob) != HEADER.size + 8 * len(written.tallies):
         raise UnreadableStateError("FORMAT")
+    counts = np.frombuffer(blob[HEADER.size :], dtype="<f8")
     if written is not layout:
         counts = np.array([counts[written.slots[tally]] if tally in written.slots else 0.0 for tally in layout.tallies])
     return ItemCounts(LogPosition(epoch, xid, place), reference_s, counts)

@@ -154,8 +154,8 @@ def decode(
     counts_at = HEADER.size + 8 * len(written.newest)
     if len(blob) != counts_at + 4 * written.width:
         raise UnreadableStateError("FORMAT")
-    newest_s = np.frombuffer(blob, dtype="<f8", count=len(written.newest), offset=HEADER.size)
-    counts = np.frombuffer(blob, dtype="<f4", offset=counts_at)
+    newest_s = np.frombuffer(blob[HEADER.size : counts_at], dtype="<f8")
+    counts = np.frombuffer(blob[counts_at:], dtype="<f4")
     if written is not layout:
         newest_s, counts = _carry_over(written, layout, newest_s, counts)
     return MemberState(member_id, LogPosition(epoch, xid, place), reference_s, newest_s, counts)
