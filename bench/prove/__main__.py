@@ -28,7 +28,9 @@ ENV = {
     "consent": CONSENT_BUDGET,
 }
 SERVICES_WITH_LOGS = ("decision", "feedback")
-SLOW_S = 0.06
+# Long beside a Revoke and a Resolve, so that a read can be overtaken by both; well inside a stage's share.
+SLOW_S = 0.3
+SLOW_BUDGET_MS = 1_000
 
 
 class Sizes:
@@ -99,14 +101,17 @@ async def _revocation(decides: int, revokes: int, *, variant: str) -> revocation
     port = free_port()
     env = {
         **ENV,
-        "decision": {**DECISION_BUDGET, "COMITY_DECISION_CONSENT_ADDRESS": f"127.0.0.1:{port}"},
+        "decision": {
+            "COMITY_DECISION_BUDGET_MS_MAX": str(SLOW_BUDGET_MS),
+            "COMITY_DECISION_CONSENT_ADDRESS": f"127.0.0.1:{port}",
+        },
         "consent": {"COMITY_CONSENT_DECIDE_BUDGET_MS_MAX": "0"},
     }
     with tempfile.TemporaryDirectory() as folder:
         addresses: dict[str, str] = {}
         async with (
-            slow_answers(port, lambda: addresses["consent"], delay_s=SLOW_S),
-            world(Path(folder), people_count=8, env=env, variant=variant, on_start=addresses.update) as ready,
+            slow_answers(port, lambda: addresses.get("consent", ""), delay_s=SLOW_S),
+            world(Path(folder), people_count=6, env=env, variant=variant, on_start=addresses.update) as ready,
         ):
             await activate_noise(ready.services, trees_count=TREES_COUNT)
             return await revocation.run(ready, decides=decides, revokes=revokes)

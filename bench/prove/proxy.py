@@ -11,12 +11,18 @@ CHUNK_BYTES = 65_536
 async def slow_answers(port: int, target: Callable[[], str], *, delay_s: float) -> AsyncIterator[None]:
     """Forward connections on loopback *port* to host:port of *target*; what comes back arrives *delay_s* later.
 
+    Args:
+        target: empty while there is nobody to forward to.
+
     Bytes keep their order; they are delayed, not slowed down.
     """
     writers: set[asyncio.StreamWriter] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         host, _, target_port = target().rpartition(":")
+        if not host:
+            writer.close()  # it is not there yet; whoever asks will ask again
+            return
         try:
             far_reader, far_writer = await asyncio.open_connection(host, int(target_port))
         except OSError:

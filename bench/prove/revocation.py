@@ -6,6 +6,7 @@ a batch already in flight, must be caught by the same judge.
 """
 
 import asyncio
+import random
 import time
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
@@ -17,11 +18,13 @@ from bench.world import Requests, World, grant, revoke
 from services.chassis.errors import ServiceError
 from services.chassis.rpc_client import call
 
-CALLERS_A_PERSON = 4
-DECIDE_TIMEOUT_S = 0.5
+CALLERS_A_PERSON = 6
+DECIDE_TIMEOUT_S = 1.5
+PAUSE_S_MAX = 0.2
 # Long enough granted that at least half of the answers are ranked, which is what makes the trial worth anything.
-GRANTED_FOR_S = 0.6
-REVOKED_FOR_S = 0.1
+GRANTED_FOR_S = 1.6
+# Longer than a Decide takes: one that overlaps the next grant may lawfully see it, and would show nothing.
+REVOKED_FOR_S = 0.8
 PERSONAL = (events_pb.REASON_RANKED, events_pb.REASON_EXPLORED)
 
 
@@ -79,9 +82,12 @@ async def _recorded(history: list[Call], act: Act, change: Awaitable[None]) -> N
 
 async def _decide(world: World, person: str, seed: int, history: list[Call], stop: asyncio.Event) -> None:
     requests = Requests([person], seed=seed)
+    pauses = random.Random(seed)
     number = 0
     while not stop.is_set():
         number += 1
+        # Callers of one person must not fall into step: who joins a read in flight begins while another waits for it.
+        await asyncio.sleep(pauses.uniform(0.0, PAUSE_S_MAX))
         began = time.monotonic()
         try:
             answer = await call(world.services.decision.Decide, requests(number), DECIDE_TIMEOUT_S)

@@ -24,6 +24,9 @@ class Joining(Gatherer[Any, Any]):
         self._shares = name == "consent.Evaluate"
         self._under_way: dict[bytes, asyncio.Future[Any]] = {}
 
+    def __class_getitem__(cls, _: object) -> "type[Joining]":
+        return cls
+
     async def __call__(self, query: Any) -> Any:
         """The result of this query, or of an equal one that was asked earlier."""
         if not self._shares:
