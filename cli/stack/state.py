@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cli.stack.binaries import is_root
 from cli.stack.processes import ProcessRecord, start_time
+from cli.stack.provision import SERVICES
 from services.chassis.errors import Kind, ServiceError
 
 # Raised when state.json changes its meaning; an older CLI then refuses instead of guessing.
@@ -47,8 +48,8 @@ class State:
 
     @property
     def addresses(self) -> dict[str, str]:
-        """host:port of each service that was started."""
-        return {name: f"127.0.0.1:{self.ports[name]}" for name in self.databases if name in self.ports}
+        """host:port of each service."""
+        return {name: f"127.0.0.1:{self.ports[name]}" for name in SERVICES if name in self.ports}
 
 
 class DataDir:

@@ -41,7 +41,7 @@ class Stack:
 
     Args:
         data_dir: created when missing.
-        services: the ones to run.
+        services: the ones to run; the others get neither process nor database.
         env: environment variables over what the stack sets, by service; "*" is for all of them.
         tied: nothing outlives this process. False for `comity up`.
         disposable: the data need not survive a failure of the machine; faster.
@@ -165,6 +165,7 @@ class Stack:
         """Start the servers and write this process down as the service; the command that it is to become."""
         await self.start()
         with self.data_dir.exclusive():
+            await self._provision({service, *self._state.databases})
             await self._processes[service].stop(STOP_SIGNALS)
             self._take_ports([service])
             self._record(service, ProcessRecord(os.getpid(), start_time(os.getpid()) or ""))
@@ -272,10 +273,7 @@ class Stack:
     # Services.
 
     async def _start_services(self) -> None:
-        self._progress("databases: roles, migrations")
-        passwords = {name: self._secrets.text(f"{name}_database_password") for name in SERVICES}
-        self._state.databases = await provision(self.postgres_url, passwords)
-        await together(*(migrate_service(url, name) for name, url in self._state.databases.items()))
+        await self._provision({*self._wanted, *self._state.databases})
         missing = [name for name in self._wanted if not await self._answers(name)]
         if self._take_ports(missing):
             # The others were told addresses that are no longer true.
@@ -285,6 +283,13 @@ class Stack:
             await self._processes[name].stop(STOP_SIGNALS)
             self._spawn(name)
         await together(*(self._wait_service(name) for name in missing))
+
+    async def _provision(self, names: Collection[str]) -> None:
+        """Give each of the services its role, its database and the tables in it."""
+        self._progress("databases: roles, migrations")
+        passwords = {name: self._secrets.text(f"{name}_database_password") for name in SERVICES if name in names}
+        self._state.databases = await provision(self.postgres_url, passwords)
+        await together(*(migrate_service(url, name) for name, url in self._state.databases.items()))
 
     async def _answers(self, name: str) -> bool:
         return self._processes[name].alive() and await is_serving(self.address(name))

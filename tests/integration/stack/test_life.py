@@ -73,7 +73,7 @@ async def test_secrets_are_for_their_owner_only(data_dir: Path) -> None:
 
 async def test_a_service_reaches_its_own_database_only(data_dir: Path) -> None:
     """A service's role cannot connect to another service's database, nor create anything of its own."""
-    async with Stack(data_dir, services=(), disposable=True) as stack:
+    async with Stack(data_dir, services=("identity", "consent"), disposable=True) as stack:
         foreign = stack.database_url("identity").removesuffix("identity") + "consent"
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
             await asyncpg.connect(foreign)
@@ -133,7 +133,7 @@ async def test_a_second_supervisor_is_refused(data_dir: Path) -> None:
 
 async def test_external_servers_are_used_and_left_alone(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Servers named by address are used by the services, never started, and still run after the stack has stopped."""
-    async with Stack(data_dir / "theirs", services=(), disposable=True) as theirs:
+    async with Stack(data_dir / "theirs", services=("identity",), disposable=True) as theirs:
         monkeypatch.setenv("COMITY_POSTGRES_URL", theirs.postgres_url)
         monkeypatch.setenv("COMITY_NATS_URL", theirs.nats_url)
         monkeypatch.setenv("COMITY_REDIS_URL", theirs.redis_url)
