@@ -10,7 +10,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from unittest.mock import patch
@@ -66,7 +66,8 @@ def prove_strings(vectors_dir: Path | None, fuzz_count: int, seed: int) -> Proof
     judge.run(fuzz_count)
     teeth_count = min(TEETH_MAX, max(fuzz_count // TEETH_SHARE, 2_000))
     teeth = {name: _found_without(protection, seed, teeth_count) for name, protection in PROTECTIONS.items()}
-    print(f"differing: {differing}; failing: {judge.failing}", file=sys.stderr) if differing or judge.failing else None
+    if differing or judge.failing:
+        print(f"differing: {differing}; failing: {judge.failing}", file=sys.stderr)
     return Proof(
         trials=vectors_count + fuzz_count,
         failures=len(differing) + sum(judge.failures.values()),
@@ -102,6 +103,7 @@ class Judge:
         """Try as many strings."""
         for _ in range(count):
             forged = self._forge.next()
+            self.outcomes["mutated"] += not forged.is_untouched
             failure = self._try(forged)
             if failure:
                 self.failures[failure] += 1
@@ -119,7 +121,8 @@ class Judge:
             signals = self._decode(forged)
             verdicts = purposes_from(signals, MAPPING, NOW)
         except Exception as error:  # a crash of any kind is what is looked for
-            return "crash" if self._note(f"{type(error).__name__}") else ""
+            self.outcomes[f"crashed_{type(error).__name__}"] += 1
+            return "crash"
         found = signals.tc or signals.gpp or signals.usp
         self._count_reach(forged, found if isinstance(found, Problem) else None)
         granted = [name for name, verdict in verdicts.items() if verdict.state is State.GRANTED]
@@ -135,30 +138,38 @@ class Judge:
             return "granted" if granted else "accepted"
         return "" if is_claimed(forged, signals, verdicts) else "granted"
 
-    def _note(self, name: str) -> bool:
-        self.outcomes[f"crashed_{name}"] += 1
-        return True
-
     def _count_reach(self, forged: Forged, problem: Problem | None) -> None:
-        """Count the segments of which something was read: those before the problem, and its own."""
+        """Count the segments of which something was read: those before the problem, and mostly its own."""
+        if problem is not None and problem.code is Code.TOO_LONG:
+            return
+        place = None if problem is None else problem.position
+        # Of a segment that is no base64url nothing was read.
+        is_read = problem is None or problem.code not in (Code.ALPHABET, Code.EMPTY_PART)
         if forged.signal == "usp":
             self.reached["usp"] += problem is None
-            return
-        end = len(forged.text) if problem is None else problem.position
-        read = forged.text[:end] + ("" if problem and problem.code in (Code.ALPHABET, Code.EMPTY_PART) else "A")
-        if problem and problem.code is Code.TOO_LONG:
-            return
-        if forged.signal == "tc_string":
-            self._count_segments("tc", forged.text.split(".")[: read.count(".") + 1])
-            return
-        self.reached["gpp_header"] += 1
-        header, *sections = forged.text.split("~")
-        for number, text in zip(self._headers.get(header, ()), sections[: read.count("~")], strict=False):
-            self._count_segments(NAMES[number], text.split("."))
+        elif forged.signal == "tc_string":
+            self._count_segments("tc", forged.text, place, is_read)
+        else:
+            self._count_sections(forged.text, place, is_read)
 
-    def _count_segments(self, name: str, segments: list[str]) -> None:
-        if name not in ("tc", "tcfeuv2", "tcfcav1"):
-            self.reached[name] += 1
+    def _count_sections(self, text: str, place: int | None, is_read: bool) -> None:
+        header, *sections = text.split("~")
+        begin = len(header) + 1
+        self.reached["gpp_header"] += is_read or (place or 0) >= begin
+        for number, section in zip(self._headers.get(header, ()), sections, strict=False):
+            if place is not None and place < begin:
+                return
+            end = begin + len(section)
+            local = place - begin if place is not None and place <= end else None
+            self._count_segments(NAMES[number], section, local, is_read)
+            begin = end + 1
+
+    def _count_segments(self, name: str, text: str, place: int | None, is_read: bool) -> None:
+        segments = text.split(".")
+        if place is not None:
+            segments = segments[: text.count(".", 0, place) + is_read]
+        if not name.startswith("tc"):
+            self.reached[name] += bool(segments)
             self.reached["us_second_segment"] += len(segments) > 1
             return
         for index, segment in enumerate(segments):
@@ -246,7 +257,7 @@ def _interests_unchecked() -> Iterator[Decode]:
         yield _decode
 
 
-PROTECTIONS = {
+PROTECTIONS: dict[str, Callable[[], AbstractContextManager[Decode]]] = {
     "padding_unchecked": _padding_unchecked,
     "ranges_unchecked": _ranges_unchecked,
     "alphabet_forgiven": _alphabet_forgiven,
@@ -254,9 +265,9 @@ PROTECTIONS = {
 }
 
 
-def _found_without(protection: Callable[[], object], seed: int, count: int) -> int:
+def _found_without(protection: Callable[[], AbstractContextManager[Decode]], seed: int, count: int) -> int:
     """Failures that the same test finds with one protection off."""
-    with protection() as decode_one:  # type: ignore[attr-defined]
+    with protection() as decode_one:
         judge = Judge(Forge(seed, POOL // 5), decode_one)
         judge.run(count)
     return sum(judge.failures.values())
