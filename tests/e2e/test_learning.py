@@ -62,7 +62,8 @@ async def browse(person: Person, at_once: asyncio.Semaphore) -> int:
 async def see(person: Person) -> int:
     """One page and its clicks."""
     answer = await person.decide("home_hero", "you_may_like", activation=events_pb.ACTIVATION_DEFERRED)
-    events = [event for decision in answer.decisions if decision.exposure_token for event in answers(person, decision)]
+    joinable = [d for d in answer.decisions if d.exposure_token and "IDENTITY" not in reason(d)]
+    events = [event for decision in joinable for event in answers(person, decision)]
     if not events:
         return 0
     response = await person.services.feedback.Track(feedback_pb.TrackRequest(events=events), timeout=CALL_S)

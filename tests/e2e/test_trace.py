@@ -8,7 +8,8 @@ from cli.connections import Services
 from cli.stack import Stack
 from cli.trace import settled_tree
 from cli.trace_spans import Node
-from tests.e2e.people import ranked_person
+from services.chassis import tracing
+from tests.e2e.people import Person, ranked_person
 
 
 async def test_a_decide_is_one_tree_with_its_versions(stack: Stack, services: Services) -> None:
@@ -27,13 +28,22 @@ async def test_a_decide_is_one_tree_with_its_versions(stack: Stack, services: Se
     assert any("redis" in system for system in systems), systems
     attributes = merged_attributes(nodes)
     for name, value in {
-        "comity.decision.id": hero.decision_id,
-        "comity.feature_set.version": hero.versions.feature_set,
-        "comity.consent_policy.version": hero.versions.consent_policy,
-        "comity.decision_policy.version": hero.versions.decision_policy,
-        "comity.decision.reason": "RANKED",
+        tracing.COMITY_DECISION_ID: hero.decision_id,
+        tracing.COMITY_FEATURE_SET_VERSION: hero.versions.feature_set,
+        tracing.COMITY_CONSENT_POLICY_VERSION: hero.versions.consent_policy,
+        tracing.COMITY_DECISION_POLICY_VERSION: hero.versions.decision_policy,
+        tracing.COMITY_REASON: "RANKED",
     }.items():
         assert value in attributes.get(name, []), (name, attributes)
+
+
+async def test_a_fallback_says_in_its_trace_why(stack: Stack, services: Services) -> None:
+    """The reason and the fallback reason of an answer are on its spans."""
+    (hero,) = (await Person(services).decide()).decisions
+    roots = await asyncio.to_thread(settled_tree, stack.traces_dir, hero.decision_id)
+    attributes = merged_attributes([node for root in roots for node in root.walk()])
+    assert "DEFAULT" in attributes[tracing.COMITY_REASON]
+    assert "NO_CONSENT" in attributes[tracing.COMITY_FALLBACK_REASON]
 
 
 async def test_a_trace_holds_nothing_that_names_a_person(stack: Stack, services: Services) -> None:
