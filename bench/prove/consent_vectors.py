@@ -40,31 +40,30 @@ def differences(folder: Path) -> tuple[int, list[str]]:
     """How many strings there are, and what differs: valid ones read otherwise, malformed ones read at all."""
     found: list[str] = []
     count = 0
-    for label, expected, tell in _cases(folder):
+    for label, text, tell, expected in _cases(folder):
         count += 1
         try:
-            told = tell()
+            told = tell(text)
         except ConsentStringError as error:
-            told = None if expected is None else str(error)
+            told = None if expected is None else error
         if told != expected:
             found.append(label)
     return count, found
 
 
-def _cases(folder: Path) -> Iterator[tuple[str, object, Callable[[], object]]]:
-    """A label, what is expected (None: a refusal), and what asks the decoder for it."""
+def _cases(folder: Path) -> Iterator[tuple[str, str, Callable[[str], object], object]]:
+    """A label, a string, what asks the decoder for its content, and the content; None: a refusal."""
     for name in TCF_FILES:
         for index, one in enumerate(_read(folder / name)):
-            yield f"{name}[{index}]", one["decoded"], lambda text=one["string"]: tc_shape(decode_tc(text))
+            yield f"{name}[{index}]", one["string"], lambda text: tc_shape(decode_tc(text)), one["decoded"]
     for index, one in enumerate(_read(folder / "gpp_published.json")):
-        expected = (one["sectionIds"], one["sections"])
-        yield f"gpp_published.json[{index}]", expected, lambda text=one["string"]: gpp_shape(text)
+        yield f"gpp_published.json[{index}]", one["string"], gpp_shape, (one["sectionIds"], one["sections"])
     for index, one in enumerate(_read(folder / "usp_v1.json")):
-        yield f"usp_v1.json[{index}]", one, lambda text=one["string"]: usp_shape(text)
+        yield f"usp_v1.json[{index}]", one["string"], usp_shape, one
+    decoders: tuple[Callable[[str], object], ...] = (decode_tc, decode_gpp, decode_usp)
     for index, one in enumerate(_read(folder / "malformed.json")):
-        for decode in (decode_tc, decode_gpp, decode_usp):
-            label = f"malformed.json[{index}] by {decode.__name__}"
-            yield label, None, lambda text=one["string"], decode=decode: decode(text)
+        for number, decode in enumerate(decoders):
+            yield f"malformed.json[{index}] by decoder {number}", one["string"], decode, None
 
 
 def _read(path: Path) -> list[Shape]:

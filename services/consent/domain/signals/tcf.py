@@ -122,7 +122,7 @@ def decode_tc(text: str, *, disclosed_from: datetime = DISCLOSED_VENDORS_FROM, o
         deviation = deviation or _surplus_zeros(reader)
     # Both times carry the last change: framework 2.2 asks that they be equal; before that, created was the earlier.
     if SegmentType.DISCLOSED_VENDORS not in found and core.last_updated >= disclosed_from:
-        message = f"was made after {disclosed_from:%Y-%m-%d} and lacks the disclosed-vendors segment"
+        message = f"was last changed on {disclosed_from:%Y-%m-%d} or later and lacks the disclosed-vendors segment"
         raise ConsentStringError(Problem(Code.DISCLOSED_VENDORS_MISSING, offset + len(text), message))
     return _whole(core, found, deviation)
 
