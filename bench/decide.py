@@ -10,10 +10,8 @@ import asyncio
 import dataclasses
 import subprocess
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -24,7 +22,7 @@ from bench.load import Call, Round, closed_loop
 from bench.ranker import activate_noise
 from bench.report import Figure
 from bench.world import DECIDE_DEADLINE_S, Requests, World, answer_label, world
-from cli.stack import SERVICES
+from cli.stack import SERVICES, temporary_folder
 from cli.stack.ports import free_port
 from cli.stack.probe import wait_serving
 from services.chassis.rpc_client import connect, warm
@@ -55,8 +53,8 @@ class Triple:
 
 async def measure(*, rounds: int, duration_s: float, progress: Progress) -> list[Triple]:
     """Start everything, warm it up, and measure *rounds* triples."""
-    with tempfile.TemporaryDirectory() as folder:
-        async with world(Path(folder), people_count=PEOPLE_COUNT, env=ENV) as ready:
+    with temporary_folder() as folder:
+        async with world(folder, people_count=PEOPLE_COUNT, env=ENV) as ready:
             progress("training and activating a ranker of full size")
             await activate_noise(ready.services)
             async with _floor() as empty, _naive(ready) as naive, _comity(ready) as comity:

@@ -1,6 +1,5 @@
 """`comity train` and `comity eval`: learn from the log, and hold the platform against real people's choices."""
 
-import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +12,7 @@ from cli.connections import NO_ADDRESSES, Address, Services, resolve_addresses
 from cli.failures import run
 from cli.options import DEFAULT_DATA_DIR, AsJson, DataDir
 from cli.output import console, print_json
+from cli.stack import temporary_folder
 from services.chassis.errors import Kind, ServiceError
 
 if TYPE_CHECKING:
@@ -130,8 +130,8 @@ async def _ranklens(
     request = RankLensRequest(train_before_ms, score_from_ms, score_before_ms)
     if data_dir is not None:
         return await evaluate(files, request, data_dir, quiet=quiet)
-    with tempfile.TemporaryDirectory(prefix="comity-ranklens-") as folder:
-        return await evaluate(files, request, Path(folder), quiet=quiet)
+    with temporary_folder("comity-ranklens-") as folder:
+        return await evaluate(files, request, folder, quiet=quiet)
 
 
 def _show_report(report: "TrainReport") -> None:

@@ -13,6 +13,7 @@ import redis.asyncio
 
 from cli.stack.provision import database_name, ensure_database, ensure_role, migrate_service, url_for
 from cli.stack.servers import Servers
+from cli.stack.state import temporary_folder
 
 MakeDatabase = Callable[[str], Awaitable[str]]
 
@@ -42,13 +43,9 @@ def servers() -> Iterator[Servers]:
 
 @pytest.fixture
 def data_dir() -> Iterator[Path]:
-    """A folder for a stack, removed after the test.
-
-    Not under tmp_path: that is closed to other users, and root's Postgres runs as one (cli.stack.state).
-    """
-    with tempfile.TemporaryDirectory(prefix="comity-stack-") as folder:
-        Path(folder).chmod(0o711)
-        yield Path(folder) / "stack"
+    """A folder for a stack, removed after the test; not under tmp_path, which is closed to root's Postgres."""
+    with temporary_folder("comity-stack-") as folder:
+        yield folder / "stack"
 
 
 @pytest.fixture

@@ -5,16 +5,15 @@ import asyncio
 import json
 import secrets
 import sys
-import tempfile
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 from bench.prove import draws, kills, replays, revocation
 from bench.prove.proof import Proof
 from bench.prove.proxy import slow_answers
 from bench.ranker import activate_noise
 from bench.world import world
+from cli.stack import temporary_folder
 from cli.stack.ports import free_port
 
 TREES_COUNT = 50
@@ -48,8 +47,8 @@ class Sizes:
 
 async def survive(sizes: Sizes) -> Proof:
     """G1, G3, G10: SIGKILL of decision and of Postgres loses nothing acknowledged and doubles nothing."""
-    with tempfile.TemporaryDirectory() as folder:
-        async with world(Path(folder), people_count=200, env=ENV) as ready:
+    with temporary_folder() as folder:
+        async with world(folder, people_count=200, env=ENV) as ready:
             await activate_noise(ready.services, trees_count=TREES_COUNT)
             told, found = await kills.prove(ready, kills=sizes.kills, victims=("decision", "postgres"))
     teeth = {
@@ -72,8 +71,8 @@ async def survive(sizes: Sizes) -> Proof:
 
 async def _weakened(sizes: Sizes, services: tuple[str, ...], script: str, failure: str) -> int:
     """Failures of one kind that the same trial finds with a protection switched off in these services."""
-    with tempfile.TemporaryDirectory() as folder:
-        async with world(Path(folder), people_count=50, env=ENV) as ready:
+    with temporary_folder() as folder:
+        async with world(folder, people_count=50, env=ENV) as ready:
             await activate_noise(ready.services, trees_count=TREES_COUNT)
             for service in services:
                 await kills.weaken(ready, service, script)
@@ -107,11 +106,11 @@ async def _revocation(decides: int, revokes: int, *, variant: str) -> revocation
         },
         "consent": {"COMITY_CONSENT_DECIDE_BUDGET_MS_MAX": "0"},
     }
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         addresses: dict[str, str] = {}
         async with (
             slow_answers(port, lambda: addresses.get("consent", ""), delay_s=SLOW_S),
-            world(Path(folder), people_count=6, env=env, variant=variant, on_start=addresses.update) as ready,
+            world(folder, people_count=6, env=env, variant=variant, on_start=addresses.update) as ready,
         ):
             await activate_noise(ready.services, trees_count=TREES_COUNT)
             return await revocation.run(ready, decides=decides, revokes=revokes)
@@ -119,14 +118,14 @@ async def _revocation(decides: int, revokes: int, *, variant: str) -> revocation
 
 async def replayed(sizes: Sizes) -> Proof:
     """G15: every decision replays to the identical slate; another seed or another model is caught."""
-    with tempfile.TemporaryDirectory() as folder:
-        async with world(Path(folder), people_count=200, env=ENV) as ready:
+    with temporary_folder() as folder:
+        async with world(folder, people_count=200, env=ENV) as ready:
             await activate_noise(ready.services, trees_count=TREES_COUNT)
             made = await replays.decide_all_kinds(ready, count=sizes.replays)
             ids = [decision_id for some in made.values() for decision_id in some]
             differing = await replays.replay(ready, ids)
             drawn = [*made.get("RANKED", []), *made.get("EXPLORED", [])][:200]
-            seed_file = Path(ready.stack.data_dir.secrets) / "seed_key"
+            seed_file = ready.stack.data_dir.secrets / "seed_key"
             seed_file.write_text(secrets.token_hex(32))
             await ready.stack.restart("decision")
             other_seed = await replays.replay(ready, drawn)
@@ -136,8 +135,8 @@ async def replayed(sizes: Sizes) -> Proof:
 
 async def drawn_truly(sizes: Sizes) -> Proof:
     """Propensities: over many draws of the same inputs, entries appear as often as they say."""
-    with tempfile.TemporaryDirectory() as folder:
-        async with world(Path(folder), people_count=1, env=ENV) as ready:
+    with temporary_folder() as folder:
+        async with world(folder, people_count=1, env=ENV) as ready:
             await activate_noise(ready.services, trees_count=TREES_COUNT)
             found = await draws.draw(ready, draws=sizes.draws)
     wrong = draws.without_exploration(found)

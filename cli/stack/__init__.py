@@ -8,8 +8,8 @@ Owns the data directory (`.comity/`). Knows how services are started, nothing of
 
 from cli.stack.provision import SERVICES
 from cli.stack.servers import Servers
-from cli.stack.state import discard
+from cli.stack.state import discard, temporary_folder
 from cli.stack.status import StackStatus, addresses, look
 from cli.stack.supervisor import Stack
 
-__all__ = ["SERVICES", "Servers", "Stack", "StackStatus", "addresses", "discard", "look"]
+__all__ = ["SERVICES", "Servers", "Stack", "StackStatus", "addresses", "discard", "look", "temporary_folder"]

@@ -5,6 +5,7 @@ import json
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -133,6 +134,18 @@ class DataDir:
             lock.write(str(os.getpid()))
             lock.flush()
             yield
+
+
+@contextmanager
+def temporary_folder(prefix: str = "comity-") -> Iterator[Path]:
+    """A folder for stacks that is removed with all they stored.
+
+    Other users may pass through it, as root's Postgres must; in an ordinary temporary directory, which is closed, that
+    would keep its files outside, and nobody would remove them.
+    """
+    with tempfile.TemporaryDirectory(prefix=prefix) as folder:
+        Path(folder).chmod(0o711)
+        yield Path(folder)
 
 
 def discard(data_dir: Path) -> None:

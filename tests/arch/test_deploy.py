@@ -1,5 +1,6 @@
 """What is deployed fits Kubernetes' schemas, the services' settings and the secrets they read."""
 
+import importlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import yaml
 
 from cli.stack.programs import SECRETS
+from services.chassis.settings import ServiceSettings
 from tests.arch.code import ROOT, SERVICES
 
 K8S = ROOT / "deploy" / "k8s"
@@ -62,6 +64,20 @@ def test_a_service_gets_the_secrets_it_reads_and_no_others(service: str) -> None
     given = {entry["name"] for entry in container(service)["env"] if entry["name"].endswith("_FILE")}
     assert given == {prefix + name for name in SECRETS.get(service, {})}
     assert all(entry["name"].startswith(prefix) for entry in container(service)["env"])
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_service_gets_the_settings_it_has(service: str) -> None:
+    """Every variable is a setting of the service, and every setting without a default is given."""
+    module = vars(importlib.import_module(f"services.{service}.main"))
+    (settings,) = (
+        each
+        for each in module.values()
+        if isinstance(each, type) and issubclass(each, ServiceSettings) and each is not ServiceSettings
+    )
+    given = {entry["name"].removeprefix(f"COMITY_{service.upper()}_").lower() for entry in container(service)["env"]}
+    assert given <= settings.model_fields.keys()
+    assert {name for name, field in settings.model_fields.items() if field.is_required()} <= given
 
 
 @pytest.mark.parametrize("service", SERVICES)

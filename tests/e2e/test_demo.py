@@ -5,12 +5,14 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+
+from cli.stack import temporary_folder
 
 DEMO_S = 240
 STOP_S = 60
@@ -36,9 +38,10 @@ def processes_of(folder: Path) -> list[str]:
 
 
 @pytest.fixture
-def folder() -> Path:
-    """A place for a stack, short enough for Unix sockets."""
-    return Path(tempfile.mkdtemp(prefix="comity-demo-")) / "demo"
+def folder() -> Iterator[Path]:
+    """A place for a stack, removed after the test."""
+    with temporary_folder("comity-demo-") as parent:
+        yield parent / "demo"
 
 
 def test_the_quick_demo_holds_and_leaves_nothing_running(folder: Path) -> None:
