@@ -131,6 +131,11 @@ class ItemColumns:
                     await self._open(feature_set)
         return self._columns[version]
 
+    def changed_since(self, version: str, held_version: str) -> tuple[int, ...] | None:
+        """Offsets of the only columns of a feature set that can differ from a snapshot; None where all of it can."""
+        running = self._running.get(version)
+        return None if running is None else running.changed_since(held_version)
+
     async def refresh(self, *, force: bool = False) -> Standing:
         """Bring every snapshot up to date when positions have moved; the positions they stand at then."""
         async with self._turn:
@@ -141,10 +146,10 @@ class ItemColumns:
     async def _take_changes(self) -> None:
         """Read what changed and compute what follows from it."""
         book = await self._books.refresh()
-        if book.item_layout != self._layout:
+        relaid = book.item_layout != self._layout
+        if relaid:
             # Blocks are read in the new layout, all of them: what is in memory has other slots.
             self._shelf, self._since, self._layout = Shelf(), 0, book.item_layout
-            self._running.clear()
         changes = await self._items.changes(book, self._since)
         self._since, self._standing = changes.since, changes.standing
         known = self._shelf.items
@@ -152,10 +157,10 @@ class ItemColumns:
         known.update(moved)
         changed = self._shelf.put_blocks(changes.blocks)
         for version in list(self._columns):
-            running = self._running.get(version)
-            if moved or running is None:
+            if moved or relaid:
                 await self._open(book.sets[version])
             else:
+                running = self._running[version]
                 running.update(self._shelf, changed)
                 self._columns[version] = running.columns(self._standing, self._shelf.newest_s)
 

@@ -16,6 +16,7 @@ from services.features.handlers import AwaitFolded, ItemColumns, ReadFeatures, c
 from services.features.store import Books
 from services.features.wire import (
     answers_to_pb,
+    changed_to_pb,
     columns_to_pb,
     feature_set_to_pb,
     features_from_pb,
@@ -51,7 +52,10 @@ class FeatureService(pb_grpc.FeatureServiceServicer):
         columns = await self._columns.columns(request.feature_set_version)
         if columns.version == request.held_version:
             return
-        for chunk in columns_to_pb(columns):
+        offsets = None
+        if request.accepts_partial:
+            offsets = self._columns.changed_since(request.feature_set_version, request.held_version)
+        for chunk in columns_to_pb(columns) if offsets is None else changed_to_pb(columns, offsets):
             yield chunk
 
     async def DescribeFeatureSet(  # noqa: N802

@@ -11,6 +11,7 @@ from comity.feedback.v1 import feedback_events_pb2
 from services.chassis.envelope import to_position
 from services.chassis.events import RecordedEvent
 from services.features.domain import declared
+from services.features.domain.aggregates import Float32s
 from services.features.domain.catalog import CatalogItem
 from services.features.domain.columns import Columns
 from services.features.domain.declared import Feature, Transform
@@ -171,14 +172,34 @@ def answers_to_pb(queries: Sequence[FeatureQuery], answers: Answers) -> pb.GetFe
 
 def columns_to_pb(columns: Columns) -> Iterator[pb.GetItemColumnsResponse]:
     """The snapshot in chunks of whole rows; at least one, so that an empty catalog is told as such."""
-    count = max(1, CHUNK_BYTES // max(1, columns.rows.shape[1] * 4))
-    starts = range(0, max(1, len(columns.item_ids)), count)
+    for start, end, chunk in _chunks(columns, columns.rows):
+        chunk.item_ids.extend(columns.item_ids[start:end])
+        yield chunk
+
+
+def changed_to_pb(columns: Columns, offsets: Sequence[int]) -> Iterator[pb.GetItemColumnsResponse]:
+    """Only these columns of the snapshot, for one who holds the others."""
+    if not offsets:  # a set without moving columns: nothing changed but the name
+        yield from columns_to_pb(columns)
+        return
+    for _, _, chunk in _chunks(columns, columns.rows[:, list(offsets)]):
+        chunk.offsets.extend(offsets)
+        yield chunk
+
+
+def _chunks(columns: Columns, rows: Float32s) -> Iterator[tuple[int, int, pb.GetItemColumnsResponse]]:
+    """Messages of as many rows as fit, with the bounds of those rows."""
+    count = max(1, CHUNK_BYTES // max(1, rows.shape[1] * 4))
+    starts = range(0, max(1, len(rows)), count)
     for start in starts:
-        yield pb.GetItemColumnsResponse(
-            columns_version=columns.version,
-            position=to_position(columns.standing.behavior),
-            catalog_position=to_position(columns.standing.catalog),
-            item_ids=columns.item_ids[start : start + count],
-            rows=columns.rows[start : start + count].astype("<f4", copy=False).tobytes(),
-            last=start == starts[-1],
+        yield (
+            start,
+            start + count,
+            pb.GetItemColumnsResponse(
+                columns_version=columns.version,
+                position=to_position(columns.standing.behavior),
+                catalog_position=to_position(columns.standing.catalog),
+                rows=rows[start : start + count].astype("<f4", copy=False).tobytes(),
+                last=start == starts[-1],
+            ),
         )

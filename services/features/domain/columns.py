@@ -1,6 +1,6 @@
 """The item columns at one moment: what decision replicas hold in memory."""
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -12,6 +12,9 @@ from services.features.domain.aggregates import Float32s, ItemLayout
 from services.features.domain.catalog import CatalogItem
 from services.features.domain.item_counts import Block, ItemCounts, ItemTotals, total
 from services.features.domain.item_rows import ItemTable, moving_values, rows
+
+# At four snapshots a second: who holds an older one gets whole rows.
+ISSUED_MAX = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,8 @@ class RunningTotals:
     def __init__(self, table: ItemTable, layout: ItemLayout, shelf: Shelf) -> None:
         self.table = table
         self.layout = layout
+        # Snapshots of this very table: who holds one of them lacks nothing but the moving columns.
+        self._issued: deque[str] = deque(maxlen=ISSUED_MAX)
         self._row_of = {item_id: row for row, item_id in enumerate(table.item_ids)}
         self._totals = total(layout, [list(shelf.blocks.get(item_id, {}).values()) for item_id in table.item_ids])
 
@@ -81,12 +86,13 @@ class RunningTotals:
         """The snapshot; counts that forget are taken to the newest event's time."""
         totals: ItemTotals = self._totals
         moving = moving_values(self.table, self.layout, totals, newest_s)
-        return Columns(
-            version_of(self.table.feature_set.version, standing),
-            standing,
-            self.table.item_ids,
-            rows(self.table, moving),
-        )
+        version = version_of(self.table.feature_set.version, standing)
+        self._issued.append(version)
+        return Columns(version, standing, self.table.item_ids, rows(self.table, moving))
+
+    def changed_since(self, held_version: str) -> tuple[int, ...] | None:
+        """Offsets of the only columns that can differ from the snapshot; None where all of it can."""
+        return self.table.moving if held_version in self._issued else None
 
 
 def version_of(feature_set_version: str, standing: Standing) -> str:
