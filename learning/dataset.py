@@ -110,12 +110,25 @@ class ExamplesBuilder:
         self._groups: list[int] = []
         self._decision_ids: list[str] = []
         self._decided_at_ms: list[int] = []
+        self._simultaneous: list[decision_pb2.DecisionMade] = []
         self.counts = Counts()
 
     def add(self, decision: decision_pb2.DecisionMade) -> None:
-        """Make examples of a decision, if it can be learned from; count it in any case."""
+        """Take a decision; they come in order of time."""
+        self.counts.decisions += 1
+        if self._simultaneous and self._simultaneous[0].decided_at != decision.decided_at:
+            self._take_simultaneous()
+        self._simultaneous.append(decision)
+
+    def _take_simultaneous(self) -> None:
+        """Take what was decided at one moment, by content: ids are keyed, and another key must not fit another model."""
+        for decision in sorted(self._simultaneous, key=_content):
+            self._take(decision)
+        self._simultaneous.clear()
+
+    def _take(self, decision: decision_pb2.DecisionMade) -> None:
+        """Make examples of a decision, if it can be learned from; count why not."""
         counts = self.counts
-        counts.decisions += 1
         recorded = decision.origin == decision_pb2.ORIGIN_RECORDED
         if not (decision.learnable or recorded):
             # What a fallback showed says nothing about the policy.
@@ -161,6 +174,7 @@ class ExamplesBuilder:
 
     def build(self) -> Examples:
         """Everything that was added."""
+        self._take_simultaneous()
         matrix = np.empty((self._rows_count, len(self._columns)), dtype=np.float32)
         # Chunks are let go as they are copied: the peak is one copy and one chunk.
         for start in range(0, self._rows_count, CHUNK_ROWS):
@@ -178,6 +192,10 @@ class ExamplesBuilder:
             decided_at_ms=np.array(self._decided_at_ms, dtype=np.int64),
             counts=self.counts,
         )
+
+
+def _content(decision: decision_pb2.DecisionMade) -> tuple[list[str], bytes]:
+    return [entry.item_id for entry in decision.slate], decision.inputs.matrix
 
 
 def grade(reward: float) -> float:

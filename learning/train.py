@@ -83,7 +83,7 @@ def fit(examples: Examples, plan: TrainPlan | None = None, *, progress: Progress
         progress: told the trees grown and the most there can be.
 
     Raises:
-        LearningError: nothing was answered, so there is nothing to learn.
+        LearningError: nothing was answered, or nothing can be told from the answers.
     """
     plan = plan or TrainPlan()
     if len(examples.groups) == 0:
@@ -97,6 +97,11 @@ def fit(examples: Examples, plan: TrainPlan | None = None, *, progress: Progress
         rounds, measured = _stop_early(examples, params, plan, progress)
     rounds = rounds or ROUNDS_UNMEASURED
     booster = lgb.train(params, _dataset(examples), num_boost_round=rounds, callbacks=[_reporter(progress, rounds)])
+    if not booster.feature_importance("split").any():
+        raise LearningError(
+            f"{len(examples.groups)} answered decisions show no preference that more than a few of them share: "
+            "collect more before training."
+        )
     return Trained(booster, rounds, measured)
 
 

@@ -198,16 +198,15 @@ class RankLens:
         if wanted == self._visible:
             return
         columns = decision_service_pb2.AwaitItemColumnsRequest()
-        folded: list[Coroutine[Any, Any, Any]] = []
-        for source, position in (("feedback", self._behavior_at), ("decision", self._catalog_at)):
+        for source, position in (("decision", self._catalog_at), ("feedback", self._behavior_at)):
             if position.position:
                 request = features_service_pb2.AwaitPositionRequest(source=source, position=position)
-                folded.append(call(self._features.AwaitPosition, request, CALL_TIMEOUT_S))
+                await call(self._features.AwaitPosition, request, CALL_TIMEOUT_S)
         if self._behavior_at.position:
             columns.behavior_position.CopyFrom(self._behavior_at)
         if self._catalog_at.position:
             columns.catalog_position.CopyFrom(self._catalog_at)
-        await _all_of([*folded, call(self._catalog.AwaitItemColumns, columns, CALL_TIMEOUT_S)])
+        await call(self._catalog.AwaitItemColumns, columns, CALL_TIMEOUT_S)
         self._visible = wanted
 
     async def _record(self, rankings: Sequence[Ranking]) -> list[str]:

@@ -80,6 +80,18 @@ def test_rewards_become_small_whole_grades(reward: float, expected: float) -> No
     assert grade(reward) == expected
 
 
+def test_what_was_decided_at_one_moment_is_in_order_of_content() -> None:
+    """Ids are derived with a key: the same decisions under other ids are the same examples."""
+    slates = [["7", "5"], ["5", "7"], ["6", "5"]]
+    orders = []
+    for names in (("a", "b", "c"), ("c", "a", "b")):
+        made = [decision(name, ["5", "6", "7"], slate) for name, slate in zip(names, slates, strict=True)]
+        late = decision("0", ["5", "6", "7"], ["5"], at_ms=2_000)
+        made.sort(key=lambda one: one.decision_id)
+        orders.append(built({name: {"5": 1.0} for name in (*names, "0")}, *made, late).item_ids)
+    assert orders[0] == orders[1] == ("5", "7", "6", "5", "7", "5", "5")
+
+
 def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     """More rows than a chunk holds come out as one matrix, in order."""
     monkeypatch.setattr(dataset, "CHUNK_ROWS", 3)

@@ -38,7 +38,7 @@ def test_what_makes_a_fit_repeatable_cannot_be_overridden() -> None:
 def test_few_decisions_are_fitted_without_being_measured() -> None:
     """Too few to hold some out: a fixed number of trees, and no figure that means nothing."""
     matrix, labels = preferences(1, groups=10)
-    trained = fit(examples(matrix, labels, group=8))
+    trained = fit(examples(matrix, labels, group=8), TrainPlan(params=SMALL.params))
     assert trained.held_out_ndcg10 is None
     assert trained.rounds > 0
 
@@ -48,6 +48,12 @@ def test_nothing_to_learn_from_is_said() -> None:
     empty = examples(np.empty((0, 3), dtype=np.float32), np.empty(0, dtype=np.float32), group=1)
     with pytest.raises(LearningError, match="reward"):
         fit(empty)
+
+
+def test_a_model_that_prefers_nothing_is_not_made() -> None:
+    """A handful of decisions shares no preference: better no model than one that orders by nothing."""
+    with pytest.raises(LearningError, match="collect more"):
+        fit(examples(*preferences(1, groups=4), group=8))
 
 
 def test_the_model_takes_every_column() -> None:
