@@ -121,7 +121,7 @@ class ExamplesBuilder:
         self._simultaneous.append(decision)
 
     def _take_simultaneous(self) -> None:
-        """Take what was decided at one moment, by content: ids are keyed, and another key must not fit another model."""
+        """Take what was decided at one moment in order of content: ids are keyed, and differ between stacks."""
         for decision in sorted(self._simultaneous, key=_content):
             self._take(decision)
         self._simultaneous.clear()
