@@ -10,8 +10,9 @@ import pytest
 from learning.errors import LearningError
 from learning.pipeline import Services, TrainRequest, train
 from learning.ranklens import Click, Film, Ranking, RankLens, RankLensEvents, RankLensRequest, RankLensSite
-from learning.ranklens.events import Event, item_from
+from learning.ranklens.events import Event, Moment, item_from
 from learning.train import TrainPlan
+from services.chassis.errors import Kind, ServiceError
 from tests.integration.learning.platform import Platform
 
 Channels = dict[str, grpc.aio.Channel]
@@ -96,6 +97,23 @@ async def test_what_happens_after_a_ranking_changes_none_of_its_features(
         )
     assert len(logged[0]) > 60
     assert logged[0] == logged[1]
+
+
+class Hasty(RankLens):
+    """A run that lets a ranking see what happens in its own moment."""
+
+    async def _take(self, moment: Moment) -> None:
+        await super()._take(Moment(moment.at_ms, moment.films, (), moment.clicks))
+        await super()._take(Moment(moment.at_ms, (), moment.rankings, ()))
+
+
+async def test_seeing_the_same_moment_is_caught(platform: Platform, channels: Channels) -> None:
+    """The platform that stands in has teeth: clicks tracked before a ranking of their own moment end the run."""
+    events = invented(30)
+    at = boundary(events, 20)
+    with pytest.raises(ServiceError) as raised:
+        await Hasty(channels, SITE, RankLensEvents(events), RankLensRequest(at, at, plan=PLAN)).run()
+    assert raised.value.kind is Kind.INTERNAL
 
 
 async def test_a_refused_event_ends_the_run(platform: Platform, channels: Channels) -> None:
