@@ -33,8 +33,10 @@ class ReplayLog:
         Consent is asked for each page as it leaves: what is withheld is withheld by what people say now.
 
         Raises:
-            ServiceError: INVALID for an empty range; UNAVAILABLE when identity or consent does not answer.
+            ServiceError: INVALID for no kind or an empty range; UNAVAILABLE when identity or consent does not answer.
         """
+        if not kinds:
+            raise invalid("kinds", "must name at least one kind of fact")
         if within.is_empty:
             raise invalid("until", "must be later than since")
         for group in _groups(kinds):

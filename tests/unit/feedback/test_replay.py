@@ -61,8 +61,10 @@ async def test_nothing_is_given_out_while_consent_is_away() -> None:
         await replayed("model_training", [Kind.DECISION], consents)
 
 
-async def test_an_empty_range_is_refused() -> None:
-    """A range that ends before it begins is a mistake, not an empty answer."""
+async def test_asking_for_nothing_is_refused() -> None:
+    """No kind, or a range that ends before it begins, is a mistake and not an empty answer."""
     replay = ReplayLog(archive=FakeArchive(), subjects=FakeSubjects(), consents=FakeConsents())
+    with pytest.raises(ServiceError, match="kinds"):
+        _ = [p async for p in replay([], Range(), placement_id="", purpose="")]
     with pytest.raises(ServiceError, match="until"):
         _ = [p async for p in replay([Kind.DECISION], Range(NOW, NOW - timedelta(1)), placement_id="", purpose="")]
