@@ -13,6 +13,8 @@ from services.decision.handlers.ports import DecisionLog
 PAUSES_S = (0.02, 0.1, 0.5, 1.0, 2.0, 3.0, 4.0)
 # In an outage every answer wants a correction; beyond this they are dropped, and the answers' learnable=false remains.
 PENDING_MAX = 1_000
+# A process that goes down is waited for by others.
+DRAIN_S = 2.0
 
 _log = structlog.get_logger(__name__)
 
@@ -34,9 +36,11 @@ class Corrections:
         task.add_done_callback(self._pending.discard)
 
     async def drain(self) -> None:
-        """Returns when none is pending."""
-        while self._pending:
-            await asyncio.wait(self._pending)
+        """Returns when none is pending any more; what does not get through in a moment is given up."""
+        if self._pending:
+            _, late = await asyncio.wait(self._pending, timeout=DRAIN_S)
+            for task in late:
+                task.cancel()
 
     async def _correct(self, record: DecisionRecord) -> None:
         for pause_s in PAUSES_S:
