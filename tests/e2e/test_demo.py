@@ -16,6 +16,7 @@ from cli.stack import temporary_folder
 
 DEMO_S = 240
 STOP_S = 60
+POLL_S = 0.1
 ROOT = Path(__file__).parents[2]
 
 
@@ -46,8 +47,8 @@ def folder() -> Iterator[Path]:
 
 def test_the_quick_demo_holds_and_leaves_nothing_running(folder: Path) -> None:
     """It ends with 0, its summary has what is promised, and no process of it is left."""
-    running = demo(folder, "--json")
-    out, err = running.communicate(timeout=DEMO_S)
+    with demo(folder, "--json") as running:
+        out, err = running.communicate(timeout=DEMO_S)
     assert running.returncode == 0, err.decode()
     summary = json.loads((folder / "summary.json").read_text())
     assert summary == json.loads(out)
@@ -72,12 +73,31 @@ def test_the_quick_demo_holds_and_leaves_nothing_running(folder: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_demo_leaves_nothing_running(folder: Path, number: signal.Signals) -> None:
     """Ctrl-C or SIGTERM in the middle ends it at once, and everything that it started."""
-    running = demo(folder)
-    until = time.monotonic() + STOP_S
-    while len(processes_of(folder)) < 8:
-        assert running.poll() is None, running.communicate()
+    with demo(folder) as running:
+        family = stack_of(running)
+        running.send_signal(number)
+        running.communicate(timeout=STOP_S)
+        assert running.returncode in (130, 143)
+        _, alive = psutil.wait_procs(family, timeout=STOP_S)
+        assert alive == []
+        assert processes_of(folder) == []
+
+
+def stack_of(running: "subprocess.Popen[bytes]") -> list[psutil.Process]:
+    """Every process below the demo, once the servers and the five services are among them."""
+    until = time.monotonic() + DEMO_S
+    while True:
+        family = psutil.Process(running.pid).children(recursive=True)
+        if sum(is_service(process) for process in family) == 5:
+            return family
+        assert running.poll() is None
         assert time.monotonic() < until, "the stack did not start"
-    running.send_signal(number)
-    running.communicate(timeout=STOP_S)
-    assert running.returncode not in (0, None)
-    assert processes_of(folder) == []
+        time.sleep(POLL_S)
+
+
+def is_service(process: psutil.Process) -> bool:
+    """Whether it is one of the five."""
+    try:
+        return any(word.startswith("services.") for word in process.cmdline())
+    except psutil.NoSuchProcess:
+        return False
