@@ -117,7 +117,7 @@ class RankLens:
         self._behavior_at = LogPosition()
         self._catalog_at = LogPosition()
         self._decisions_at = LogPosition()
-        self._visible: tuple[bytes, bytes] = (b"", b"")
+        self._visible: dict[str, LogPosition] = {}
         self._decision_ids: dict[str, str] = {}
         self._known_items: set[str] = set()
         self._training: TrainReport | None = None
@@ -194,20 +194,18 @@ class RankLens:
 
     async def _await_visible(self) -> None:
         """Returns when everything tracked and upserted so far is in what a ranking would be scored with."""
-        wanted = (self._behavior_at.SerializeToString(), self._catalog_at.SerializeToString())
-        if wanted == self._visible:
+        positions = {"decision": self._catalog_at, "feedback": self._behavior_at}
+        waiting = {name: at for name, at in positions.items() if at.position and at != self._visible.get(name)}
+        if not waiting:
             return
-        columns = decision_service_pb2.AwaitItemColumnsRequest()
-        for source, position in (("decision", self._catalog_at), ("feedback", self._behavior_at)):
-            if position.position:
-                request = features_service_pb2.AwaitPositionRequest(source=source, position=position)
-                await call(self._features.AwaitPosition, request, CALL_TIMEOUT_S)
-        if self._behavior_at.position:
-            columns.behavior_position.CopyFrom(self._behavior_at)
-        if self._catalog_at.position:
-            columns.catalog_position.CopyFrom(self._catalog_at)
+        for source, position in waiting.items():
+            request = features_service_pb2.AwaitPositionRequest(source=source, position=position)
+            await call(self._features.AwaitPosition, request, CALL_TIMEOUT_S)
+        columns = decision_service_pb2.AwaitItemColumnsRequest(
+            behavior_position=self._behavior_at, catalog_position=self._catalog_at
+        )
         await call(self._catalog.AwaitItemColumns, columns, CALL_TIMEOUT_S)
-        self._visible = wanted
+        self._visible.update(waiting)
 
     async def _record(self, rankings: Sequence[Ranking]) -> list[str]:
         """Record rankings as decisions; judge those that are to be, as soon as there is a model."""
