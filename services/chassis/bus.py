@@ -254,6 +254,7 @@ class NatsBus:
     async def _deliveries(self, subscription: JetStreamContext.PullSubscription) -> AsyncGenerator[Delivery, None]:
         """Deliveries until the server is silent for the length of a pull."""
         while True:
+            _heed_cancellation()
             try:
                 msg = (await subscription.fetch(1, timeout=FETCH_S, heartbeat=HEARTBEAT_S))[0]
             except FetchTimeoutError:
@@ -332,15 +333,27 @@ async def _note_error(error: Exception) -> None:
 
 @contextmanager
 def _outages(doing: str) -> Iterator[None]:
-    """NATS errors of the block in our words."""
+    """NATS errors of the block in our words; a cancellation that NATS forgot is raised."""
     try:
         yield
+        _heed_cancellation()
     except nats.errors.MaxPayloadError as error:
         raise _too_large() from error
     except APIError as error:
         raise (_too_large() if error.err_code == TOO_LARGE_CODE else _unavailable(doing)) from error
     except (TimeoutError, OSError, nats.errors.Error) as error:
         raise _unavailable(doing) from error
+
+
+def _heed_cancellation() -> None:
+    """Raise the cancellation of the current task, if it has one that was not raised.
+
+    nats-py waits with asyncio.wait_for. Up to Python 3.11 that forgets a cancellation which comes in the same turn as
+    the answer: a loop that publishes would go on for ever, and its process would not end.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def _too_large() -> ServiceError:
