@@ -71,16 +71,44 @@ class ItemColumns:
         rows[:, offsets] = version.rows
         return replace(version, item_ids=self.item_ids, rows=rows)
 
-    def aligned_to(self, catalog: Catalog) -> Floats:
-        """The rows in the catalog's order and one more, the last, for what has none: unknown values are NaN.
 
-        So row -1, which is no item's, reads as unknown.
-        """
-        aligned = np.full((len(catalog.items) + 1, self.rows.shape[1]), np.nan, dtype=np.float32)
-        targets = np.array(catalog.rows_of(self.item_ids), dtype=np.intp)
-        known = targets >= 0
-        aligned[targets[known]] = self.rows[known]
-        return aligned
+@dataclass(frozen=True, slots=True)
+class ItemRows:
+    """Item columns as the catalog's rows see them: looked up, never copied, because snapshots are large and come often.
+
+    Args:
+        places: where each row of the catalog is in the columns, -1 where it is not; the last is for an unknown item.
+    """
+
+    columns: ItemColumns
+    places: Integers
+
+    def of(self, rows: Integers) -> Floats:
+        """The item rows of these rows of the catalog, float32, shape (rows_count, item_width); NaN where unknown."""
+        places = self.places[rows]
+        known = places >= 0
+        if known.all():
+            return self.columns.rows[places]
+        found = np.full((len(places), self.columns.rows.shape[1]), np.nan, dtype=np.float32)
+        found[known] = self.columns.rows[places[known]]
+        return found
+
+    def values(self, rows: Integers, offset: int) -> Floats:
+        """One value of each of these rows of the catalog, float32, shape (rows_count,); NaN where unknown."""
+        places = self.places[rows]
+        known = places >= 0
+        found = np.full(len(places), np.nan, dtype=np.float32)
+        found[known] = self.columns.rows[places[known], offset]
+        return found
+
+
+def item_rows_of(columns: ItemColumns, catalog: Catalog) -> ItemRows:
+    """The columns, looked up by the catalog's rows."""
+    places = np.full(len(catalog.items) + 1, -1, dtype=np.intp)
+    rows = np.array(catalog.rows_of(columns.item_ids), dtype=np.intp)
+    known = np.flatnonzero(rows >= 0)
+    places[rows[known]] = known
+    return ItemRows(columns, places)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
+
 from services.decision.domain.candidates import Offer, whole_offer
-from services.decision.domain.catalog import NO_ITEMS, Catalog, ItemColumns, PlacementView, view_of
+from services.decision.domain.catalog import (
+    NO_ITEMS,
+    Catalog,
+    ItemColumns,
+    ItemRows,
+    PlacementView,
+    item_rows_of,
+    view_of,
+)
 from services.decision.domain.layout import Floats
 from services.decision.domain.plan import CompiledSite
 
@@ -39,7 +49,7 @@ class Serving:
     Args:
         compiled: None before the first site was applied.
         columns: None until features has sent a snapshot of the site's feature set.
-        rows: the columns' rows in the catalog's order, see ItemColumns.aligned_to.
+        rows: the columns, looked up by the catalog's rows.
         rankers: active models by name.
         views: by placement id.
         offers: every item a placement may show, by placement id; what a request without candidates chooses from.
@@ -48,7 +58,7 @@ class Serving:
     compiled: CompiledSite | None = None
     catalog: Catalog = NO_ITEMS
     columns: ItemColumns | None = None
-    rows: Floats | None = None
+    rows: ItemRows | None = None
     rankers: Mapping[str, Ranker] = field(default_factory=dict)
     views: Mapping[str, PlacementView] = field(default_factory=dict)
     offers: Mapping[str, Offer] = field(default_factory=dict)
@@ -79,13 +89,22 @@ def serving_of(
         return Serving(catalog=catalog, rankers=rankers)
     if columns is not None and columns.feature_set_version != compiled.layout.feature_set.version:
         columns = None
-    rows = previous.rows
-    if columns is not previous.columns or catalog is not previous.catalog:
-        rows = None if columns is None else columns.aligned_to(catalog)
+    rows = _rows(previous, catalog, columns)
     views, offers = {}, {}
+    everything = np.arange(len(catalog.items))
     for placement_id, plan in compiled.plans.items():
         view = view_of(catalog, plan.placement, plan.eligibility, previous.views.get(placement_id))
         views[placement_id] = view
-        popularity = None if rows is None else rows[:-1, plan.popular_offset]
+        popularity = None if rows is None else rows.values(everything, plan.popular_offset)
         offers[placement_id] = whole_offer(view, popularity, offered_max)
     return Serving(compiled, catalog, columns, rows, rankers, views, offers)
+
+
+def _rows(previous: Serving, catalog: Catalog, columns: ItemColumns | None) -> ItemRows | None:
+    """The columns by the catalog's rows; where both keep their order, as they mostly do, nothing is looked up."""
+    if columns is None:
+        return None
+    held = previous.rows
+    if held is not None and catalog is previous.catalog and columns.item_ids is held.columns.item_ids:
+        return ItemRows(columns, held.places)
+    return item_rows_of(columns, catalog)

@@ -4,6 +4,9 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
+from functools import cache
+
+from prometheus_client import Counter
 
 from services.chassis import exposure_token, metrics, tracing
 from services.chassis.clock import Clock
@@ -228,10 +231,16 @@ def _refused_now(draft: Draft) -> FallbackReason | None:
     return reason if reason in refusals else None
 
 
+@cache
+def _counter(reason: Reason, fallback_reason: FallbackReason) -> Counter:
+    """The counter of these decisions; looking one up by its labels costs more than counting."""
+    return metrics.DECISIONS.labels(reason.name, fallback_reason.name)
+
+
 def _tell(answers: Sequence[Answer], known: Known) -> None:
     """Count the decisions, and put them on the call's span if it records."""
     for answer in answers:
-        metrics.DECISIONS.labels(answer.choice.reason.name, answer.choice.fallback_reason.name).inc()
+        _counter(answer.choice.reason, answer.choice.fallback_reason).inc()
     if not tracing.sampled():
         return
     first = answers[0]

@@ -121,7 +121,7 @@ class Drafting:
             rung = rung_of(plan, facts, computed.inputs)
         rows = call.serving.rows
         if rung.kind in (Kind.POPULAR, Kind.COLD) and rows is not None:
-            popularity = rows[offer.rows[inputs.candidates.eligible], plan.popular_offset]
+            popularity = rows.values(offer.rows[inputs.candidates.eligible], plan.popular_offset)
             return replace(computed, inputs=replace(computed.inputs, popularity=popularity))
         return computed
 
@@ -133,7 +133,7 @@ class Drafting:
         assert serving.rows is not None, "features are OK"
         assert serving.columns is not None, "rows come from columns"
         assert profile is not None, "features are OK"
-        rows = serving.rows[offer.rows[inputs.candidates.eligible]]
+        rows = serving.rows.of(offer.rows[inputs.candidates.eligible])
         subject = layout.permitted(profile.subject, facts.allowed)
         matrix = layout.assemble(rows, subject, context, facts.allowed)
         evidence = Evidence(subject, profile.position, serving.columns.position)

@@ -138,7 +138,7 @@ class RecordDecisions:
         if profile is not None:
             assert serving.rows is not None, "checked by _admit"
             subject = site.layout.permitted(profile.subject, allowed)
-            matrix = site.layout.assemble(serving.rows[offer.rows], subject, context, allowed)
+            matrix = site.layout.assemble(serving.rows.of(offer.rows), subject, context, allowed)
             position = None if serving.columns is None else serving.columns.position
             evidence = Evidence(subject, profile.position, position)
             ranker, scores, model = _score(serving, plan, matrix)

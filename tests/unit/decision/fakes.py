@@ -139,10 +139,9 @@ class FakeLog(Port):
 class FakeRanker:
     """The model of the small world."""
 
-    version = "ranker@1"
-    feature_set_version = FEATURE_SET.version
-
     def __init__(self) -> None:
+        self.version = "ranker@1"
+        self.feature_set_version = FEATURE_SET.version
         self.scores: Floats | None = None
         self.cost = 0.0
         self.fails = False

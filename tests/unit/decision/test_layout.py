@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from services.decision.domain.catalog import NO_ITEMS
+from services.decision.domain.catalog import NO_ITEMS, item_rows_of
 from services.decision.domain.layout import Layout, Subject
 from tests.unit.decision.world import FEATURE_SET, ITEMS, PROFILE, SUBJECT, catalog, columns
 
@@ -54,11 +54,13 @@ def test_a_context_column_has_a_default(context: dict[str, str | bool], value: f
 def test_item_rows_follow_the_catalog() -> None:
     """Rows come in the catalog's order whatever order features sent; what features do not know is unknown."""
     backwards = catalog(ITEMS[::-1])
-    rows = columns(ITEMS[:-1])
-    aligned = rows.aligned_to(backwards)
-    np.testing.assert_array_equal(aligned[1:-1], rows.rows[::-1])
-    assert np.isnan(aligned[[0, -1]]).all()
-    assert np.isnan(rows.aligned_to(NO_ITEMS)).all()
+    held = columns(ITEMS[:-1])
+    rows = item_rows_of(held, backwards)
+    found = rows.of(np.array([1, 5, 0, -1]))
+    np.testing.assert_array_equal(found[:2], held.rows[[4, 0]])
+    assert np.isnan(found[2:]).all()
+    np.testing.assert_array_equal(rows.values(np.array([1, 0]), 1), [held.rows[4, 1], np.nan])
+    assert np.isnan(item_rows_of(held, NO_ITEMS).of(np.array([-1]))).all()
 
 
 def test_a_column_is_found_by_name_or_by_its_only_feature() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from services.chassis.events import LogPosition
 from services.decision.domain.candidates import offer_of, screen
-from services.decision.domain.catalog import NO_ITEMS, Catalog, ItemColumns, PlacementView, view_of
+from services.decision.domain.catalog import NO_ITEMS, Catalog, ItemColumns, PlacementView, item_rows_of, view_of
 from services.decision.domain.exploration import seed_of
 from services.decision.domain.ladder import (
     Candidates,
@@ -168,7 +168,7 @@ def decide(
         audience=audience_of(plan, context, Level.KNOWN),
         do_not_personalize=outcomes.pop("do_not_personalize", False),
     )
-    rows = columns(items).aligned_to(seen.catalog)[offer.rows[candidates.eligible]]
+    rows = item_rows_of(columns(items), seen.catalog).of(offer.rows[candidates.eligible])
     rung, evidence, version = rung_of(plan, known, inputs), Evidence(), ""
     if rung.kind is Kind.RANKED:
         matrix = compiled.layout.assemble(rows, SUBJECT, context, allowed)

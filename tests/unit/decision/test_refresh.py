@@ -1,0 +1,224 @@
+"""A replica follows the database, swaps whole states, and keeps what it has when something is wrong."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from services.chassis.deadline import deadline_scope
+from services.chassis.errors import Kind, ServiceError
+from services.chassis.events import ORIGIN, LogPosition
+from services.decision.domain.catalog import ItemColumns
+from services.decision.domain.plan import CompiledSite
+from services.decision.domain.release import DeclaredItem, DeclaredSite, Model, NewModel, Standing
+from services.decision.domain.serving import Ranker
+from services.decision.domain.site import Item
+from services.decision.handlers.refresh import Refresher
+from tests.unit.decision.fakes import DEAD, FakeRanker
+from tests.unit.decision.world import ITEMS, PLACEMENT, columns, site
+
+NO_MODEL = NewModel("ranker", "1", "features-1", 5, b"")
+
+
+class World:
+    """Every port of the refresher: what stands in the database, and what features has."""
+
+    def __init__(self) -> None:
+        self.now = Standing("site-1", 1, frozenset({("ranker", "1")}))
+        self.items: list[Item] = list(ITEMS)
+        self.snapshot: ItemColumns | None = columns()
+        self.refuses_models = False
+        self.down = False
+        self.loads = 0
+
+    async def standing(self) -> Standing:
+        if self.down:
+            raise DEAD
+        return self.now
+
+    async def load_site(self, site_version: str) -> CompiledSite | None:
+        self.loads += 1
+        return site()
+
+    async def changed_since(self, catalog_version: int) -> tuple[int, list[Item]]:
+        return self.now.catalog_version, self.items
+
+    async def newest(self, feature_set_version: str, item_width: int, held: ItemColumns | None) -> ItemColumns | None:
+        if self.down:
+            raise DEAD
+        return None if self.snapshot is held else self.snapshot
+
+    def load(self, model: NewModel) -> Ranker:
+        if self.refuses_models:
+            raise ServiceError(Kind.INVALID, "MODEL_REFUSED", "model: is no model")
+        ranker = FakeRanker()
+        ranker.version = model.version
+        return ranker
+
+
+class Sites:
+    """handlers.ports.SiteStore of a world."""
+
+    def __init__(self, world: World) -> None:
+        self.load = world.load_site
+
+    async def data(self, site_version: str) -> bytes:
+        return b""
+
+    async def apply(self, declared: DeclaredSite) -> bool:
+        return False
+
+
+class Catalogs:
+    """handlers.ports.CatalogStore of a world."""
+
+    def __init__(self, world: World) -> None:
+        self.changed_since = world.changed_since
+
+    async def at(self, item_ids: Sequence[str], catalog_version: int) -> list[Item | None]:
+        return []
+
+    async def upsert(self, items: Sequence[DeclaredItem]) -> tuple[int, LogPosition]:
+        return 0, ORIGIN
+
+
+class Models:
+    """handlers.ports.ModelStore of a world."""
+
+    async def register(self, model: NewModel) -> bool:
+        return True
+
+    async def activate(self, name: str, sha256: str, feature_set_version: str) -> None:
+        return None
+
+    async def all(self) -> list[Model]:
+        return []
+
+    async def data(self, name: str, sha256: str) -> NewModel | None:
+        return replace(NO_MODEL, name=name, sha256=sha256)
+
+
+def refresher(world: World) -> Refresher:
+    return Refresher(
+        standing=world,
+        sites=Sites(world),
+        catalog=Catalogs(world),
+        models=Models(),
+        loader=world,
+        columns=world,
+        offered_max=100,
+    )
+
+
+async def test_a_replica_takes_over_what_stands() -> None:
+    """Site, items, columns and model decide together."""
+    world = World()
+    replica = refresher(world)
+    await replica.refresh()
+    await replica.refresh_columns()
+    serving = replica.serving()
+    assert serving.compiled is not None
+    assert len(serving.catalog.items) == len(ITEMS)
+    assert serving.ranker("ranker") is not None
+    assert serving.rows is not None
+    assert len(serving.offers[PLACEMENT.id].item_ids) == len(ITEMS)
+
+
+async def test_nothing_new_loads_nothing() -> None:
+    """A poll that finds everything as it was costs one read, and the state is the very same object."""
+    world = World()
+    replica = refresher(world)
+    await replica.refresh()
+    before = replica.serving()
+    await replica.refresh()
+    assert world.loads == 1
+    assert replica.serving() is before
+
+
+async def test_a_change_leaves_running_calls_their_state() -> None:
+    """A new state is another object: a call that began before goes on with the old one."""
+    world = World()
+    replica = refresher(world)
+    await replica.refresh()
+    before = replica.serving()
+    world.items = [replace(ITEMS[0], retired=True), Item("new", variants=("a",))]
+    world.now = replace(world.now, catalog_version=2)
+    await replica.refresh()
+    after = replica.serving()
+    assert (len(before.catalog.items), len(after.catalog.items)) == (6, 7)
+    assert after.catalog.items[0].retired
+    assert not before.catalog.items[0].retired
+
+
+async def test_a_model_that_cannot_be_loaded_leaves_the_one_before() -> None:
+    """Better yesterday's model than none."""
+    world = World()
+    replica = refresher(world)
+    await replica.refresh()
+    world.refuses_models = True
+    world.now = replace(world.now, active_models=frozenset({("ranker", "2")}))
+    await replica.refresh()
+    ranker = replica.serving().ranker("ranker")
+    assert ranker is not None
+    assert ranker.version == "ranker@1"
+
+
+async def test_a_model_of_another_feature_set_does_not_score() -> None:
+    """Columns that mean something else are no features."""
+    world = World()
+    replica = refresher(world)
+    await replica.refresh()
+    serving = replica.serving()
+    stranger = FakeRanker()
+    stranger.feature_set_version = "other"
+    assert replace(serving, rankers={"ranker": stranger}).ranker("ranker") is None
+
+
+async def test_columns_of_another_feature_set_are_not_used() -> None:
+    """A snapshot that came for the site before must not shift columns."""
+    world = World()
+    world.snapshot = replace(columns(), feature_set_version="other")
+    replica = refresher(world)
+    await replica.refresh()
+    await replica.refresh_columns()
+    assert replica.serving().rows is None
+
+
+async def test_an_outage_keeps_what_there_is() -> None:
+    """The database or features away: the replica goes on with what it holds."""
+    world = World()
+    replica = refresher(world)
+    await replica.refresh()
+    before = replica.serving()
+    world.down = True
+    for refresh in (replica.refresh, replica.refresh_columns):
+        with pytest.raises(ServiceError):
+            await refresh()
+    assert replica.serving() is before
+
+
+async def test_waiting_for_columns_ends_when_they_stand_there() -> None:
+    """The snapshot is asked for until it stands at the position, or the deadline comes."""
+    world = World()
+    replica = refresher(world)
+    assert await replica.await_columns(LogPosition(1, 5, 9), ORIGIN) == "columns-1"
+    with deadline_scope(0.05), pytest.raises(ServiceError) as caught:
+        await replica.await_columns(LogPosition(1, 5, 10), ORIGIN)
+    assert caught.value.kind is Kind.DEADLINE
+
+
+async def test_newer_columns_are_looked_up_as_the_held_ones_were() -> None:
+    """The same items in the same order: only the values are others."""
+    world = World()
+    replica = refresher(world)
+    await replica.refresh()
+    await replica.refresh_columns()
+    held = replica.serving().rows
+    assert held is not None
+    world.snapshot = replace(held.columns, version="columns-2", rows=held.columns.rows * 2)
+    await replica.refresh_columns()
+    rows = replica.serving().rows
+    assert rows is not None
+    assert rows.places is held.places
+    np.testing.assert_array_equal(rows.of(np.array([2])), held.of(np.array([2])) * 2)
