@@ -20,7 +20,13 @@ import numpy as np
 BASE = -2.4
 # A visitor takes to a few categories much more than to the others.
 FAVORITES_COUNT = 2
-FAVORITE_TASTE = 2.6
+FAVORITE_TASTE = 2.8
+# Standard deviations, in logits, of what tells people and items apart beside the favorite categories: enough that no
+# simple rule is the best, little enough that a few visits say most of it.
+TASTE_SPREAD = 0.3
+LIKING_SPREAD = 0.25
+THRIFT_SPREAD = 0.15
+QUALITY_SPREAD = 0.35
 # How likely an entry is looked at, by slot; known here, and to nobody else.
 EXAMINATION = (1.0, 0.92, 0.85, 0.79, 0.74, 0.70)
 VIEWS_A_SESSION = 4
@@ -70,7 +76,7 @@ class Shop:
     def __init__(self, items: Sequence[ShopItem], rng: np.random.Generator) -> None:
         self.items = {item.item_id: item for item in items}
         self._mean_log_price = float(np.mean([math.log(item.price) for item in items]))
-        self._quality = {item.item_id: float(rng.normal(0.0, 0.4)) for item in items}
+        self._quality = {item.item_id: float(rng.normal(0.0, QUALITY_SPREAD)) for item in items}
 
     def click_probability(self, visitor: Visitor, item_id: str, slot: int) -> float:
         """True chance that the visitor clicks the item in the slot."""
@@ -125,7 +131,7 @@ def population(
 def _visitor(
     number: int, consent: Consent, categories: list[str], brands: list[str], rng: np.random.Generator
 ) -> Visitor:
-    taste = {name: float(rng.normal(-0.5, 0.4)) for name in categories}
+    taste = {name: float(rng.normal(-0.5, TASTE_SPREAD)) for name in categories}
     for name in rng.choice(categories, size=min(FAVORITES_COUNT, len(categories)), replace=False):
         taste[str(name)] += FAVORITE_TASTE
     return Visitor(
@@ -133,6 +139,6 @@ def _visitor(
         consent=consent,
         logs_in=bool(rng.random() < 0.4),
         taste=taste,
-        liking={name: float(rng.normal(0.0, 0.4)) for name in brands},
-        thrift=float(rng.normal(0.2, 0.3)),
+        liking={name: float(rng.normal(0.0, LIKING_SPREAD)) for name in brands},
+        thrift=float(rng.normal(0.15, THRIFT_SPREAD)),
     )
