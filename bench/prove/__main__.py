@@ -13,7 +13,7 @@ from bench.prove.proof import Proof
 from bench.prove.proxy import slow_answers
 from bench.ranker import activate_noise
 from bench.world import world
-from cli.stack import temporary_folder
+from cli.stack import SERVICES, temporary_folder
 from cli.stack.ports import free_port
 
 TREES_COUNT = 50
@@ -26,7 +26,6 @@ ENV = {
     "decision": DECISION_BUDGET,
     "consent": CONSENT_BUDGET,
 }
-SERVICES_WITH_LOGS = ("decision", "feedback")
 # Long beside a Revoke and a Resolve, so that a read can be overtaken by both; well inside a stage's share.
 SLOW_S = 0.3
 SLOW_BUDGET_MS = 1_000
@@ -51,10 +50,9 @@ async def survive(sizes: Sizes) -> Proof:
         async with world(folder, people_count=200, env=ENV) as ready:
             await activate_noise(ready.services, trees_count=TREES_COUNT)
             told, found = await kills.prove(ready, kills=sizes.kills, victims=("decision", "postgres"))
-    teeth = {
-        "synchronous_commit_off": await _weakened(sizes, SERVICES_WITH_LOGS, kills.SYNCHRONOUS_COMMIT_OFF, "lost"),
-        "inbox_off": await _weakened(sizes, ("features", "feedback"), kills.INBOX_OFF, "doubled"),
-    }
+    lost = await _weakened(sizes, kills.SYNCHRONOUS_COMMIT_OFF, victims=("postgres",))
+    doubled = await _weakened(sizes, "", victims=("decision",), weaken_probe=kills.INBOX_OFF)
+    teeth = {"synchronous_commit_off": lost.lost, "inbox_off": doubled.doubled}
     return Proof(
         trials=told.count,
         failures=found.lost + found.doubled + found.missing,
@@ -69,15 +67,16 @@ async def survive(sizes: Sizes) -> Proof:
     )
 
 
-async def _weakened(sizes: Sizes, services: tuple[str, ...], script: str, failure: str) -> int:
-    """Failures of one kind that the same trial finds with a protection switched off in these services."""
+async def _weakened(sizes: Sizes, script: str, *, victims: tuple[str, ...], weaken_probe: str = "") -> kills.Found:
+    """What the same trial finds with a protection switched off in every service, or in the probe."""
     with temporary_folder() as folder:
         async with world(folder, people_count=50, env=ENV) as ready:
             await activate_noise(ready.services, trees_count=TREES_COUNT)
-            for service in services:
-                await kills.weaken(ready, service, script)
-            _, found = await kills.prove(ready, kills=sizes.teeth_kills, victims=("postgres", "features"))
-    return int(getattr(found, failure))
+            if script:
+                for service in SERVICES:
+                    await kills.weaken(ready, service, script)
+            _, found = await kills.prove(ready, kills=sizes.teeth_kills, victims=victims, weaken_probe=weaken_probe)
+    return found
 
 
 async def revoked(sizes: Sizes) -> Proof:

@@ -5,19 +5,24 @@ again in the middle. Afterwards the logs and the features are compared with what
 """
 
 import asyncio
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import numpy as np
 from comity.common.v1 import types_pb2 as types_pb
+from comity.decision.v1 import decision_events_pb2 as events_pb
 from comity.features.v1 import features_service_pb2 as features_pb
 from comity.feedback.v1 import feedback_service_pb2 as feedback_pb
 
 from bench.world import Requests, World
 from services.chassis.errors import Kind, ServiceError
+from services.chassis.migrations import CHASSIS, migrate
 from services.chassis.rpc_client import call
 
 WRITERS_COUNT = 16
@@ -27,10 +32,16 @@ QUIET_TIMEOUT_S = 120.0
 POLL_S = 0.05
 
 # Told to the database alone: production code has no switch that weakens it.
+# Every table, because one synchronous commit anywhere takes the others' to the disk with it.
 SYNCHRONOUS_COMMIT_OFF = """
 CREATE OR REPLACE FUNCTION weaken() RETURNS trigger LANGUAGE plpgsql AS
 $$ BEGIN PERFORM set_config('synchronous_commit', 'off', true); RETURN NULL; END $$;
-CREATE OR REPLACE TRIGGER weaken BEFORE INSERT ON events FOR EACH STATEMENT EXECUTE FUNCTION weaken();
+DO $$ DECLARE one text; BEGIN
+    FOR one IN SELECT tablename FROM pg_tables WHERE schemaname = 'public' LOOP
+        EXECUTE format('CREATE OR REPLACE TRIGGER weaken BEFORE INSERT OR UPDATE OR DELETE ON %I '
+                       'FOR EACH STATEMENT EXECUTE FUNCTION weaken()', one);
+    END LOOP;
+END $$;
 """
 INBOX_OFF = """
 CREATE OR REPLACE FUNCTION forget() RETURNS trigger LANGUAGE plpgsql AS
@@ -39,6 +50,7 @@ CREATE OR REPLACE TRIGGER forget AFTER INSERT ON inbox FOR EACH ROW EXECUTE FUNC
 """
 STORED_DECISIONS = "SELECT stream_id FROM events WHERE type = 'comity.decision.v1.DecisionMade'"
 STORED_BEHAVIOR_COUNT = "SELECT count(*) FROM events WHERE type = 'comity.feedback.v1.BehaviorRecorded'"
+STORED_EVENTS = "SELECT count(*) FROM events"
 STORED_OUTCOMES = "SELECT count(*) FROM events WHERE type = 'comity.feedback.v1.OutcomeAttributed'"
 
 
@@ -56,10 +68,13 @@ class Acknowledged:
         return len(self.decisions) + len(self.clicks)
 
 
-async def prove(world: World, *, kills: int, victims: tuple[str, ...]) -> tuple[Acknowledged, "Found"]:
-    """Write while each of *victims* is killed *kills* times, then compare."""
-    told = await write_while(world, lambda told: _kill_all(world, told, victims, kills))
-    return told, await compare(world, told)
+async def prove(
+    world: World, *, kills: int, victims: tuple[str, ...], weaken_probe: str = ""
+) -> tuple[Acknowledged, "Found"]:
+    """Write while each of *victims*, and a probing consumer, is killed *kills* times; then compare."""
+    async with Probe(world, weaken_probe) as probe:
+        told = await write_while(world, lambda told: _kill_all(world, told, victims, kills, probe))
+        return told, await compare(world, told, probe)
 
 
 async def write_while(world: World, during: Callable[[Acknowledged], Awaitable[None]]) -> Acknowledged:
@@ -90,6 +105,8 @@ async def _write(world: World, told: Acknowledged, writer: int) -> None:
                 await asyncio.sleep(0.01)
                 continue
             told.decisions.append(decision.decision_id)
+            if decision.fallback_reason == events_pb.FALLBACK_REASON_IDENTITY_UNAVAILABLE:
+                continue  # made for nobody in particular: a click of somebody is no outcome of it
             shown = (decision.slate if decision.HasField("slate") else decision.fallback).entries
             click = feedback_pb.TrackedEvent(
                 event_id=uuid.uuid4().hex,
@@ -110,12 +127,66 @@ async def _write(world: World, told: Acknowledged, writer: int) -> None:
             await asyncio.sleep(0.01)
 
 
-async def _kill_all(world: World, told: Acknowledged, victims: tuple[str, ...], kills: int) -> None:
+class Probe:
+    """bench.variants.probe over feedback's events, with a database of its own.
+
+    Args:
+        script: switches a protection of the probe off.
+    """
+
+    def __init__(self, world: World, script: str) -> None:
+        self._world = world
+        self._script = script
+        self._process: subprocess.Popen[bytes] | None = None
+        self.url = urlunsplit(urlsplit(world.stack.postgres_url)._replace(path="/probe"))
+
+    async def __aenter__(self) -> "Probe":
+        admin = await asyncpg.connect(self._world.stack.postgres_url)
+        try:
+            await admin.execute("CREATE DATABASE probe")
+        finally:
+            await admin.close()
+        await migrate(self.url, CHASSIS)
+        if self._script:
+            await _execute(self.url, self._script)
+        self._start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._end()
+
+    def kill(self) -> None:
+        """End it at once, and start it again."""
+        self._end()
+        self._start()
+
+    async def counted(self) -> tuple[int, int]:
+        """Effects, and events that had one."""
+        connection = await asyncpg.connect(self.url)
+        try:
+            row = await connection.fetchrow("SELECT count(*), count(DISTINCT event_id) FROM effects")
+        finally:
+            await connection.close()
+        assert row is not None, "an aggregate gives one row"
+        return int(row[0]), int(row[1])
+
+    def _start(self) -> None:
+        arguments = (self.url, self._world.stack.nats_url, "feedback")
+        self._process = subprocess.Popen([sys.executable, "-m", "bench.variants.probe", *arguments])
+
+    def _end(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+
+async def _kill_all(world: World, told: Acknowledged, victims: tuple[str, ...], kills: int, probe: "Probe") -> None:
     for victim in victims:
         for _ in range(kills):
             await _more_acknowledged(told, ACKS_BETWEEN_KILLS)
             await world.stack.kill(victim)
             await world.stack.restart(victim)
+            probe.kill()
     await _more_acknowledged(told, ACKS_BETWEEN_KILLS)
 
 
@@ -135,8 +206,9 @@ class Found:
 
     Args:
         lost: acknowledged and not in a log.
-        doubled: clicks that features counted more than once, and outcomes joined more than once.
-        missing: clicks that never reached features, or were never joined.
+        doubled: clicks that features counted more than once, outcomes joined more than once, effects that the probe
+            had more than once.
+        missing: clicks that never reached features or were never joined, events that the probe never had.
     """
 
     lost: int
@@ -144,18 +216,30 @@ class Found:
     missing: int
 
 
-async def compare(world: World, told: Acknowledged) -> Found:
+async def compare(world: World, told: Acknowledged, probe: Probe) -> Found:
     """Compare logs and effects with what was acknowledged, once everything has settled."""
     stored = set(await _column(world, "decision", STORED_DECISIONS))
     lost_decisions = sum(decision_id not in stored for decision_id in told.decisions)
     behavior_count = await _value(world, "feedback", STORED_BEHAVIOR_COUNT)
     counted, outcomes = await _settled(world, behavior_count)
     lost_clicks = await _lost_clicks(world, told)
+    effects, probed = await _probed(world, probe)
+    events_count = await _value(world, "feedback", STORED_EVENTS)
     return Found(
         lost=lost_decisions + lost_clicks,
-        doubled=max(0, counted - behavior_count) + max(0, outcomes - behavior_count),
-        missing=max(0, behavior_count - counted) + max(0, behavior_count - outcomes),
+        doubled=max(0, counted - behavior_count) + max(0, outcomes - behavior_count) + effects - probed,
+        missing=max(0, behavior_count - counted) + max(0, behavior_count - outcomes) + events_count - probed,
     )
+
+
+async def _probed(world: World, probe: Probe) -> tuple[int, int]:
+    """Effects and events of the probe, once it has had them all or waits in vain."""
+    deadline = time.monotonic() + QUIET_TIMEOUT_S
+    while True:
+        effects, probed = await probe.counted()
+        if probed >= await _value(world, "feedback", STORED_EVENTS) or time.monotonic() > deadline:
+            return effects, probed
+        await asyncio.sleep(POLL_S)
 
 
 async def _settled(world: World, behavior_count: int) -> tuple[int, int]:
@@ -211,7 +295,11 @@ async def _value(world: World, service: str, query: str) -> int:
 
 async def weaken(world: World, service: str, script: str) -> None:
     """Switch a protection off, in the service's database."""
-    connection = await asyncpg.connect(world.stack.database_url(service))
+    await _execute(world.stack.database_url(service), script)
+
+
+async def _execute(url: str, script: str) -> None:
+    connection = await asyncpg.connect(url)
     try:
         await connection.execute(script)
     finally:

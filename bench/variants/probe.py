@@ -1,0 +1,41 @@
+"""A consumer whose only effect is to be counted: one row for each event it was given. Killed again and again by proofs.
+
+Told by its arguments: its database, NATS, and the source it consumes.
+"""
+
+import asyncio
+import sys
+
+from services.chassis.bus import NatsBus
+from services.chassis.events import RecordedEvent
+from services.chassis.inbox import Subscription
+from services.chassis.migrations import CHASSIS, migrate
+from services.chassis.postgres import Connection, create_pool
+
+EFFECTS_TABLE_SQL = "CREATE TABLE IF NOT EXISTS effects (event_id uuid NOT NULL)"
+EFFECT_SQL = "INSERT INTO effects (event_id) SELECT unnest($1::uuid[])"
+# Between effect and acknowledgement: long, so that kills fall into it.
+PAUSE_S = 0.05
+
+
+async def count(database_url: str, nats_url: str, source: str) -> None:
+    """Consume until killed."""
+    await migrate(database_url, CHASSIS)
+    pool = await create_pool(database_url, size=4, name="probe")
+    async with pool.acquire() as connection:
+        await connection.execute(EFFECTS_TABLE_SQL)
+    bus = await NatsBus.connect(nats_url, name="probe")
+    await bus.ensure_stream(source)
+    await Subscription(pool, bus, source, "probe", _effect, _linger).run()
+
+
+async def _effect(connection: Connection, events: list[RecordedEvent]) -> None:
+    await connection.execute(EFFECT_SQL, [event.event_id for event in events])
+
+
+async def _linger(_: list[RecordedEvent]) -> None:
+    await asyncio.sleep(PAUSE_S)
+
+
+if __name__ == "__main__":
+    asyncio.run(count(*sys.argv[1:4]))
