@@ -40,7 +40,8 @@ FIXED_PARAMS: Final[Mapping[str, Any]] = {
     "seed": 20260101,
     "deterministic": True,
     "force_row_wise": True,
-    "num_threads": 2,
+    # Threads of OpenMP wait by spinning: where anything else runs on the machine, two are slower than one.
+    "num_threads": 1,
     "verbosity": -1,
 }
 
