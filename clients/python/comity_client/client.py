@@ -79,6 +79,7 @@ class ComityClient:
         gpc: str = "",
         deferred: bool = False,
         request_id: str | None = None,
+        traceparent: str = "",
         deadline_s: float | None = None,
         defaults: Mapping[str, Sequence[Entry]] | None = None,
     ) -> Page:
@@ -93,6 +94,7 @@ class ComityClient:
             gpc: the Sec-GPC header as it came.
             deferred: the slates count as seen only when an exposure is tracked.
             request_id: the same id gives the same decisions; one is drawn when not given.
+            traceparent: W3C trace context of the caller; the server's spans belong under it.
             defaults: for this call, before the client's own.
 
         Raises:
@@ -112,7 +114,11 @@ class ComityClient:
             deferred=deferred,
         )
         answer, why = await self._transport.ask(
-            self._address, lambda channel: decision_grpc.DecisionServiceStub(channel).Decide, request, deadline_at
+            self._address,
+            lambda channel: decision_grpc.DecisionServiceStub(channel).Decide,
+            request,
+            deadline_at,
+            traceparent=traceparent,
         )
         return _page(answer, placements, own, why)
 

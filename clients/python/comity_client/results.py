@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal, TypeAlias
 
-# slate: chosen for this person; fallback: what the server declares or what is popular; client_default: the caller's own.
+# slate: chosen for this person; fallback: what the site declares or what is popular; client_default: your own.
 Source: TypeAlias = Literal["slate", "fallback", "client_default"]
 TrackedStatus: TypeAlias = Literal["ACCEPTED", "DUPLICATE", "REFUSED", "DROPPED_NO_CONSENT", "NOT_DELIVERED"]
 

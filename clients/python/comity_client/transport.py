@@ -75,20 +75,28 @@ class Transport:
             await channel.close()
 
     async def ask(
-        self, address: str, method: Callable[[grpc.aio.Channel], Any], request: Any, deadline_at: float
+        self,
+        address: str,
+        method: Callable[[grpc.aio.Channel], Any],
+        request: Any,
+        deadline_at: float,
+        *,
+        traceparent: str = "",
     ) -> tuple[Any | None, str]:
         """The answer and "", or None and why there is none, by *deadline_at* on the loop's clock.
 
         Args:
             method: gives the stub's method for a channel.
+            traceparent: W3C trace context that the server's spans belong under.
 
         Raises:
             InvalidRequestError: the server refused the request as wrong (unless raise_on_invalid is off).
         """
+        metadata = (("traceparent", traceparent),) if traceparent else ()
 
         async def once(left_s: float) -> Any:
             call = method(self.connect(address))
-            return await call(request, timeout=max(TIMEOUT_S_MIN, left_s - SHAVE_S))
+            return await call(request, timeout=max(TIMEOUT_S_MIN, left_s - SHAVE_S), metadata=metadata)
 
         work = with_retries(once, deadline_at=deadline_at, retries_max=self._retries_max)
         try:

@@ -1,6 +1,7 @@
 """Protobuf ↔ dataclasses, the only place that knows both; what is not a sound answer is refused here."""
 
 from collections.abc import Mapping, Sequence
+
 from comity.common.v1 import types_pb2 as types_pb
 from comity.decision.v1 import decision_events_pb2 as decision_events_pb
 from comity.decision.v1 import decision_service_pb2 as decision_pb
