@@ -39,12 +39,15 @@ from cli.stack import SERVICES, Stack
 from learning.errors import LearningError
 from learning.pipeline import Services as LearningServices
 from learning.pipeline import TrainRequest, train
+from learning.train import TrainPlan
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.rpc_client import call
 
 MODEL = "shop_clicks"
 TRAINING_PURPOSE = "model_training"
 # Every decision traced would cost the machine more than the decisions; the ones that are shown are always traced.
+# A few thousand short sessions: trees of four leaves generalize, larger ones learn who was asked.
+PLAN = TrainPlan(params={"num_leaves": 4})
 TRACE_RATIO = "0.05"
 CATCH_UP_S = 60.0
 ACTIVE_WAIT_S = 10.0
@@ -188,7 +191,7 @@ class Demo:
         try:
             report = await train(
                 stubs,
-                TrainRequest(name=MODEL, purpose=TRAINING_PURPOSE),
+                TrainRequest(name=MODEL, purpose=TRAINING_PURPOSE, plan=PLAN),
                 progress=lambda step, done, most: self._bar.update(
                     task, description=f"training: {step}", completed=done, total=most or None
                 ),
