@@ -32,7 +32,7 @@ from services.decision.domain.request import (
     Profile,
 )
 from services.decision.domain.vocabulary import Activation, FallbackReason, Level, Reason
-from services.decision.wire.record import facts_from_pb, number, record_to_pb, slate_to_pb, to_timestamp, versions_to_pb
+from services.decision.wire.record import facts_from_pb, fill_slate, number, record_to_pb, to_timestamp, versions_to_pb
 
 # The one value of Sec-GPC that is an objection; anything else is no signal (Global Privacy Control, section 3.2).
 GPC_OBJECTS = "1"
@@ -103,20 +103,19 @@ def past_result_to_pb(result: PastResult) -> pb.RecordedResult:
 
 def explanation_to_pb(record: DecisionRecord, explanation: Explanation) -> pb.ExplainResponse:
     """The decision, the steps, and what would have been shown without exploration."""
-    return pb.ExplainResponse(
+    response = pb.ExplainResponse(
         decision=record_to_pb(record),
         steps=[pb.ExplanationStep(stage=step.stage, finding=step.finding) for step in explanation.steps],
-        without_exploration=slate_to_pb(explanation.without_exploration, Reason.RANKED),
     )
+    fill_slate(response.without_exploration, explanation.without_exploration, Reason.RANKED)
+    return response
 
 
 def replayed_to_pb(replayed: Replayed) -> pb.ReplayResponse:
     """Whether the decision came out the same."""
-    return pb.ReplayResponse(
-        identical=not replayed.differences,
-        differences=replayed.differences,
-        slate=slate_to_pb(replayed.choice.slate, replayed.choice.reason),
-    )
+    response = pb.ReplayResponse(identical=not replayed.differences, differences=replayed.differences)
+    fill_slate(response.slate, replayed.choice.slate, replayed.choice.reason)
+    return response
 
 
 def resolve_query(identities: tuple[Identity, ...]) -> identity_service_pb2.ResolveQuery:
@@ -171,13 +170,10 @@ def profile_from_pb(features: features_service_pb2.SubjectFeatures) -> Profile:
 
 def _answer_to_pb(answer: Answer) -> pb.PlacementDecision:
     choice = answer.choice
-    slate = pb.Slate(entries=slate_to_pb(choice.slate, choice.reason))
     aimed_for = choice.reason in _OWN_SLATE and choice.fallback_reason is FallbackReason.UNSPECIFIED
-    return pb.PlacementDecision(
+    message = pb.PlacementDecision(
         placement_id=answer.placement_id,
         decision_id=answer.decision_id,
-        slate=slate if aimed_for else None,
-        fallback=None if aimed_for else slate,
         reason=number(choice.reason),
         fallback_reason=number(choice.fallback_reason),
         versions=versions_to_pb(answer.versions),
@@ -185,3 +181,8 @@ def _answer_to_pb(answer: Answer) -> pb.PlacementDecision:
         exposure_token=answer.exposure_token,
         learnable=answer.learnable,
     )
+    answered = message.slate if aimed_for else message.fallback
+    # A slate without entries is an answer too.
+    answered.SetInParent()
+    fill_slate(answered.entries, choice.slate, choice.reason)
+    return message

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from enum import IntEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from comity.common.v1 import types_pb2
@@ -17,6 +17,9 @@ from services.decision.domain.layout import Floats, Subject
 from services.decision.domain.record import DecisionRecord, Evidence, Versions, digest_of, float_bytes
 from services.decision.domain.site import ContextFact
 from services.decision.domain.vocabulary import Activation, FallbackReason, Level, Origin, Reason, StageOutcome
+
+if TYPE_CHECKING:
+    from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
 
 DECISION_MADE = pb.DecisionMade.DESCRIPTOR.full_name
 
@@ -34,7 +37,7 @@ def record_from_bytes(payload: bytes, member_id: str) -> DecisionRecord:
 def record_to_pb(record: DecisionRecord) -> pb.DecisionMade:
     """The record as a message."""
     choice = record.choice
-    return pb.DecisionMade(
+    message = pb.DecisionMade(
         decision_id=record.decision_id,
         placement_id=record.placement_id,
         subject_id=record.subject_id,
@@ -48,8 +51,6 @@ def record_to_pb(record: DecisionRecord) -> pb.DecisionMade:
             do_not_personalize=record.do_not_personalize,
         ),
         context=facts_to_pb(record.context),
-        inputs=_inputs_to_pb(record),
-        slate=slate_to_pb(choice.slate, choice.reason),
         reason=number(choice.reason),
         fallback_reason=number(choice.fallback_reason),
         learnable=choice.learnable,
@@ -59,6 +60,9 @@ def record_to_pb(record: DecisionRecord) -> pb.DecisionMade:
         budget_ms=record.budget_ms,
         request_digest=record.request_digest,
     )
+    _fill_inputs(message.inputs, record)
+    fill_slate(message.slate, choice.slate, choice.reason)
+    return message
 
 
 def record_from_pb(message: pb.DecisionMade, member_id: str) -> DecisionRecord:
@@ -103,14 +107,18 @@ def versions_to_pb(versions: Versions) -> pb.Versions:
     )
 
 
-def slate_to_pb(slate: Slate, reason: Reason) -> list[pb.SlateEntry]:
-    """One message an entry, in slot order."""
+def fill_slate(entries: "RepeatedCompositeFieldContainer[pb.SlateEntry]", slate: Slate, reason: Reason) -> None:
+    """Put the slate into a message's entries, in slot order; in place: a message that is passed in is copied."""
+    why, add = number(reason), entries.add
     columns = zip(slate.item_ids, slate.variant_ids, slate.scores, slate.propensities, strict=True)
-    entry, why = pb.SlateEntry, number(reason)
-    return [
-        entry(slot=slot, item_id=item_id, variant_id=variant_id, score=score, propensity=propensity, reason=why)
-        for slot, (item_id, variant_id, score, propensity) in enumerate(columns)
-    ]
+    for slot, (item_id, variant_id, score, propensity) in enumerate(columns):
+        entry = add()
+        entry.slot = slot
+        entry.item_id = item_id
+        entry.variant_id = variant_id
+        entry.score = score
+        entry.propensity = propensity
+        entry.reason = why
 
 
 def slate_from_pb(entries: Iterable[pb.SlateEntry]) -> Slate:
@@ -164,31 +172,30 @@ def _fact_to_pb(fact: ContextFact) -> pb.ContextFact:
     return pb.ContextFact(number_value=fact)
 
 
-def _inputs_to_pb(record: DecisionRecord) -> pb.DecisionInputs:
-    inputs, evidence = record.inputs, record.evidence
-    subject = evidence.subject
-    return pb.DecisionInputs(
-        item_ids=inputs.candidates.item_ids,
-        variant_ids=inputs.candidates.variant_ids,
-        exclusions=inputs.candidates.exclusions.tolist(),
-        slate_size=inputs.slate_size,
-        identity=number(inputs.identity),
-        consent=number(inputs.consent),
-        features=number(inputs.features),
-        ranker=number(inputs.ranker),
-        log=number(inputs.log),
-        late=inputs.late,
-        subject_vector=b"" if subject is None else float_bytes(subject.vector),
-        subject_states=b"" if subject is None else subject.states,
-        matrix=float_bytes(inputs.matrix),
-        columns_count=0 if inputs.matrix is None else inputs.matrix.shape[1],
-        scores=float_bytes(inputs.scores),
-        popularity=float_bytes(inputs.popularity),
-        subject_position=_position(evidence.subject_position),
-        columns_position=_position(evidence.columns_position),
-        draw=record.choice.coin,
-        digest=record.digest or digest_of(record),
-    )
+def _fill_inputs(message: pb.DecisionInputs, record: DecisionRecord) -> None:
+    inputs, evidence, candidates = record.inputs, record.evidence, record.inputs.candidates
+    message.item_ids.extend(candidates.item_ids)
+    message.variant_ids.extend(candidates.variant_ids)
+    message.exclusions.extend(candidates.exclusions.tolist())
+    message.slate_size = inputs.slate_size
+    message.identity = number(inputs.identity)
+    message.consent = number(inputs.consent)
+    message.features = number(inputs.features)
+    message.ranker = number(inputs.ranker)
+    message.log = number(inputs.log)
+    message.late = inputs.late
+    if evidence.subject is not None:
+        message.subject_vector = float_bytes(evidence.subject.vector)
+        message.subject_states = evidence.subject.states
+    if inputs.matrix is not None:
+        message.matrix = float_bytes(inputs.matrix)
+        message.columns_count = inputs.matrix.shape[1]
+    message.scores = float_bytes(inputs.scores)
+    message.popularity = float_bytes(inputs.popularity)
+    _fill_position(message.subject_position, evidence.subject_position)
+    _fill_position(message.columns_position, evidence.columns_position)
+    message.draw = record.choice.coin
+    message.digest = record.digest or digest_of(record)
 
 
 def _inputs_from_pb(inputs: pb.DecisionInputs) -> Inputs:
@@ -241,8 +248,9 @@ def _versions_from_pb(versions: pb.Versions) -> Versions:
     )
 
 
-def _position(position: LogPosition | None) -> types_pb2.LogPosition | None:
-    return None if position is None else to_position(position)
+def _fill_position(message: types_pb2.LogPosition, position: LogPosition | None) -> None:
+    if position is not None:
+        message.CopyFrom(to_position(position))
 
 
 def _floats(data: bytes) -> Floats | None:
