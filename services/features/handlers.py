@@ -147,10 +147,10 @@ class ItemColumns:
         """Read what changed and compute what follows from it."""
         book = await self._books.refresh()
         relaid = book.item_layout != self._layout
+        # In a new layout all blocks are read again: what is in memory has other slots.
+        changes = await self._items.changes(book, 0 if relaid else self._since)
         if relaid:
-            # Blocks are read in the new layout, all of them: what is in memory has other slots.
-            self._shelf, self._since, self._layout = Shelf(), 0, book.item_layout
-        changes = await self._items.changes(book, self._since)
+            self._shelf, self._layout = Shelf(), book.item_layout
         self._since, self._standing = changes.since, changes.standing
         known = self._shelf.items
         moved = {key: item for key, item in changes.items.items() if known.get(key) != item}

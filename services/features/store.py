@@ -152,8 +152,13 @@ class MemberStates:
         return {member_id: state for member_id, state in found.items() if state is not None}
 
     async def write_through(self, book: Book, member_ids: Sequence[str]) -> None:
-        """Bring the cache to what the database holds of these members."""
-        await self._from_database(book, member_ids)
+        """Bring the cache to what the database holds of these members.
+
+        Raises:
+            ServiceError: UNAVAILABLE when the cache cannot be written: what it holds then is old.
+        """
+        _, fill = await self._read_database(book, member_ids)
+        await self._cache.set_newer_many(fill)
 
     async def _cached(self, member_ids: Sequence[str]) -> Sequence[bytes | None]:
         try:
@@ -163,6 +168,21 @@ class MemberStates:
             return [None] * len(member_ids)
 
     async def _from_database(self, book: Book, member_ids: Sequence[str]) -> dict[str, MemberState | None]:
+        found, fill = await self._read_database(book, member_ids)
+        try:
+            await self._cache.set_newer_many(fill)
+        except ServiceError as outage:
+            # Nobody is owed the saving: the next reader comes here again.
+            _log.warning("cache not filled", reason=outage.reason)
+        return found
+
+    async def _read_database(
+        self, book: Book, member_ids: Sequence[str]
+    ) -> tuple[dict[str, MemberState | None], dict[str, tuple[int, bytes]]]:
+        """States of these members, and what the cache should hold of them.
+
+        That nothing is known is kept too: most visitors are new, and each would cost a query.
+        """
         async with acquire(self._pool) as connection:
             rows = await connection.fetch(STATES_SQL, list(member_ids))
         fill = {
@@ -173,12 +193,7 @@ class MemberStates:
         for row in rows:
             fill[_key(row["member_id"])] = (row["version"], row["state"])
             found[row["member_id"]] = _readable(book, row["state"], row["member_id"])
-        try:
-            # That nothing is known is kept too: most visitors are new, and each would cost a query.
-            await self._cache.set_newer_many(fill)
-        except ServiceError as outage:
-            _log.warning("cache not filled", reason=outage.reason)
-        return found
+        return found, fill
 
 
 def _key(member_id: str) -> str:

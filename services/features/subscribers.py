@@ -1,10 +1,15 @@
-"""What happens on facts from elsewhere: behavior is folded, the catalog is kept."""
+"""What happens on facts from elsewhere: behavior is folded, the catalog is kept.
+
+The inbox alone says whether an event was folded before. Positions do not: an event that a stream lost is republished
+after newer ones, and must still count. What is counted does not depend on the order.
+"""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from services.chassis import metrics
 from services.chassis.errors import Kind, ServiceError
-from services.chassis.events import RecordedEvent
+from services.chassis.events import ORIGIN, RecordedEvent
 from services.chassis.postgres import Connection
 from services.chassis.sealing import Sealer
 from services.features.domain.book import Book
@@ -45,8 +50,7 @@ class BehaviorIntake:
         self._settled.begin()
         book = await self._books.refresh(connection)
         await _fold_members(connection, book, behavior)
-        blocks = await blocks_to_change(connection, book, blocks_of(behavior))
-        await put_blocks(connection, book, fold_items(book.item_layout, blocks, behavior))
+        await _fold_items(connection, book, behavior)
         metrics.BEHAVIOR_FOLDED.inc(len(behavior))
 
     async def after_commit(self, events: Sequence[RecordedEvent]) -> None:
@@ -84,9 +88,23 @@ async def _fold_members(connection: Connection, book: Book, behavior: Sequence[B
     spread = {item_id for one in behavior if one.type in layout.spreads_of for item_id in one.item_ids}
     items = await items_by_id(connection, spread) if spread else {}
     contributions = {item_id: contribution(layout, item) for item_id, item in items.items()}
-    states = await states_to_change(connection, book, {one.member_id for one in behavior})
-    folded = [
-        fold(layout, state, [one for one in behavior if one.member_id == member_id], contributions.get)
-        for member_id, state in states.items()
-    ]
+    of_member: dict[str, list[Behavior]] = {}
+    for one in behavior:
+        of_member.setdefault(one.member_id, []).append(one)
+    states = await states_to_change(connection, book, of_member)
+    folded = []
+    for member_id, state in states.items():
+        after = fold(layout, replace(state, position=ORIGIN), of_member[member_id], contributions.get)
+        folded.append(replace(after, position=max(after.position, state.position)))
     await put_states(connection, book, folded)
+
+
+async def _fold_items(connection: Connection, book: Book, behavior: Sequence[Behavior]) -> None:
+    before = await blocks_to_change(connection, book, blocks_of(behavior))
+    unplaced = {block: replace(counts, position=ORIGIN) for block, counts in before.items()}
+    after = fold_items(book.item_layout, unplaced, behavior)
+    put = {
+        block: replace(counts, position=max(counts.position, before[block].position)) if block in before else counts
+        for block, counts in after.items()
+    }
+    await put_blocks(connection, book, put)

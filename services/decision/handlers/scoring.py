@@ -37,7 +37,7 @@ class Scoring:
                 return StageOutcome.LATE, None
             except Exception as error:
                 # A model that breaks costs its decisions the ranking, never the answer.
-                tell_later("model failed", error, model=ranker.version)
+                tell_later("model failed", error, stage="score")
                 return StageOutcome.UNAVAILABLE, None
         if scores is None:
             return StageOutcome.LATE, None

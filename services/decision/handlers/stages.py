@@ -88,9 +88,9 @@ async def _within(stage: str, work: Awaitable[T], until_s: float) -> Ended[T]:
         return Ended(StageOutcome.UNAVAILABLE)
 
 
-def tell_later(event: str, error: Exception, **facts: str) -> None:
+def tell_later(event: str, error: Exception, *, stage: str) -> None:
     """Log a bug once the answer is out: rendering its traceback can take longer than a stage may."""
-    asyncio.get_running_loop().call_later(TELL_AFTER_S, lambda: _log.error(event, exc_info=error, **facts))
+    asyncio.get_running_loop().call_later(TELL_AFTER_S, lambda: _log.error(event, exc_info=error, stage=stage))
 
 
 def outcome_of(error: ServiceError) -> StageOutcome:

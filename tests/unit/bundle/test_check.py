@@ -101,8 +101,8 @@ def test_the_shop_is_sound() -> None:
         ("placements.yaml", "purposes: [profile_", "purposes: [profil_", "purposes[0]", "did you mean 'profile_"),
         ("policies.yaml", "item.attributes.stock > 0.0", "item.attributes.stock >", "eligibility", "line 1, column"),
         ("policies.yaml", "item.attributes.stock > 0.0", "item.attributes.stock", "eligibility", "true or false"),
-        ("policies.yaml", "epsilon: 0.15", "epsilon: 1.5", "epsilon", "0 to 1"),
-        ("policies.yaml", "epsilon: 0.15", "epsilon: .nan", "epsilon", ""),
+        ("policies.yaml", "epsilon: 0.10", "epsilon: 1.5", "epsilon", "0 to 1"),
+        ("policies.yaml", "epsilon: 0.10", "epsilon: .nan", "epsilon", ""),
         ("policies.yaml", "popular_by: item_click_rate", "popular_by: item_clicks", "popular_by", "is no feature"),
         ("policies.yaml", "popular_by: item_click_rate", "popular_by: subject_clicks", "popular_by", "is no feature"),
         ("policies.yaml", "{model: shop_clicks}", "{model: m, column: c}", "ranker", "keep one of them"),
@@ -140,7 +140,7 @@ def test_every_problem_is_listed_not_only_the_first(shop: Path, edit: Edit) -> N
     edit("site.yaml", "holdout_share: 0.10", "holdout_share: 0.9")
     edit("placements.yaml", "policy_id: row", "policy_id: rwo")
     edit("placements.yaml", "item_id: tote", "item_id: totte")
-    edit("policies.yaml", "epsilon: 0.15", "epsilon: 7")
+    edit("policies.yaml", "epsilon: 0.10", "epsilon: 7")
     found = problems_of(shop)
     assert [problem.file for problem in found] == ["placements.yaml", "placements.yaml", "policies.yaml", "site.yaml"]
     assert found == sorted(found)
@@ -234,7 +234,7 @@ def test_loading_a_spoiled_bundle_raises_all_its_problems(shop: Path, edit: Edit
 
 def test_the_command_lists_problems_for_people_and_programs(shop: Path, edit: Edit) -> None:
     """`comity check` ends with 1 and prints every problem, as text or as JSON."""
-    edit("policies.yaml", "epsilon: 0.15", "epsilon: 1.5")
+    edit("policies.yaml", "epsilon: 0.10", "epsilon: 1.5")
     people = CliRunner().invoke(app, ["check", str(shop)])
     programs = CliRunner().invoke(app, ["check", str(shop), "--json"])
     assert people.exit_code == programs.exit_code == 1
