@@ -1,0 +1,164 @@
+"""Features over real Postgres and Valkey: what is folded is read, whatever happens to the cache."""
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pytest
+import redis.asyncio
+from comity.decision.v1 import decision_events_pb2, site_pb2
+from comity.features.v1 import feature_set_pb2
+from comity.feedback.v1 import feedback_events_pb2
+
+from services.chassis.cache import RedisCache
+from services.chassis.clock import SystemClock
+from services.chassis.errors import ServiceError
+from services.chassis.events import LogPosition, RecordedEvent
+from services.chassis.ids import uuid7
+from services.chassis.memory import MemoryKeys
+from services.chassis.postgres import Pool, create_pool, transaction
+from services.chassis.sealing import Sealer
+from services.features.domain.requests import FeatureQuery
+from services.features.handlers import ItemColumns, ReadFeatures, Settled, checked_set
+from services.features.store import Books, ItemStore, MemberStates
+from services.features.subscribers import BehaviorIntake, on_decision_events
+from services.features.wire import BEHAVIOR_RECORDED, CATALOG_CHANGED, feature_set_to_pb, features_from_pb
+from tests.conftest import MakeDatabase
+
+MEMBER = "a" * 26
+START = datetime(2026, 1, 1, tzinfo=UTC)
+FEATURES = [
+    feature_set_pb2.Feature(
+        name="clicks", purposes=["profile"], subject_count=feature_set_pb2.SubjectCount(event_type="click")
+    ),
+    feature_set_pb2.Feature(name="item_clicks", item_count=feature_set_pb2.ItemCount(event_type="click")),
+    feature_set_pb2.Feature(name="price", item_attribute=feature_set_pb2.ItemAttribute(attribute="price")),
+]
+
+
+class Features:
+    """The service's parts, without gRPC and NATS."""
+
+    def __init__(self, pool: Pool, cache: RedisCache) -> None:
+        self.pool = pool
+        self.sealer = Sealer(MemoryKeys())
+        self.books = Books(pool, SystemClock())
+        self.states = MemberStates(pool, cache)
+        self.columns = ItemColumns(self.books, ItemStore(pool))
+        self.intake = BehaviorIntake(self.books, self.sealer, self.states, Settled())
+        self.read = ReadFeatures(self.books, self.states, self.columns)
+        self.version = ""
+
+    async def publish(self, features: list[feature_set_pb2.Feature]) -> None:
+        """Make these features the active set."""
+        feature_set = checked_set(features_from_pb(features))
+        await self.books.publish(feature_set, feature_set_to_pb(feature_set, features))
+        self.version = feature_set.version
+
+    async def take(self, *events: RecordedEvent) -> None:
+        """Fold behavior as a delivered message would."""
+        async with transaction(self.pool) as connection:
+            await self.intake.handle(connection, list(events))
+        await self.intake.after_commit(events)
+
+    async def click(self, place: int, item_id: str = "book") -> RecordedEvent:
+        """A click, sealed, at a position of the behavior log."""
+        payload = feedback_events_pb2.BehaviorRecorded(type="click", item_ids=[item_id]).SerializeToString()
+        at = START + timedelta(seconds=place)
+        sealed = await self.sealer.seal(MEMBER, BEHAVIOR_RECORDED, payload)
+        return RecordedEvent(
+            uuid7(at), BEHAVIOR_RECORDED, sealed, at, MEMBER, "", f"s{place}", 1, LogPosition(1, place, place)
+        )
+
+    async def clicks(self) -> float:
+        """The member's count, as GetFeatures gives it; NaN when nothing is known."""
+        query = FeatureQuery(MEMBER, (MEMBER,), (START + timedelta(days=1)).timestamp())
+        answers = await self.read(self.version, [query])
+        return float(answers.vectors[0][0])
+
+
+@pytest.fixture
+async def features(database: MakeDatabase, redis_url: str) -> AsyncIterator[Features]:
+    """A fresh features service with its features published."""
+    pool = await create_pool(await database("features"), size=4, name="test")
+    cache = RedisCache(redis_url, prefix="features:")
+    made = Features(pool, cache)
+    await made.publish(FEATURES)
+    yield made
+    await cache.close()
+    await pool.close()
+
+
+async def test_what_was_folded_is_read(features: Features) -> None:
+    """A click is in the member's vector as soon as its message is done."""
+    assert np.isnan(await features.clicks())
+    await features.take(await features.click(1), await features.click(2))
+    assert await features.clicks() == 2.0
+
+
+async def test_a_wiped_cache_changes_no_answer(features: Features, redis_url: str) -> None:
+    """Valkey is a cache of the states: emptied, it is filled again from Postgres."""
+    await features.take(await features.click(1))
+    client = redis.asyncio.Redis.from_url(redis_url)
+    await client.flushall()
+    assert await features.clicks() == 1.0
+    assert await client.dbsize() == 1
+    await client.aclose()
+
+
+async def test_a_late_filler_puts_no_old_state_over_a_new_one(features: Features) -> None:
+    """A read that missed before a fold fills the cache with a version that is already outdated."""
+    await features.clicks()
+    await features.take(await features.click(1))
+    await features.states.write_through(features.books.book, [MEMBER])
+    assert await features.clicks() == 1.0
+
+
+async def test_an_event_that_comes_back_behind_newer_ones_still_counts(features: Features) -> None:
+    """The reconciler republishes what a stream lost after what came later; only the inbox tells it apart."""
+    lost = await features.click(1)
+    await features.take(await features.click(2))
+    await features.take(lost)
+    assert await features.clicks() == 2.0
+
+
+async def test_item_columns_follow_catalog_and_behavior(features: Features) -> None:
+    """An item enters with its attributes, and its counts move; who holds the rest is sent the moving columns only."""
+    changed = decision_events_pb2.CatalogChanged(items=[site_pb2.Item(id="book", numbers={"price": 12.5})])
+    event = RecordedEvent(
+        uuid7(START), CATALOG_CHANGED, changed.SerializeToString(), START, "", "", "catalog", 1, LogPosition(1, 1, 1)
+    )
+    async with transaction(features.pool) as connection:
+        await on_decision_events(connection, [event])
+    before = await features.columns.columns(features.version)
+    assert before.item_ids == ("book",)
+    assert before.rows[0].tolist() == [0.0, 12.5]
+    await features.take(await features.click(1))
+    await features.columns.refresh(force=True)
+    after = await features.columns.columns(features.version)
+    assert after.rows[0].tolist() == [1.0, 12.5]
+    assert features.columns.changed_since(features.version, before.version) == (0,)
+    assert features.columns.changed_since(features.version, "another") is None
+
+
+async def test_a_new_set_keeps_the_histories_it_shares(features: Features) -> None:
+    """Old and new sets are read side by side; what both count goes on, what is new begins at zero."""
+    await features.take(await features.click(1))
+    old = features.version
+    more = feature_set_pb2.Feature(
+        name="buys", purposes=["profile"], subject_count=feature_set_pb2.SubjectCount(event_type="purchase")
+    )
+    await features.publish([*FEATURES, more])
+    assert features.version != old
+    assert await features.clicks() == 1.0
+    await features.take(await features.click(2))
+    features.version = old
+    assert await features.clicks() == 2.0
+
+
+async def test_an_unknown_feature_set_is_refused_with_the_active_one(features: Features) -> None:
+    """Whoever asks for a set that was never published is told which one there is."""
+    active, features.version = features.version, "0" * 16
+    with pytest.raises(ServiceError, match=active) as refused:
+        await features.clicks()
+    assert refused.value.reason == "FEATURE_SET_UNKNOWN"
