@@ -58,6 +58,8 @@ def setup_logs(service: str, level: str) -> None:
     # gRPC's core writes to stderr by itself, in no format of ours.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     logging.basicConfig(handlers=[_Foreign()], level=max(threshold, logging.WARNING), force=True)
+    # Long SQL is cut in every span on purpose; a warning each time would bury the others.
+    logging.getLogger("opentelemetry.attributes").setLevel(logging.ERROR)
 
 
 def only_allowed(_logger: object, _name: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
