@@ -5,8 +5,10 @@ Told by its arguments: its database, NATS, and the source it consumes.
 
 import asyncio
 import sys
+import time
 
 from services.chassis.bus import NatsBus
+from services.chassis.errors import ServiceError
 from services.chassis.events import RecordedEvent
 from services.chassis.inbox import Subscription
 from services.chassis.migrations import CHASSIS, migrate
@@ -38,4 +40,9 @@ async def _linger(_: list[RecordedEvent]) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(count(*sys.argv[1:4]))
+    while True:
+        # A database that was just killed is away for a moment: a probe that gave up would miss events for no fault.
+        try:
+            asyncio.run(count(*sys.argv[1:4]))
+        except (ServiceError, OSError):
+            time.sleep(0.2)
