@@ -66,7 +66,7 @@ def decide(
             for name in placements
         ],
         context={key: _context_fact(value) for key, value in parse_facts(context, "--context").items()},
-        consent_signals=decision_pb.ConsentSignals(gpc="1") if gpc else None,
+        consent_signals=types_pb.ConsentSignals(gpc="1") if gpc else None,
         activation=events_pb.ACTIVATION_DEFERRED if deferred else events_pb.ACTIVATION_IMMEDIATE,
     )
     answer = run(_decide(request, deadline_ms / 1000, data_dir, address), as_json=as_json)

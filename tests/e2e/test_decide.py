@@ -6,6 +6,7 @@ from typing import Any
 
 import grpc
 import pytest
+from comity.common.v1 import types_pb2 as types_pb
 from comity.decision.v1 import decision_events_pb2 as events_pb
 from comity.decision.v1 import decision_service_pb2 as decision_pb
 from comity.identity.v1 import identity_service_pb2 as identity_pb
@@ -75,7 +76,7 @@ async def test_without_consent_a_placement_may_show_what_is_popular(person: Pers
 async def test_the_browsers_objection_is_heard(willing: Person) -> None:
     """Sec-GPC is an objection when it is exactly 1, and only then."""
     for gpc, expected in (("1", "DEFAULT/DO_NOT_PERSONALIZE"), ("true", None)):
-        signals = decision_pb.ConsentSignals(gpc=gpc)
+        signals = types_pb.ConsentSignals(gpc=gpc)
         (hero,) = (await willing.decide(consent_signals=signals)).decisions
         assert (reason(hero) == "DEFAULT/DO_NOT_PERSONALIZE") is (expected is not None)
 

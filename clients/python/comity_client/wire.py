@@ -52,7 +52,7 @@ def decide_request(
             for placement in placements
         ],
         context={key: _context_fact(value) for key, value in context.items()},
-        consent_signals=decision_pb.ConsentSignals(gpc=gpc) if gpc else None,
+        consent_signals=types_pb.ConsentSignals(gpc=gpc) if gpc else None,
         activation=decision_events_pb.ACTIVATION_DEFERRED if deferred else decision_events_pb.ACTIVATION_IMMEDIATE,
     )
 

@@ -66,7 +66,7 @@ def test_a_record_comes_back_as_it_was(outcomes: dict[str, object]) -> None:
 @given(gpc=st.text(max_size=3))
 def test_only_exactly_1_is_an_objection(gpc: str) -> None:
     """Sec-GPC has one value that means something."""
-    request = pb.DecideRequest(consent_signals=pb.ConsentSignals(gpc=gpc))
+    request = pb.DecideRequest(consent_signals=types_pb2.ConsentSignals(gpc=gpc))
     assert decide_from_pb(request).do_not_personalize is (gpc == "1")
 
 

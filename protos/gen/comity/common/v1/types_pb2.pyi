@@ -120,6 +120,77 @@ class Member(_message.Message):
 Global___Member: _TypeAlias = Member  # noqa: Y015
 
 @_typing.final
+class Access(_message.Message):
+    """Who reads a person's data, and why: such a read is itself a recorded fact (PersonalDataAccessed)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCESSOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    accessor: _builtins.str
+    """The person or system that reads; never the subject's own identifier."""
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        accessor: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accessor", b"accessor", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Access: _TypeAlias = Access  # noqa: Y015
+
+@_typing.final
+class ConsentSignals(_message.Message):
+    """What the person's browser or consent platform says with this very request. What is malformed grants nothing, and
+    never fails the call: it is the decoder that judges it.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GPC_FIELD_NUMBER: _builtins.int
+    TC_STRING_FIELD_NUMBER: _builtins.int
+    GPP_FIELD_NUMBER: _builtins.int
+    USP_FIELD_NUMBER: _builtins.int
+    JURISDICTION_FIELD_NUMBER: _builtins.int
+    DO_NOT_PERSONALIZE_FIELD_NUMBER: _builtins.int
+    gpc: _builtins.str
+    """The Sec-GPC header as it came: exactly "1" is an objection."""
+    tc_string: _builtins.str
+    """IAB TCF v2 string."""
+    gpp: _builtins.str
+    """IAB Global Privacy Platform string."""
+    usp: _builtins.str
+    """US Privacy string."""
+    jurisdiction: _builtins.str
+    """Where the person is, as the bundle names jurisdictions; empty: the bundle's default. An unknown one counts as the
+    strictest.
+    """
+    do_not_personalize: _builtins.bool
+    """The person objects to personalization (GDPR Art. 21), for this request."""
+    def __init__(
+        self,
+        *,
+        gpc: _builtins.str = ...,
+        tc_string: _builtins.str = ...,
+        gpp: _builtins.str = ...,
+        usp: _builtins.str = ...,
+        jurisdiction: _builtins.str = ...,
+        do_not_personalize: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["do_not_personalize", b"do_not_personalize", "gpc", b"gpc", "gpp", b"gpp", "jurisdiction", b"jurisdiction", "tc_string", b"tc_string", "usp", b"usp"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConsentSignals: _TypeAlias = ConsentSignals  # noqa: Y015
+
+@_typing.final
 class LogPosition(_message.Message):
     """A place in one service's event log. Order is (epoch, xid, position): commit order, not insert order."""
 

@@ -25,23 +25,35 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&comity/consent/v1/consent_events.proto\x12\x11\x63omity.consent.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x89\x02\n\nCollection\x12%\n\x0enotice_version\x18\x01 \x01(\tR\rnoticeVersion\x12\'\n\x0fnotice_language\x18\x02 \x01(\tR\x0enoticeLanguage\x12\x1c\n\tmechanism\x18\x03 \x01(\tR\tmechanism\x12=\n\x0c\x63ollected_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x0b\x63ollectedAt\x12\'\n\x0fpurpose_version\x18\x05 \x01(\rR\x0epurposeVersion\x12%\n\x0epolicy_version\x18\x06 \x01(\tR\rpolicyVersion\"\xa4\x01\n\x0e\x43onsentGranted\x12\x18\n\x07purpose\x18\x01 \x01(\tR\x07purpose\x12=\n\ncollection\x18\x02 \x01(\x0b\x32\x1d.comity.consent.v1.CollectionR\ncollection\x12\x39\n\nexpires_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\texpiresAt\"h\n\rConsentDenied\x12\x18\n\x07purpose\x18\x01 \x01(\tR\x07purpose\x12=\n\ncollection\x18\x02 \x01(\x0b\x32\x1d.comity.consent.v1.CollectionR\ncollection\"j\n\x0f\x43onsentObjected\x12\x18\n\x07purpose\x18\x01 \x01(\tR\x07purpose\x12=\n\ncollection\x18\x02 \x01(\x0b\x32\x1d.comity.consent.v1.CollectionR\ncollection\"*\n\x0e\x43onsentRevoked\x12\x18\n\x07purpose\x18\x01 \x01(\tR\x07purpose\"V\n\x11PurposesPublished\x12%\n\x0epolicy_version\x18\x01 \x01(\tR\rpolicyVersion\x12\x1a\n\x08purposes\x18\x02 \x03(\tR\x08purposesb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&comity/consent/v1/consent_events.proto\x12\x11\x63omity.consent.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xce\x02\n\nCollection\x12%\n\x0enotice_version\x18\x01 \x01(\tR\rnoticeVersion\x12\'\n\x0fnotice_language\x18\x02 \x01(\tR\x0enoticeLanguage\x12\x1c\n\tmechanism\x18\x03 \x01(\tR\tmechanism\x12=\n\x0c\x63ollected_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x0b\x63ollectedAt\x12\'\n\x0fpurpose_version\x18\x05 \x01(\rR\x0epurposeVersion\x12%\n\x0epolicy_version\x18\x06 \x01(\tR\rpolicyVersion\x12\x1f\n\x0bsource_hash\x18\x07 \x01(\tR\nsourceHash\x12\"\n\x0cjurisdiction\x18\x08 \x01(\tR\x0cjurisdiction\"\xa4\x01\n\x0e\x43onsentGranted\x12\x18\n\x07purpose\x18\x01 \x01(\tR\x07purpose\x12=\n\ncollection\x18\x02 \x01(\x0b\x32\x1d.comity.consent.v1.CollectionR\ncollection\x12\x39\n\nexpires_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\texpiresAt\"h\n\rConsentDenied\x12\x18\n\x07purpose\x18\x01 \x01(\tR\x07purpose\x12=\n\ncollection\x18\x02 \x01(\x0b\x32\x1d.comity.consent.v1.CollectionR\ncollection\"j\n\x0f\x43onsentObjected\x12\x18\n\x07purpose\x18\x01 \x01(\tR\x07purpose\x12=\n\ncollection\x18\x02 \x01(\x0b\x32\x1d.comity.consent.v1.CollectionR\ncollection\"*\n\x0e\x43onsentRevoked\x12\x18\n\x07purpose\x18\x01 \x01(\tR\x07purpose\"e\n\x0e\x43onsentExpired\x12\x18\n\x07purpose\x18\x01 \x01(\tR\x07purpose\x12\x39\n\nexpires_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\texpiresAt\"V\n\x11PurposesPublished\x12%\n\x0epolicy_version\x18\x01 \x01(\tR\rpolicyVersion\x12\x1a\n\x08purposes\x18\x02 \x03(\tR\x08purposes\"\xaa\x01\n\x10\x45rasureRequested\x12\x1d\n\nerasure_id\x18\x01 \x01(\tR\terasureId\x12\x1d\n\nsubject_id\x18\x02 \x01(\tR\tsubjectId\x12\x1d\n\nmember_ids\x18\x03 \x03(\tR\tmemberIds\x12!\n\x0crequested_by\x18\x04 \x01(\tR\x0brequestedBy\x12\x16\n\x06reason\x18\x05 \x01(\tR\x06reason\"\xe3\x01\n\x10\x45rasureStepTaken\x12\x1d\n\nerasure_id\x18\x01 \x01(\tR\terasureId\x12\x18\n\x07service\x18\x02 \x01(\tR\x07service\x12\x12\n\x04step\x18\x03 \x01(\tR\x04step\x12G\n\x06\x63ounts\x18\x04 \x03(\x0b\x32/.comity.consent.v1.ErasureStepTaken.CountsEntryR\x06\x63ounts\x1a\x39\n\x0b\x43ountsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x04R\x05value:\x02\x38\x01\"1\n\x10\x45rasureCompleted\x12\x1d\n\nerasure_id\x18\x01 \x01(\tR\terasureIdb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'comity.consent.v1.consent_events_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_ERASURESTEPTAKEN_COUNTSENTRY']._loaded_options = None
+  _globals['_ERASURESTEPTAKEN_COUNTSENTRY']._serialized_options = b'8\001'
   _globals['_COLLECTION']._serialized_start=95
-  _globals['_COLLECTION']._serialized_end=360
-  _globals['_CONSENTGRANTED']._serialized_start=363
-  _globals['_CONSENTGRANTED']._serialized_end=527
-  _globals['_CONSENTDENIED']._serialized_start=529
-  _globals['_CONSENTDENIED']._serialized_end=633
-  _globals['_CONSENTOBJECTED']._serialized_start=635
-  _globals['_CONSENTOBJECTED']._serialized_end=741
-  _globals['_CONSENTREVOKED']._serialized_start=743
-  _globals['_CONSENTREVOKED']._serialized_end=785
-  _globals['_PURPOSESPUBLISHED']._serialized_start=787
-  _globals['_PURPOSESPUBLISHED']._serialized_end=873
+  _globals['_COLLECTION']._serialized_end=429
+  _globals['_CONSENTGRANTED']._serialized_start=432
+  _globals['_CONSENTGRANTED']._serialized_end=596
+  _globals['_CONSENTDENIED']._serialized_start=598
+  _globals['_CONSENTDENIED']._serialized_end=702
+  _globals['_CONSENTOBJECTED']._serialized_start=704
+  _globals['_CONSENTOBJECTED']._serialized_end=810
+  _globals['_CONSENTREVOKED']._serialized_start=812
+  _globals['_CONSENTREVOKED']._serialized_end=854
+  _globals['_CONSENTEXPIRED']._serialized_start=856
+  _globals['_CONSENTEXPIRED']._serialized_end=957
+  _globals['_PURPOSESPUBLISHED']._serialized_start=959
+  _globals['_PURPOSESPUBLISHED']._serialized_end=1045
+  _globals['_ERASUREREQUESTED']._serialized_start=1048
+  _globals['_ERASUREREQUESTED']._serialized_end=1218
+  _globals['_ERASURESTEPTAKEN']._serialized_start=1221
+  _globals['_ERASURESTEPTAKEN']._serialized_end=1448
+  _globals['_ERASURESTEPTAKEN_COUNTSENTRY']._serialized_start=1391
+  _globals['_ERASURESTEPTAKEN_COUNTSENTRY']._serialized_end=1448
+  _globals['_ERASURECOMPLETED']._serialized_start=1450
+  _globals['_ERASURECOMPLETED']._serialized_end=1499
 # @@protoc_insertion_point(module_scope)

@@ -35,11 +35,15 @@ class Collection(_message.Message):
     COLLECTED_AT_FIELD_NUMBER: _builtins.int
     PURPOSE_VERSION_FIELD_NUMBER: _builtins.int
     POLICY_VERSION_FIELD_NUMBER: _builtins.int
+    SOURCE_HASH_FIELD_NUMBER: _builtins.int
+    JURISDICTION_FIELD_NUMBER: _builtins.int
     notice_version: _builtins.str
     notice_language: _builtins.str
     mechanism: _builtins.str
     purpose_version: _builtins.int
     policy_version: _builtins.str
+    source_hash: _builtins.str
+    jurisdiction: _builtins.str
     @_builtins.property
     def collected_at(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -51,10 +55,12 @@ class Collection(_message.Message):
         collected_at: _timestamp_pb2.Timestamp | None = ...,
         purpose_version: _builtins.int = ...,
         policy_version: _builtins.str = ...,
+        source_hash: _builtins.str = ...,
+        jurisdiction: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["collected_at", b"collected_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collected_at", b"collected_at", "mechanism", b"mechanism", "notice_language", b"notice_language", "notice_version", b"notice_version", "policy_version", b"policy_version", "purpose_version", b"purpose_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collected_at", b"collected_at", "jurisdiction", b"jurisdiction", "mechanism", b"mechanism", "notice_language", b"notice_language", "notice_version", b"notice_version", "policy_version", b"policy_version", "purpose_version", b"purpose_version", "source_hash", b"source_hash"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -153,6 +159,31 @@ class ConsentRevoked(_message.Message):
 Global___ConsentRevoked: _TypeAlias = ConsentRevoked  # noqa: Y015
 
 @_typing.final
+class ConsentExpired(_message.Message):
+    """A grant ran out: recorded when it was first seen to have, at or after expires_at."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PURPOSE_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    purpose: _builtins.str
+    @_builtins.property
+    def expires_at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        purpose: _builtins.str = ...,
+        expires_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "purpose", b"purpose"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConsentExpired: _TypeAlias = ConsentExpired  # noqa: Y015
+
+@_typing.final
 class PurposesPublished(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -174,3 +205,113 @@ class PurposesPublished(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PurposesPublished: _TypeAlias = PurposesPublished  # noqa: Y015
+
+@_typing.final
+class ErasureRequested(_message.Message):
+    """Somebody with the right to asked that a person be erased. Holds pseudonyms only, and is kept: it is the proof, and
+    what a restored backup is brought up to date with.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ERASURE_ID_FIELD_NUMBER: _builtins.int
+    SUBJECT_ID_FIELD_NUMBER: _builtins.int
+    MEMBER_IDS_FIELD_NUMBER: _builtins.int
+    REQUESTED_BY_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    erasure_id: _builtins.str
+    subject_id: _builtins.str
+    requested_by: _builtins.str
+    """Who asked, and on what ground."""
+    reason: _builtins.str
+    @_builtins.property
+    def member_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        erasure_id: _builtins.str = ...,
+        subject_id: _builtins.str = ...,
+        member_ids: _abc.Iterable[_builtins.str] | None = ...,
+        requested_by: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["erasure_id", b"erasure_id", "member_ids", b"member_ids", "reason", b"reason", "requested_by", b"requested_by", "subject_id", b"subject_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ErasureRequested: _TypeAlias = ErasureRequested  # noqa: Y015
+
+@_typing.final
+class ErasureStepTaken(_message.Message):
+    """One service took one step; its counts go into the receipt."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class CountsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ERASURE_ID_FIELD_NUMBER: _builtins.int
+    SERVICE_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
+    erasure_id: _builtins.str
+    service: _builtins.str
+    step: _builtins.str
+    """common.v1.ErasureStep, by name."""
+    @_builtins.property
+    def counts(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """"<store>/<name>" → rows."""
+
+    def __init__(
+        self,
+        *,
+        erasure_id: _builtins.str = ...,
+        service: _builtins.str = ...,
+        step: _builtins.str = ...,
+        counts: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "erasure_id", b"erasure_id", "service", b"service", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ErasureStepTaken: _TypeAlias = ErasureStepTaken  # noqa: Y015
+
+@_typing.final
+class ErasureCompleted(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ERASURE_ID_FIELD_NUMBER: _builtins.int
+    erasure_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        erasure_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["erasure_id", b"erasure_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ErasureCompleted: _TypeAlias = ErasureCompleted  # noqa: Y015

@@ -44,6 +44,28 @@ CONSENT_STATE_EXPIRED: ConsentState.ValueType  # 4
 CONSENT_STATE_OBJECTED: ConsentState.ValueType  # 5
 Global___ConsentState: _TypeAlias = ConsentState  # noqa: Y015
 
+class _Regime:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RegimeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Regime.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REGIME_UNSPECIFIED: _Regime.ValueType  # 0
+    REGIME_OPT_IN: _Regime.ValueType  # 1
+    """Nothing without consent, but for purposes of legitimate interest."""
+    REGIME_OPT_OUT: _Regime.ValueType  # 2
+    """Everything until the person objects."""
+
+class Regime(_Regime, metaclass=_RegimeEnumTypeWrapper):
+    """What the law of a place makes of a person who was never asked (jurisdictions.yaml)."""
+
+REGIME_UNSPECIFIED: Regime.ValueType  # 0
+REGIME_OPT_IN: Regime.ValueType  # 1
+"""Nothing without consent, but for purposes of legitimate interest."""
+REGIME_OPT_OUT: Regime.ValueType  # 2
+"""Everything until the person objects."""
+Global___Regime: _TypeAlias = Regime  # noqa: Y015
+
 @_typing.final
 class Purpose(_message.Message):
     """A purpose as the site bundle declares it (purposes.yaml)."""
@@ -56,6 +78,8 @@ class Purpose(_message.Message):
     OWNER_FIELD_NUMBER: _builtins.int
     RETENTION_DAYS_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    PERSONALIZES_FIELD_NUMBER: _builtins.int
+    SIGNALS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     description: _builtins.str
     legal_basis: _builtins.str
@@ -63,7 +87,15 @@ class Purpose(_message.Message):
     owner: _builtins.str
     retention_days: _builtins.int
     version: _builtins.int
-    """Raised when the purpose's meaning changes: an answer given to an earlier version no longer counts."""
+    """Raised when the purpose's meaning changes: consent given to an earlier version no longer counts, a refusal does."""
+    personalizes: _builtins.bool
+    """Data used for it changes what this very person is shown: do_not_personalize objects to it."""
+    @_builtins.property
+    def signals(self) -> Global___SignalRule:
+        """Which consent signals bear on it, and how. Unset: none but do_not_personalize, and Sec-GPC where the purpose
+        is profile_personalization or model_training.
+        """
+
     def __init__(
         self,
         *,
@@ -73,14 +105,180 @@ class Purpose(_message.Message):
         owner: _builtins.str = ...,
         retention_days: _builtins.int = ...,
         version: _builtins.int = ...,
+        personalizes: _builtins.bool = ...,
+        signals: Global___SignalRule | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["signals", b"signals"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "id", b"id", "legal_basis", b"legal_basis", "owner", b"owner", "retention_days", b"retention_days", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "id", b"id", "legal_basis", b"legal_basis", "owner", b"owner", "personalizes", b"personalizes", "retention_days", b"retention_days", "signals", b"signals", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Purpose: _TypeAlias = Purpose  # noqa: Y015
+
+@_typing.final
+class SignalRule(_message.Message):
+    """Which signals bear on a purpose. TCF and Canada can grant and deny, all others can only object."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TCF_FIELD_NUMBER: _builtins.int
+    CANADA_FIELD_NUMBER: _builtins.int
+    US_FIELDS_FIELD_NUMBER: _builtins.int
+    USP_OPT_OUT_SALE_FIELD_NUMBER: _builtins.int
+    GPC_FIELD_NUMBER: _builtins.int
+    usp_opt_out_sale: _builtins.bool
+    """Whether an opt-out of sale in a US Privacy string is an objection."""
+    gpc: _builtins.bool
+    @_builtins.property
+    def tcf(self) -> Global___TcfRule: ...
+    @_builtins.property
+    def canada(self) -> Global___TcfRule:
+        """By GPP section 5."""
+
+    @_builtins.property
+    def us_fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Fields of GPP's US sections whose value 1 (opted out) is an objection."""
+
+    def __init__(
+        self,
+        *,
+        tcf: Global___TcfRule | None = ...,
+        canada: Global___TcfRule | None = ...,
+        us_fields: _abc.Iterable[_builtins.str] | None = ...,
+        usp_opt_out_sale: _builtins.bool = ...,
+        gpc: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["canada", b"canada", "tcf", b"tcf"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["canada", b"canada", "gpc", b"gpc", "tcf", b"tcf", "us_fields", b"us_fields", "usp_opt_out_sale", b"usp_opt_out_sale"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignalRule: _TypeAlias = SignalRule  # noqa: Y015
+
+@_typing.final
+class TcfRule(_message.Message):
+    """What a TCF string must hold to grant a purpose: all of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PURPOSES_FIELD_NUMBER: _builtins.int
+    SPECIAL_FEATURES_FIELD_NUMBER: _builtins.int
+    WEAKER_BASIS_FIELD_NUMBER: _builtins.int
+    PUBLISHER_FIELD_NUMBER: _builtins.int
+    VENDOR_ID_FIELD_NUMBER: _builtins.int
+    weaker_basis: _builtins.bool
+    """Whether legitimate interest (EU) or implied consent (Canada) will do in place of consent."""
+    publisher: _builtins.bool
+    """The publisher's own use decides, not the vendors'."""
+    vendor_id: _builtins.int
+    """Who must have been allowed, too; 0: nobody in particular."""
+    @_builtins.property
+    def purposes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Of the framework; each must have been consented to."""
+
+    @_builtins.property
+    def special_features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Each must have been opted in to."""
+
+    def __init__(
+        self,
+        *,
+        purposes: _abc.Iterable[_builtins.int] | None = ...,
+        special_features: _abc.Iterable[_builtins.int] | None = ...,
+        weaker_basis: _builtins.bool = ...,
+        publisher: _builtins.bool = ...,
+        vendor_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["publisher", b"publisher", "purposes", b"purposes", "special_features", b"special_features", "vendor_id", b"vendor_id", "weaker_basis", b"weaker_basis"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TcfRule: _TypeAlias = TcfRule  # noqa: Y015
+
+@_typing.final
+class Notice(_message.Message):
+    """What people were told when they answered (notices.yaml)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    LANGUAGES_FIELD_NUMBER: _builtins.int
+    PURPOSES_FIELD_NUMBER: _builtins.int
+    URL_FIELD_NUMBER: _builtins.int
+    RETIRED_AT_FIELD_NUMBER: _builtins.int
+    version: _builtins.str
+    url: _builtins.str
+    @_builtins.property
+    def languages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """BCP 47 tags it was shown in."""
+
+    @_builtins.property
+    def purposes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Purposes that it names: consent under this notice can be given to these and no others."""
+
+    @_builtins.property
+    def retired_at(self) -> _timestamp_pb2.Timestamp:
+        """First moment after which nobody is shown it any more; unset: it is in use."""
+
+    def __init__(
+        self,
+        *,
+        version: _builtins.str = ...,
+        languages: _abc.Iterable[_builtins.str] | None = ...,
+        purposes: _abc.Iterable[_builtins.str] | None = ...,
+        url: _builtins.str = ...,
+        retired_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["retired_at", b"retired_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["languages", b"languages", "purposes", b"purposes", "retired_at", b"retired_at", "url", b"url", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Notice: _TypeAlias = Notice  # noqa: Y015
+
+@_typing.final
+class Jurisdiction(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    REGIME_FIELD_NUMBER: _builtins.int
+    OPT_IN_PURPOSES_FIELD_NUMBER: _builtins.int
+    GPC_OBJECTS_TO_FIELD_NUMBER: _builtins.int
+    IS_DEFAULT_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """As callers name it in ConsentSignals.jurisdiction, e.g. "eu", "us-ca"."""
+    regime: Global___Regime.ValueType
+    is_default: _builtins.bool
+    """Holds where a call names no jurisdiction. One jurisdiction at most says so; where none does, it is opt-in."""
+    @_builtins.property
+    def opt_in_purposes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Purposes that need consent also where the regime is opt-out."""
+
+    @_builtins.property
+    def gpc_objects_to(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Purposes that Sec-GPC objects to here, beyond those whose SignalRule says so everywhere."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        regime: Global___Regime.ValueType = ...,
+        opt_in_purposes: _abc.Iterable[_builtins.str] | None = ...,
+        gpc_objects_to: _abc.Iterable[_builtins.str] | None = ...,
+        is_default: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gpc_objects_to", b"gpc_objects_to", "id", b"id", "is_default", b"is_default", "opt_in_purposes", b"opt_in_purposes", "regime", b"regime"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Jurisdiction: _TypeAlias = Jurisdiction  # noqa: Y015
 
 @_typing.final
 class PublishPurposesRequest(_message.Message):
@@ -88,18 +286,26 @@ class PublishPurposesRequest(_message.Message):
 
     PURPOSES_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    NOTICES_FIELD_NUMBER: _builtins.int
+    JURISDICTIONS_FIELD_NUMBER: _builtins.int
     validate_only: _builtins.bool
     @_builtins.property
     def purposes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Purpose]: ...
+    @_builtins.property
+    def notices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Notice]: ...
+    @_builtins.property
+    def jurisdictions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Jurisdiction]: ...
     def __init__(
         self,
         *,
         purposes: _abc.Iterable[Global___Purpose] | None = ...,
         validate_only: _builtins.bool = ...,
+        notices: _abc.Iterable[Global___Notice] | None = ...,
+        jurisdictions: _abc.Iterable[Global___Jurisdiction] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["purposes", b"purposes", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["jurisdictions", b"jurisdictions", "notices", b"notices", "purposes", b"purposes", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -160,15 +366,25 @@ class RecordRequest(_message.Message):
     MECHANISM_FIELD_NUMBER: _builtins.int
     COLLECTED_AT_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    SOURCE_HASH_FIELD_NUMBER: _builtins.int
+    JURISDICTION_FIELD_NUMBER: _builtins.int
+    DO_NOT_PERSONALIZE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     notice_version: _builtins.str
     notice_language: _builtins.str
     mechanism: _builtins.str
     """How it was collected: banner, account_settings, import, …"""
+    source_hash: _builtins.str
+    """SHA-256 of what the answers were read from (a consent string, a form), hex; empty: nothing of the kind."""
+    jurisdiction: _builtins.str
+    do_not_personalize: _builtins.bool
+    """An objection to personalization as such (GDPR Art. 21): every purpose that personalizes is objected to."""
     @_builtins.property
     def subject(self) -> _types_pb2.SubjectRef: ...
     @_builtins.property
-    def answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___PurposeAnswer]: ...
+    def answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___PurposeAnswer]:
+        """Required unless do_not_personalize is set."""
+
     @_builtins.property
     def collected_at(self) -> _timestamp_pb2.Timestamp:
         """When the person answered; unset: now. Not in the future."""
@@ -188,10 +404,13 @@ class RecordRequest(_message.Message):
         mechanism: _builtins.str = ...,
         collected_at: _timestamp_pb2.Timestamp | None = ...,
         expires_at: _timestamp_pb2.Timestamp | None = ...,
+        source_hash: _builtins.str = ...,
+        jurisdiction: _builtins.str = ...,
+        do_not_personalize: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["collected_at", b"collected_at", "expires_at", b"expires_at", "subject", b"subject"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers", "collected_at", b"collected_at", "expires_at", b"expires_at", "mechanism", b"mechanism", "notice_language", b"notice_language", "notice_version", b"notice_version", "request_id", b"request_id", "subject", b"subject"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers", "collected_at", b"collected_at", "do_not_personalize", b"do_not_personalize", "expires_at", b"expires_at", "jurisdiction", b"jurisdiction", "mechanism", b"mechanism", "notice_language", b"notice_language", "notice_version", b"notice_version", "request_id", b"request_id", "source_hash", b"source_hash", "subject", b"subject"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -301,19 +520,23 @@ class EvaluateQuery(_message.Message):
 
     MEMBERS_FIELD_NUMBER: _builtins.int
     PURPOSES_FIELD_NUMBER: _builtins.int
+    SIGNALS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def members(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Member]: ...
     @_builtins.property
     def purposes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def signals(self) -> _types_pb2.ConsentSignals: ...
     def __init__(
         self,
         *,
         members: _abc.Iterable[_types_pb2.Member] | None = ...,
         purposes: _abc.Iterable[_builtins.str] | None = ...,
+        signals: _types_pb2.ConsentSignals | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["signals", b"signals"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["members", b"members", "purposes", b"purposes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["members", b"members", "purposes", b"purposes", "signals", b"signals"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -375,20 +598,28 @@ class PurposeVerdict(_message.Message):
     PURPOSE_FIELD_NUMBER: _builtins.int
     ALLOWED_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
+    SIGNAL_FIELD_NUMBER: _builtins.int
+    SIGNAL_REASON_FIELD_NUMBER: _builtins.int
     purpose: _builtins.str
     allowed: _builtins.bool
     state: Global___ConsentState.ValueType
     """The state that decided it; UNSPECIFIED when the person was never asked."""
+    signal: _builtins.str
+    """The signal that decided it (gpc, tc_string, gpp, usp, do_not_personalize); empty: the ledger or the regime did."""
+    signal_reason: _builtins.str
+    """Why, where a signal decided: a word of a closed vocabulary, never a part of the string."""
     def __init__(
         self,
         *,
         purpose: _builtins.str = ...,
         allowed: _builtins.bool = ...,
         state: Global___ConsentState.ValueType = ...,
+        signal: _builtins.str = ...,
+        signal_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "purpose", b"purpose", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "purpose", b"purpose", "signal", b"signal", "signal_reason", b"signal_reason", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -399,16 +630,20 @@ class HistoryRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SUBJECT_FIELD_NUMBER: _builtins.int
+    ACCESS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def subject(self) -> _types_pb2.SubjectRef: ...
+    @_builtins.property
+    def access(self) -> _types_pb2.Access: ...
     def __init__(
         self,
         *,
         subject: _types_pb2.SubjectRef | None = ...,
+        access: _types_pb2.Access | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["subject", b"subject"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "subject", b"subject"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["subject", b"subject"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "subject", b"subject"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -450,6 +685,8 @@ class ConsentRecord(_message.Message):
     MECHANISM_FIELD_NUMBER: _builtins.int
     PURPOSE_VERSION_FIELD_NUMBER: _builtins.int
     POLICY_VERSION_FIELD_NUMBER: _builtins.int
+    SOURCE_HASH_FIELD_NUMBER: _builtins.int
+    JURISDICTION_FIELD_NUMBER: _builtins.int
     subject_id: _builtins.str
     purpose: _builtins.str
     state: Global___ConsentState.ValueType
@@ -459,6 +696,8 @@ class ConsentRecord(_message.Message):
     mechanism: _builtins.str
     purpose_version: _builtins.int
     policy_version: _builtins.str
+    source_hash: _builtins.str
+    jurisdiction: _builtins.str
     @_builtins.property
     def recorded_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -480,10 +719,12 @@ class ConsentRecord(_message.Message):
         mechanism: _builtins.str = ...,
         purpose_version: _builtins.int = ...,
         policy_version: _builtins.str = ...,
+        source_hash: _builtins.str = ...,
+        jurisdiction: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["collected_at", b"collected_at", "expires_at", b"expires_at", "recorded_at", b"recorded_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collected_at", b"collected_at", "consent_version", b"consent_version", "expires_at", b"expires_at", "mechanism", b"mechanism", "notice_language", b"notice_language", "notice_version", b"notice_version", "policy_version", b"policy_version", "purpose", b"purpose", "purpose_version", b"purpose_version", "recorded_at", b"recorded_at", "state", b"state", "subject_id", b"subject_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collected_at", b"collected_at", "consent_version", b"consent_version", "expires_at", b"expires_at", "jurisdiction", b"jurisdiction", "mechanism", b"mechanism", "notice_language", b"notice_language", "notice_version", b"notice_version", "policy_version", b"policy_version", "purpose", b"purpose", "purpose_version", b"purpose_version", "recorded_at", b"recorded_at", "source_hash", b"source_hash", "state", b"state", "subject_id", b"subject_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

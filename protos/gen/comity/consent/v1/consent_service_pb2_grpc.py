@@ -94,7 +94,7 @@ class ConsentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PublishPurposes(self, request, context):
-        """Declares the purposes of the site; what was declared stays.
+        """Declares the purposes, notices and jurisdictions of the site; what was declared stays.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

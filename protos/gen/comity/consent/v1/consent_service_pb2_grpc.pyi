@@ -24,7 +24,7 @@ class ConsentServiceStub:
     """The authority read: many subjects at once, on the primary, in a fresh snapshot."""
     History: _aio.UnaryUnaryMultiCallable[_consent_service_pb2.HistoryRequest, _consent_service_pb2.HistoryResponse]
     PublishPurposes: _aio.UnaryUnaryMultiCallable[_consent_service_pb2.PublishPurposesRequest, _consent_service_pb2.PublishPurposesResponse]
-    """Declares the purposes of the site; what was declared stays."""
+    """Declares the purposes, notices and jurisdictions of the site; what was declared stays."""
 
 class ConsentServiceServicer(metaclass=_abc_1.ABCMeta):
     """The consent ledger: who may use what for which purpose, as the person said."""
@@ -66,6 +66,6 @@ class ConsentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _consent_service_pb2.PublishPurposesRequest,
         context: _aio.ServicerContext[_consent_service_pb2.PublishPurposesRequest, _abc.Awaitable[_consent_service_pb2.PublishPurposesResponse]],
     ) -> _abc.Awaitable[_consent_service_pb2.PublishPurposesResponse]:
-        """Declares the purposes of the site; what was declared stays."""
+        """Declares the purposes, notices and jurisdictions of the site; what was declared stays."""
 
 def add_ConsentServiceServicer_to_server(servicer: ConsentServiceServicer, server: _aio.Server) -> None: ...

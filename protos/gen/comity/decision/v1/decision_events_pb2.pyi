@@ -445,8 +445,16 @@ class ConsentBasis(_message.Message):
     ALLOWED_PURPOSES_FIELD_NUMBER: _builtins.int
     CONSENT_VERSION_FIELD_NUMBER: _builtins.int
     DO_NOT_PERSONALIZE_FIELD_NUMBER: _builtins.int
+    LAYER_FIELD_NUMBER: _builtins.int
+    SIGNAL_FIELD_NUMBER: _builtins.int
+    SIGNAL_REASON_FIELD_NUMBER: _builtins.int
     consent_version: _builtins.int
     do_not_personalize: _builtins.bool
+    layer: _types_pb2.SubjectLevel.ValueType
+    """The layer that was used; unset: nothing of the person was."""
+    signal: _builtins.str
+    """The consent signal that decided, and why; empty where none did."""
+    signal_reason: _builtins.str
     @_builtins.property
     def allowed_purposes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Purposes that were allowed, of those asked for."""
@@ -457,10 +465,13 @@ class ConsentBasis(_message.Message):
         allowed_purposes: _abc.Iterable[_builtins.str] | None = ...,
         consent_version: _builtins.int = ...,
         do_not_personalize: _builtins.bool = ...,
+        layer: _types_pb2.SubjectLevel.ValueType = ...,
+        signal: _builtins.str = ...,
+        signal_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_purposes", b"allowed_purposes", "consent_version", b"consent_version", "do_not_personalize", b"do_not_personalize"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_purposes", b"allowed_purposes", "consent_version", b"consent_version", "do_not_personalize", b"do_not_personalize", "layer", b"layer", "signal", b"signal", "signal_reason", b"signal_reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -67,7 +67,7 @@ class DecideRequest(_message.Message):
         """Facts of the request that rules and features may read."""
 
     @_builtins.property
-    def consent_signals(self) -> Global___ConsentSignals: ...
+    def consent_signals(self) -> _types_pb2.ConsentSignals: ...
     def __init__(
         self,
         *,
@@ -75,7 +75,7 @@ class DecideRequest(_message.Message):
         identities: _abc.Iterable[_types_pb2.Identity] | None = ...,
         placements: _abc.Iterable[Global___PlacementRequest] | None = ...,
         context: _abc.Mapping[_builtins.str, _decision_events_pb2.ContextFact] | None = ...,
-        consent_signals: Global___ConsentSignals | None = ...,
+        consent_signals: _types_pb2.ConsentSignals | None = ...,
         activation: _decision_events_pb2.Activation.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["consent_signals", b"consent_signals"]  # noqa: Y015
@@ -120,28 +120,6 @@ class PlacementRequest(_message.Message):
 Global___PlacementRequest: _TypeAlias = PlacementRequest  # noqa: Y015
 
 @_typing.final
-class ConsentSignals(_message.Message):
-    """What the person's browser or consent platform says with this very request."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    GPC_FIELD_NUMBER: _builtins.int
-    gpc: _builtins.str
-    """The Sec-GPC header as it came: exactly "1" is an objection to personalization."""
-    def __init__(
-        self,
-        *,
-        gpc: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gpc", b"gpc"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ConsentSignals: _TypeAlias = ConsentSignals  # noqa: Y015
-
-@_typing.final
 class DecideResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -183,6 +161,7 @@ class PlacementDecision(_message.Message):
     ASSIGNMENT_FIELD_NUMBER: _builtins.int
     EXPOSURE_TOKEN_FIELD_NUMBER: _builtins.int
     LEARNABLE_FIELD_NUMBER: _builtins.int
+    LAYER_FIELD_NUMBER: _builtins.int
     placement_id: _builtins.str
     decision_id: _builtins.str
     reason: _decision_events_pb2.Reason.ValueType
@@ -191,6 +170,8 @@ class PlacementDecision(_message.Message):
     """Proof of what was decided, for Track; empty where the decision is not in the log."""
     learnable: _builtins.bool
     """False: the propensities mean nothing, or the log does not hold it; never train on it."""
+    layer: _types_pb2.SubjectLevel.ValueType
+    """How much of the person was used: what the placement's layers and the person's consent allowed. Unset: nothing."""
     @_builtins.property
     def slate(self) -> Global___Slate: ...
     @_builtins.property
@@ -212,10 +193,11 @@ class PlacementDecision(_message.Message):
         assignment: _decision_events_pb2.Assignment | None = ...,
         exposure_token: _builtins.bytes = ...,
         learnable: _builtins.bool = ...,
+        layer: _types_pb2.SubjectLevel.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "assignment", b"assignment", "fallback", b"fallback", "slate", b"slate", "versions", b"versions"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "assignment", b"assignment", "decision_id", b"decision_id", "exposure_token", b"exposure_token", "fallback", b"fallback", "fallback_reason", b"fallback_reason", "learnable", b"learnable", "placement_id", b"placement_id", "reason", b"reason", "slate", b"slate", "versions", b"versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "assignment", b"assignment", "decision_id", b"decision_id", "exposure_token", b"exposure_token", "fallback", b"fallback", "fallback_reason", b"fallback_reason", "layer", b"layer", "learnable", b"learnable", "placement_id", b"placement_id", "reason", b"reason", "slate", b"slate", "versions", b"versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_answer: _TypeAlias = _typing.Literal["slate", "fallback"]  # noqa: Y015
     _WhichOneofArgType_answer: _TypeAlias = _typing.Literal["answer", b"answer"]  # noqa: Y015
@@ -399,15 +381,19 @@ class GetDecisionRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DECISION_ID_FIELD_NUMBER: _builtins.int
+    ACCESS_FIELD_NUMBER: _builtins.int
     decision_id: _builtins.str
+    @_builtins.property
+    def access(self) -> _types_pb2.Access: ...
     def __init__(
         self,
         *,
         decision_id: _builtins.str = ...,
+        access: _types_pb2.Access | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["access", b"access"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision_id", b"decision_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "decision_id", b"decision_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -438,15 +424,19 @@ class ExplainRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DECISION_ID_FIELD_NUMBER: _builtins.int
+    ACCESS_FIELD_NUMBER: _builtins.int
     decision_id: _builtins.str
+    @_builtins.property
+    def access(self) -> _types_pb2.Access: ...
     def __init__(
         self,
         *,
         decision_id: _builtins.str = ...,
+        access: _types_pb2.Access | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["access", b"access"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision_id", b"decision_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "decision_id", b"decision_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -746,20 +736,26 @@ class RegisterModelRequest(_message.Message):
 
     HEADER_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
+    TRAINING_MEMBERS_FIELD_NUMBER: _builtins.int
     chunk: _builtins.bytes
     @_builtins.property
     def header(self) -> Global___ModelHeader: ...
+    @_builtins.property
+    def training_members(self) -> Global___TrainingMembers:
+        """Members whose decisions the model was trained on: an erasure marks the models that knew the person."""
+
     def __init__(
         self,
         *,
         header: Global___ModelHeader | None = ...,
         chunk: _builtins.bytes = ...,
+        training_members: Global___TrainingMembers | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "header", b"header", "part", b"part"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "header", b"header", "part", b"part", "training_members", b"training_members"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "header", b"header", "part", b"part"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "header", b"header", "part", b"part", "training_members", b"training_members"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "chunk"]  # noqa: Y015
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "chunk", "training_members"]  # noqa: Y015
     _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
 
@@ -821,6 +817,26 @@ class ModelHeader(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ModelHeader: _TypeAlias = ModelHeader  # noqa: Y015
+
+@_typing.final
+class TrainingMembers(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMBER_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def member_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        member_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["member_ids", b"member_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrainingMembers: _TypeAlias = TrainingMembers  # noqa: Y015
 
 @_typing.final
 class RegisterModelResponse(_message.Message):
@@ -950,14 +966,22 @@ class RegisteredModel(_message.Message):
     REGISTERED_AT_FIELD_NUMBER: _builtins.int
     ACTIVE_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
+    ERASED_SUBJECTS_COUNT_FIELD_NUMBER: _builtins.int
+    RETRAIN_SINCE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     sha256: _builtins.str
     feature_set_version: _builtins.str
     active: _builtins.bool
+    erased_subjects_count: _builtins.int
+    """How many of the people it was trained on were erased since, and when the first was: it is to be trained again
+    within 30 days of that.
+    """
     @_builtins.property
     def registered_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]: ...
+    @_builtins.property
+    def retrain_since(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
         self,
         *,
@@ -967,10 +991,12 @@ class RegisteredModel(_message.Message):
         registered_at: _timestamp_pb2.Timestamp | None = ...,
         active: _builtins.bool = ...,
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        erased_subjects_count: _builtins.int = ...,
+        retrain_since: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["registered_at", b"registered_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["registered_at", b"registered_at", "retrain_since", b"retrain_since"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "feature_set_version", b"feature_set_version", "metrics", b"metrics", "name", b"name", "registered_at", b"registered_at", "sha256", b"sha256"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "erased_subjects_count", b"erased_subjects_count", "feature_set_version", b"feature_set_version", "metrics", b"metrics", "name", b"name", "registered_at", b"registered_at", "retrain_since", b"retrain_since", "sha256", b"sha256"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

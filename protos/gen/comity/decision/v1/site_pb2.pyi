@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from collections import abc as _abc
+from comity.common.v1 import types_pb2 as _types_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
@@ -71,6 +72,7 @@ class Placement(_message.Message):
     POPULAR_WITHOUT_CONSENT_FIELD_NUMBER: _builtins.int
     DISABLED_FIELD_NUMBER: _builtins.int
     VARIANTS_FIELD_NUMBER: _builtins.int
+    LAYERS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     description: _builtins.str
     slate_size: _builtins.int
@@ -91,6 +93,12 @@ class Placement(_message.Message):
     def variants(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Variants of an item that this placement can render; empty: each item's first variant."""
 
+    @_builtins.property
+    def layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Layer]:
+        """How much of a person may be used here, weakest first. The strongest layer that the person's level reaches and whose
+        purposes are all allowed is used; where none is, there is no consent. Empty: one layer for every level, `purposes`.
+        """
+
     def __init__(
         self,
         *,
@@ -103,14 +111,40 @@ class Placement(_message.Message):
         popular_without_consent: _builtins.bool = ...,
         disabled: _builtins.bool = ...,
         variants: _abc.Iterable[_builtins.str] | None = ...,
+        layers: _abc.Iterable[Global___Layer] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_slate", b"default_slate", "description", b"description", "disabled", b"disabled", "id", b"id", "policy_id", b"policy_id", "popular_without_consent", b"popular_without_consent", "purposes", b"purposes", "slate_size", b"slate_size", "variants", b"variants"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_slate", b"default_slate", "description", b"description", "disabled", b"disabled", "id", b"id", "layers", b"layers", "policy_id", b"policy_id", "popular_without_consent", b"popular_without_consent", "purposes", b"purposes", "slate_size", b"slate_size", "variants", b"variants"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Placement: _TypeAlias = Placement  # noqa: Y015
+
+@_typing.final
+class Layer(_message.Message):
+    """What may be used of a person who is known at least this well: columns of these purposes, and no others."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEVEL_FIELD_NUMBER: _builtins.int
+    PURPOSES_FIELD_NUMBER: _builtins.int
+    level: _types_pb2.SubjectLevel.ValueType
+    @_builtins.property
+    def purposes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        level: _types_pb2.SubjectLevel.ValueType = ...,
+        purposes: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["level", b"level", "purposes", b"purposes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Layer: _TypeAlias = Layer  # noqa: Y015
 
 @_typing.final
 class DefaultEntry(_message.Message):

@@ -54,6 +54,8 @@ class _TrackStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TrackStat
     TRACK_STATUS_REFUSED: _TrackStatus.ValueType  # 3
     TRACK_STATUS_DROPPED_NO_CONSENT: _TrackStatus.ValueType  # 4
     """The person has not agreed to the collection: nothing was stored."""
+    TRACK_STATUS_ANONYMIZED: _TrackStatus.ValueType  # 5
+    """The person has not agreed to being recognized here: it was stored without the person, where its type says so."""
 
 class TrackStatus(_TrackStatus, metaclass=_TrackStatusEnumTypeWrapper): ...
 
@@ -63,6 +65,8 @@ TRACK_STATUS_DUPLICATE: TrackStatus.ValueType  # 2
 TRACK_STATUS_REFUSED: TrackStatus.ValueType  # 3
 TRACK_STATUS_DROPPED_NO_CONSENT: TrackStatus.ValueType  # 4
 """The person has not agreed to the collection: nothing was stored."""
+TRACK_STATUS_ANONYMIZED: TrackStatus.ValueType  # 5
+"""The person has not agreed to being recognized here: it was stored without the person, where its type says so."""
 Global___TrackStatus: _TypeAlias = TrackStatus  # noqa: Y015
 
 class _ReplayKind:
@@ -99,6 +103,7 @@ class EventSchema(_message.Message):
     ITEM_REQUIRED_FIELD_NUMBER: _builtins.int
     PROPERTIES_FIELD_NUMBER: _builtins.int
     REWARD_FIELD_NUMBER: _builtins.int
+    ANONYMIZE_WITHOUT_CONSENT_FIELD_NUMBER: _builtins.int
     type: _builtins.str
     description: _builtins.str
     owner: _builtins.str
@@ -107,6 +112,10 @@ class EventSchema(_message.Message):
     item_required: _builtins.bool
     reward: _builtins.float
     """What one event of the type is worth when it is joined to a decision; 0: it is no outcome."""
+    anonymize_without_consent: _builtins.bool
+    """Without consent to the purposes: store it under nobody, with its items and without its properties, so that item
+    counts stay true; else it is dropped.
+    """
     @_builtins.property
     def purposes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Purposes that must be allowed before an event of the type is stored."""
@@ -125,10 +134,11 @@ class EventSchema(_message.Message):
         item_required: _builtins.bool = ...,
         properties: _abc.Iterable[Global___EventProperty] | None = ...,
         reward: _builtins.float = ...,
+        anonymize_without_consent: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "item_required", b"item_required", "owner", b"owner", "properties", b"properties", "purposes", b"purposes", "reason", b"reason", "retention_days", b"retention_days", "reward", b"reward", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["anonymize_without_consent", b"anonymize_without_consent", "description", b"description", "item_required", b"item_required", "owner", b"owner", "properties", b"properties", "purposes", b"purposes", "reason", b"reason", "retention_days", b"retention_days", "reward", b"reward", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -254,6 +264,7 @@ class TrackedEvent(_message.Message):
     PROPERTIES_FIELD_NUMBER: _builtins.int
     DECISION_ID_FIELD_NUMBER: _builtins.int
     EXPOSURE_TOKEN_FIELD_NUMBER: _builtins.int
+    CONSENT_SIGNALS_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
     """The caller's id of the event: sending it again changes nothing."""
     type: _builtins.str
@@ -270,6 +281,8 @@ class TrackedEvent(_message.Message):
     def item_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
     def properties(self) -> _containers.MessageMap[_builtins.str, _feedback_events_pb2.PropertyValue]: ...
+    @_builtins.property
+    def consent_signals(self) -> _types_pb2.ConsentSignals: ...
     def __init__(
         self,
         *,
@@ -281,10 +294,11 @@ class TrackedEvent(_message.Message):
         properties: _abc.Mapping[_builtins.str, _feedback_events_pb2.PropertyValue] | None = ...,
         decision_id: _builtins.str = ...,
         exposure_token: _builtins.bytes = ...,
+        consent_signals: _types_pb2.ConsentSignals | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["occurred_at", b"occurred_at", "subject", b"subject"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["consent_signals", b"consent_signals", "occurred_at", b"occurred_at", "subject", b"subject"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision_id", b"decision_id", "event_id", b"event_id", "exposure_token", b"exposure_token", "item_ids", b"item_ids", "occurred_at", b"occurred_at", "properties", b"properties", "subject", b"subject", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consent_signals", b"consent_signals", "decision_id", b"decision_id", "event_id", b"event_id", "exposure_token", b"exposure_token", "item_ids", b"item_ids", "occurred_at", b"occurred_at", "properties", b"properties", "subject", b"subject", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -356,6 +370,7 @@ class ReplayEventsRequest(_message.Message):
     UNTIL_FIELD_NUMBER: _builtins.int
     PLACEMENT_ID_FIELD_NUMBER: _builtins.int
     PURPOSE_FIELD_NUMBER: _builtins.int
+    MEMBER_IDS_FIELD_NUMBER: _builtins.int
     placement_id: _builtins.str
     purpose: _builtins.str
     """Events of subjects who do not allow this purpose now are withheld; empty: none are."""
@@ -367,6 +382,10 @@ class ReplayEventsRequest(_message.Message):
 
     @_builtins.property
     def until(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def member_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only what was recorded under these members; empty: everybody."""
+
     def __init__(
         self,
         *,
@@ -375,10 +394,11 @@ class ReplayEventsRequest(_message.Message):
         until: _timestamp_pb2.Timestamp | None = ...,
         placement_id: _builtins.str = ...,
         purpose: _builtins.str = ...,
+        member_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since", "until", b"until"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kinds", b"kinds", "placement_id", b"placement_id", "purpose", b"purpose", "since", b"since", "until", b"until"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kinds", b"kinds", "member_ids", b"member_ids", "placement_id", b"placement_id", "purpose", b"purpose", "since", b"since", "until", b"until"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -451,6 +471,62 @@ class ReplayedEvent(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_payload) -> _WhichOneofReturnType_payload | None: ...
 
 Global___ReplayedEvent: _TypeAlias = ReplayedEvent  # noqa: Y015
+
+@_typing.final
+class RectifyBehaviorRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    MEMBER_IDS_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    PROPERTY_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    EVENT_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    type: _builtins.str
+    property: _builtins.str
+    event_id: _builtins.str
+    """Only this event; empty: every one of the type that has the property."""
+    @_builtins.property
+    def member_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def value(self) -> _feedback_events_pb2.PropertyValue: ...
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        member_ids: _abc.Iterable[_builtins.str] | None = ...,
+        type: _builtins.str = ...,
+        property: _builtins.str = ...,
+        value: _feedback_events_pb2.PropertyValue | None = ...,
+        event_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_id", b"event_id", "member_ids", b"member_ids", "property", b"property", "request_id", b"request_id", "type", b"type", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RectifyBehaviorRequest: _TypeAlias = RectifyBehaviorRequest  # noqa: Y015
+
+@_typing.final
+class RectifyBehaviorResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNT_FIELD_NUMBER: _builtins.int
+    count: _builtins.int
+    def __init__(
+        self,
+        *,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RectifyBehaviorResponse: _TypeAlias = RectifyBehaviorResponse  # noqa: Y015
 
 @_typing.final
 class AwaitPositionRequest(_message.Message):

@@ -230,3 +230,79 @@ class FeedbackService:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class RectificationServiceStub:
+    """Recorded behavior, put right.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.RectifyBehavior = channel.unary_unary(
+                '/comity.feedback.v1.RectificationService/RectifyBehavior',
+                request_serializer=comity_dot_feedback_dot_v1_dot_feedback__service__pb2.RectifyBehaviorRequest.SerializeToString,
+                response_deserializer=comity_dot_feedback_dot_v1_dot_feedback__service__pb2.RectifyBehaviorResponse.FromString,
+                _registered_method=True)
+
+
+class RectificationServiceServicer:
+    """Recorded behavior, put right.
+    """
+
+    def RectifyBehavior(self, request, context):
+        """Puts a property of recorded behavior right: the event's next version carries the new value, the old is deleted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_RectificationServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'RectifyBehavior': grpc.unary_unary_rpc_method_handler(
+                    servicer.RectifyBehavior,
+                    request_deserializer=comity_dot_feedback_dot_v1_dot_feedback__service__pb2.RectifyBehaviorRequest.FromString,
+                    response_serializer=comity_dot_feedback_dot_v1_dot_feedback__service__pb2.RectifyBehaviorResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'comity.feedback.v1.RectificationService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('comity.feedback.v1.RectificationService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class RectificationService:
+    """Recorded behavior, put right.
+    """
+
+    @staticmethod
+    def RectifyBehavior(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/comity.feedback.v1.RectificationService/RectifyBehavior',
+            comity_dot_feedback_dot_v1_dot_feedback__service__pb2.RectifyBehaviorRequest.SerializeToString,
+            comity_dot_feedback_dot_v1_dot_feedback__service__pb2.RectifyBehaviorResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

@@ -59,3 +59,23 @@ class FeedbackServiceServicer(metaclass=_abc_1.ABCMeta):
         """Returns once the decisions up to the position have been taken in and the outcomes that wait for them are joined."""
 
 def add_FeedbackServiceServicer_to_server(servicer: FeedbackServiceServicer, server: _aio.Server) -> None: ...
+
+class RectificationServiceStub:
+    """Recorded behavior, put right."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    RectifyBehavior: _aio.UnaryUnaryMultiCallable[_feedback_service_pb2.RectifyBehaviorRequest, _feedback_service_pb2.RectifyBehaviorResponse]
+    """Puts a property of recorded behavior right: the event's next version carries the new value, the old is deleted."""
+
+class RectificationServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Recorded behavior, put right."""
+
+    @_abc_1.abstractmethod
+    def RectifyBehavior(
+        self,
+        request: _feedback_service_pb2.RectifyBehaviorRequest,
+        context: _aio.ServicerContext[_feedback_service_pb2.RectifyBehaviorRequest, _abc.Awaitable[_feedback_service_pb2.RectifyBehaviorResponse]],
+    ) -> _abc.Awaitable[_feedback_service_pb2.RectifyBehaviorResponse]:
+        """Puts a property of recorded behavior right: the event's next version carries the new value, the old is deleted."""
+
+def add_RectificationServiceServicer_to_server(servicer: RectificationServiceServicer, server: _aio.Server) -> None: ...

@@ -100,6 +100,7 @@ class ResolvedSubject(_message.Message):
     HOLDOUT_BUCKET_FIELD_NUMBER: _builtins.int
     MEMBERS_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    REQUIRED_PURPOSES_FIELD_NUMBER: _builtins.int
     subject_id: _builtins.str
     """Canonical pseudonym of the person."""
     member_id: _builtins.str
@@ -113,6 +114,12 @@ class ResolvedSubject(_message.Message):
     def members(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Member]:
         """All members, the canonical one included."""
 
+    @_builtins.property
+    def required_purposes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Purposes that must be allowed before this answer may be used at all: the person was recognized by an identity
+        (device fingerprint, third party's identifier) that needs them.
+        """
+
     def __init__(
         self,
         *,
@@ -122,10 +129,11 @@ class ResolvedSubject(_message.Message):
         holdout_bucket: _builtins.int = ...,
         members: _abc.Iterable[_types_pb2.Member] | None = ...,
         error: _builtins.str = ...,
+        required_purposes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "holdout_bucket", b"holdout_bucket", "level", b"level", "member_id", b"member_id", "members", b"members", "subject_id", b"subject_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "holdout_bucket", b"holdout_bucket", "level", b"level", "member_id", b"member_id", "members", b"members", "required_purposes", b"required_purposes", "subject_id", b"subject_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -229,16 +237,20 @@ class DescribeSubjectRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SUBJECT_FIELD_NUMBER: _builtins.int
+    ACCESS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def subject(self) -> _types_pb2.SubjectRef: ...
+    @_builtins.property
+    def access(self) -> _types_pb2.Access: ...
     def __init__(
         self,
         *,
         subject: _types_pb2.SubjectRef | None = ...,
+        access: _types_pb2.Access | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["subject", b"subject"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "subject", b"subject"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["subject", b"subject"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "subject", b"subject"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
