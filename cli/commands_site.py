@@ -42,9 +42,11 @@ def check(folder: Folder, items: Feed = None, as_json: AsJson = False) -> None:
     bundle, problems = check_bundle(folder, feed=items)
     _show_problems(problems, as_json=as_json)
     if as_json:
-        print_json({"ok": not problems, "problems": [problem.as_json() for problem in problems]})
+        found = [problem.as_json() for problem in problems]
+        print_json({"ok": not problems, "problems": found, "allowed": _allowed(bundle)})
     elif not problems:
         console.print(f"[green]ok[/]: {_summary(bundle)}")
+        _show_allowed(bundle)
     if problems:
         raise typer.Exit(1)
 
@@ -71,9 +73,17 @@ def apply(
         raise typer.Exit(1)
     applied = run(_apply(bundle, data_dir, address, quiet=as_json), as_json=as_json)
     if as_json:
-        print_json({"ok": True, "versions": dict(applied.versions), "changed": dict(applied.changed)})
+        print_json(
+            {
+                "ok": True,
+                "versions": dict(applied.versions),
+                "changed": dict(applied.changed),
+                "allowed": _allowed(bundle),
+            }
+        )
     else:
         _show_applied(applied)
+        _show_allowed(bundle)
 
 
 async def _apply(bundle: "Bundle", data_dir: Path, address: Sequence[str], *, quiet: bool) -> "Applied":
@@ -90,6 +100,18 @@ def _show_problems(problems: "Sequence[Problem]", *, as_json: bool) -> None:
     for problem in problems:
         errors.print(escape(str(problem)), soft_wrap=True)
     errors.print(f"[red]{len(problems)} problem{'s' * (len(problems) != 1)}[/]")
+
+
+def _allowed(bundle: "Bundle") -> list[dict[str, str]]:
+    """Names of the never-list that the site uses all the same: nobody is left to find them by chance."""
+    exceptions = bundle.never.message.allow
+    return [{"name": one.name, "approver": one.approver, "reason": one.reason} for one in exceptions]
+
+
+def _show_allowed(bundle: "Bundle") -> None:
+    for one in _allowed(bundle):
+        text = escape(f"{one['name']} is used though the never-list refuses it: {one['reason']} ({one['approver']})")
+        console.print(f"[yellow]allowed[/]: {text}", soft_wrap=True)
 
 
 def _summary(bundle: "Bundle") -> str:

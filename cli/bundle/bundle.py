@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from comity.consent.v1 import consent_service_pb2 as consent_pb
+from comity.consent.v1 import never_list_pb2 as never_pb
 from comity.decision.v1 import site_pb2 as site_pb
 from comity.features.v1 import feature_set_pb2 as features_pb
 from comity.feedback.v1 import feedback_service_pb2 as feedback_pb
@@ -52,6 +53,8 @@ class Bundle:
     placements: tuple[Declared[site_pb.Placement], ...]
     policies: tuple[Declared[site_pb.Policy], ...]
     items: tuple[Declared[site_pb.Item], ...]
+    # Beyond the built-in list; empty when there is no never.yaml.
+    never: Declared[never_pb.NeverList]
     # False when neither items.yaml nor a feed was there: what refers to items cannot be checked offline.
     items_given: bool
 

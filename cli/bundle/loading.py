@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import yaml
 from comity.consent.v1 import consent_service_pb2 as consent_pb
+from comity.consent.v1 import never_list_pb2 as never_pb
 from comity.decision.v1 import site_pb2 as site_pb
 from comity.features.v1 import feature_set_pb2 as features_pb
 from comity.feedback.v1 import feedback_service_pb2 as feedback_pb
@@ -21,13 +22,28 @@ from services.chassis.limits import problems_of
 
 M = TypeVar("M", bound=Message)
 
-FILES = ("site.yaml", "purposes.yaml", "features.yaml", "placements.yaml", "policies.yaml", "items.yaml")
+FILES = (
+    "site.yaml",
+    "purposes.yaml",
+    "features.yaml",
+    "placements.yaml",
+    "policies.yaml",
+    "items.yaml",
+    "never.yaml",
+)
 EVENTS_FOLDER = "events"
 # A feed line that is longer is no item; it bounds what one line can make us hold.
 FEED_LINE_BYTES_MAX = 65_536
 FEED_PROBLEMS_MAX = 20
 # The head of a site holds these; the rest of the message comes from other files.
 _HEAD_KEYS = ("name", "holdout_share")
+# What every use of data must say for itself; the limits know only that it must be said.
+_REMEDIES = {
+    "owner": "name who answers for it",
+    "reason": "say why it is wanted at all",
+    "retention_days": "say after how many days it is deleted",
+    "approver": "name the person who decided",
+}
 
 
 class Loader:
@@ -50,6 +66,7 @@ class Loader:
             features=self._list("features.yaml", features_pb.Feature),
             placements=self._list("placements.yaml", site_pb.Placement),
             policies=self._list("policies.yaml", site_pb.Policy),
+            never=self._never(),
             items=items + (tuple(self._feed(feed)) if feed is not None else ()),
             items_given=items_given,
         )
@@ -63,6 +80,13 @@ class Loader:
                 remedy = f"move it to {descriptor.name}.yaml" if descriptor.is_repeated else "remove it"
                 self.problems.append(declared.problem(f".{descriptor.name}", "does not belong here", remedy))
         return declared
+
+    def _never(self) -> Declared[never_pb.NeverList]:
+        """What never.yaml holds: one NeverList, not a list of them."""
+        found = self._list("never.yaml", never_pb.NeverList, required=False)
+        for more in found[1:]:
+            self.problems.append(more.problem("", "is a second list", "write `rules:` and `allow:` once"))
+        return found[0] if found else Declared(never_pb.NeverList(), "never.yaml", "")
 
     def _events(self) -> tuple[Declared[feedback_pb.EventSchema], ...]:
         files = sorted((self._folder / EVENTS_FOLDER).glob("*.yaml"))
@@ -120,8 +144,8 @@ class Loader:
     def _check_limits(self, declared: Declared[M], *, skip: tuple[str, ...] = ()) -> None:
         for found in problems_of(declared.message):
             if found.field not in skip:
-                problem = declared.problem(f".{found.field}", found.problem, "mend the value")
-                self.problems.append(problem)
+                remedy = _REMEDIES.get(found.field.rpartition(".")[2], "mend the value")
+                self.problems.append(declared.problem(f".{found.field}", found.problem, remedy))
 
     def _refuse_unknown_files(self) -> None:
         """A file whose name is mistyped would be left out without a word."""

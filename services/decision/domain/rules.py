@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 from cel_expr_python import cel
@@ -133,6 +134,19 @@ def context_keys_of(source: str) -> frozenset[str]:
             column = start - source.rfind("\n", 0, start)
             raise RuleError(line, column, 'read the context by name: context.key or context["key"]')
     return frozenset(keys)
+
+
+def names_of(source: str) -> frozenset[str]:
+    """Every name that a rule reads, of items and of the context alike, whether it compiles or not.
+
+    That is each identifier and each plain string in brackets; other strings are values, and comments are nothing.
+    """
+    tokens = [match for match in _TOKEN.finditer(source) if match.lastgroup != "comment"]
+    names = {match.group() for match in tokens if match.lastgroup == "name"}
+    for before, match in pairwise(tokens):
+        if before.group() == "[" and _PLAIN_STRING.fullmatch(match.group()):
+            names.add(match.group()[1:-1])
+    return frozenset(names)
 
 
 @cache

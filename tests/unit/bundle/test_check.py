@@ -2,41 +2,15 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 from typer.testing import CliRunner
 
-from cli.bundle import BundleError, Problem, check_bundle, load_bundle
+from cli.bundle import BundleError, check_bundle, load_bundle
 from cli.main import app
-
-SHOP = Path(__file__).parents[3] / "examples" / "shop"
-
-Edit = Callable[[str, str, str], None]
-
-
-@pytest.fixture
-def shop(tmp_path: Path) -> Path:
-    """A copy of the shop's bundle that a test may spoil."""
-    return Path(shutil.copytree(SHOP, tmp_path / "shop"))
-
-
-@pytest.fixture
-def edit(shop: Path) -> Edit:
-    """`edit(file, old, new)` replaces text that must be there."""
-
-    def replace(file: str, old: str, new: str) -> None:
-        text = (shop / file).read_text()
-        assert old in text
-        (shop / file).write_text(text.replace(old, new, 1))
-
-    return replace
-
-
-def problems_of(folder: Path) -> list[Problem]:
-    return check_bundle(folder)[1]
+from tests.unit.bundle.samples import SHOP, Edit, problems_of
 
 
 def test_the_shop_is_sound() -> None:
@@ -244,8 +218,14 @@ def test_the_command_lists_problems_for_people_and_programs(shop: Path, edit: Ed
     assert body["problems"][0]["file"] == "policies.yaml"
 
 
+def test_a_feature_may_read_the_id_of_the_item(shop: Path, edit: Edit) -> None:
+    """Every item has its id for a category: a feature can tell what a person did with this very item before."""
+    edit("features.yaml", "category_affinity: {attribute: brand,", "category_affinity: {attribute: item_id,")
+    assert problems_of(shop) == []
+
+
 def test_the_command_is_content_with_the_shop() -> None:
     """`comity check examples/shop` ends with 0."""
     result = CliRunner().invoke(app, ["check", str(SHOP), "--json"])
     assert result.exit_code == 0
-    assert json.loads(result.stdout) == {"ok": True, "problems": []}
+    assert json.loads(result.stdout) == {"ok": True, "problems": [], "allowed": []}

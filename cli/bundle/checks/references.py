@@ -1,36 +1,36 @@
-"""What a bundle must hold beyond its form: everything that one file says about another."""
+"""Contradictions between the files of a bundle: names that nothing declares, sizes that do not agree, broken rules."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
 from comity.decision.v1 import site_pb2 as site_pb
-from comity.features.v1 import feature_set_pb2 as features_pb
 from google.protobuf.message import Message
 
 from cli.bundle.bundle import Bundle, Declared
+from cli.bundle.checks.kinds import attributes_of, kind_of
 from cli.bundle.problem import Problem
 from services.decision.domain.rules import RuleError, compile_audience, compile_eligibility
+from services.features.domain.catalog import ITEM_ID
 
 M = TypeVar("M", bound=Message)
 
 # Kinds of features that "popular" can order by: one value an item, the same for everybody.
 ITEM_KINDS = ("item_attribute", "item_count", "item_rate", "category_rate")
-PERSONAL_KINDS = ("subject_count", "subject_rate", "subject_recency", "category_affinity", "similarity")
 
 
-def cross_problems(bundle: Bundle) -> list[Problem]:
+def contradictions(bundle: Bundle) -> Iterator[Problem]:
     """Every contradiction between the parts of the bundle."""
     checks: tuple[Callable[[Bundle], Iterable[Problem]], ...] = (
         _doubled_ids,
         _unknown_purposes,
         _feature_events,
-        _personal_features,
         _item_attributes,
         _placements,
         _policies,
     )
-    return [problem for check in checks for problem in check(bundle)]
+    for check in checks:
+        yield from check(bundle)
 
 
 def _doubled_ids(bundle: Bundle) -> Iterator[Problem]:
@@ -74,20 +74,11 @@ def _unknown_purposes(bundle: Bundle) -> Iterator[Problem]:
 def _feature_events(bundle: Bundle) -> Iterator[Problem]:
     known = [event.message.type for event in bundle.events]
     for feature in bundle.features:
-        kind, body = _kind_of(feature.message)
+        kind, body = kind_of(feature.message)
         for field in ("event_type", "numerator", "denominator"):
             value = getattr(body, field, "")
             if value and value not in known:
                 yield _unknown(feature, f".{kind}.{field}", "event type", value, known, "events/*.yaml")
-
-
-def _personal_features(bundle: Bundle) -> Iterator[Problem]:
-    for feature in bundle.features:
-        kind, _ = _kind_of(feature.message)
-        if kind in PERSONAL_KINDS and not feature.message.purposes:
-            yield feature.problem(
-                ".purposes", f"is empty, but {kind} tells something about a person", "name the purposes it is used for"
-            )
 
 
 def _item_attributes(bundle: Bundle) -> Iterator[Problem]:
@@ -96,13 +87,9 @@ def _item_attributes(bundle: Bundle) -> Iterator[Problem]:
     numbers = sorted({name for item in bundle.items for name in item.message.numbers})
     categories = sorted({name for item in bundle.items for name in item.message.categories})
     for feature in bundle.features:
-        kind, body = _kind_of(feature.message)
-        known = numbers if kind == "item_attribute" else categories
-        if attribute := getattr(body, "attribute", ""):
-            named = [(f".{kind}.attribute", attribute)]
-        else:
-            named = [(f".{kind}.attributes[{i}]", name) for i, name in enumerate(getattr(body, "attributes", ()))]
-        for path, name in named:
+        # Every item has its own id for a category, whatever the catalog says.
+        known = numbers if feature.message.HasField("item_attribute") else [*categories, ITEM_ID]
+        for path, name in attributes_of(feature.message):
             if name not in known:
                 yield _unknown(feature, path, "attribute of an item", name, known, "the items")
 
@@ -151,7 +138,7 @@ def _placement_variants(bundle: Bundle, placement: Declared[site_pb.Placement]) 
 
 
 def _policies(bundle: Bundle) -> Iterator[Problem]:
-    rankable = {feature.message.name: _kind_of(feature.message)[0] for feature in bundle.features}
+    rankable = {feature.message.name: kind_of(feature.message)[0] for feature in bundle.features}
     popular = sorted(name for name, kind in rankable.items() if kind in ITEM_KINDS)
     for policy in bundle.policies:
         message = policy.message
@@ -171,11 +158,6 @@ def _policies(bundle: Bundle) -> Iterator[Problem]:
         column = message.ranker.column
         if column and not any(column == name or column.startswith(f"{name}_") for name in rankable):
             yield _unknown(policy, ".ranker.column", "feature", column, sorted(rankable), "features.yaml")
-
-
-def _kind_of(feature: features_pb.Feature) -> tuple[str, Message | None]:
-    kind = feature.WhichOneof("kind")
-    return ("", None) if kind is None else (kind, getattr(feature, kind))
 
 
 def _unknown(thing: Declared[Any], path: str, what: str, name: str, known: Sequence[str], where: str) -> Problem:
