@@ -1,4 +1,4 @@
-"""The five service processes: how each is started, and what it is told by its environment."""
+"""The processes of the five services: how each is started, and what it is told by its environment."""
 
 import os
 import sys
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import services
 from cli.stack.processes import Command
+from cli.stack.replicas import service_of
 
 # A log that has grown past this is set aside at the next start of its service; one older one is kept.
 LOG_BYTES_MAX = 16 * 1024 * 1024
@@ -31,7 +32,7 @@ class Surroundings:
     """What is the same for all services.
 
     Args:
-        addresses: of every service.
+        addresses: where every service is called.
         secret_files: file of each secret, by its name.
     """
 
@@ -44,13 +45,20 @@ class Surroundings:
     secret_files: Mapping[str, Path]
 
 
-def command(service: str, around: Surroundings, overrides: Mapping[str, str]) -> Command:
-    """How to start the service; *overrides* are set last."""
+def command(name: str, listen: str, around: Surroundings, overrides: Mapping[str, str]) -> Command:
+    """How to start a process of a service.
+
+    Args:
+        name: of the process: the service's, or a replica's.
+        listen: host:port of this process.
+        overrides: set last.
+    """
+    service = service_of(name)
     return Command(
-        name=service,
+        name=name,
         argv=argv(service),
-        env={**environment(service, around), **overrides},
-        log=around.logs / f"{service}.log",
+        env={**environment(service, listen, around), **overrides},
+        log=around.logs / f"{name}.log",
         cwd=ROOT,
     )
 
@@ -60,10 +68,10 @@ def argv(service: str) -> tuple[str, ...]:
     return (sys.executable, "-m", f"services.{service}.main")
 
 
-def environment(service: str, around: Surroundings) -> dict[str, str]:
+def environment(service: str, listen: str, around: Surroundings) -> dict[str, str]:
     """Settings of the service, over the environment of this process."""
     settings = {
-        "LISTEN": around.addresses[service],
+        "LISTEN": listen,
         "DATABASE_URL": around.databases[service],
         "NATS_URL": around.nats_url,
         "REDIS_URL": around.redis_url,

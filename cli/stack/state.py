@@ -14,6 +14,7 @@ from pathlib import Path
 from cli.stack.binaries import is_root
 from cli.stack.processes import ProcessRecord, start_time
 from cli.stack.provision import SERVICES
+from cli.stack.replicas import in_order, service_of, target
 from services.chassis.errors import Kind, ServiceError
 
 # Raised when state.json changes its meaning; an older CLI then refuses instead of guessing.
@@ -49,8 +50,12 @@ class State:
 
     @property
     def addresses(self) -> dict[str, str]:
-        """host:port of each service."""
-        return {name: f"127.0.0.1:{self.ports[name]}" for name in SERVICES if name in self.ports}
+        """Where each service is called: host:port, or the target of all its replicas."""
+        return {
+            service: target([self.ports[name] for name in in_order(self.ports) if service_of(name) == service])
+            for service in SERVICES
+            if service in self.ports
+        }
 
 
 class DataDir:

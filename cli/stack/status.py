@@ -12,6 +12,7 @@ from cli.stack.postgres import accepts
 from cli.stack.probe import is_serving
 from cli.stack.processes import Process
 from cli.stack.provision import SERVICES
+from cli.stack.replicas import in_order, service_of
 from cli.stack.server import exchange
 from cli.stack.state import DataDir, State
 from services.chassis.errors import Kind, ServiceError
@@ -64,22 +65,29 @@ async def look(data_dir: Path) -> StackStatus:
     """
     folder = DataDir(data_dir)
     state = folder.read() or State(stack_id="")
-    parts = await asyncio.gather(*(_part(state, name) for name in (*SERVERS, *SERVICES)))
+    parts = await asyncio.gather(*(_part(state, name) for name in (*SERVERS, *_service_processes(state))))
     return StackStatus(data_dir=folder.path, parts=tuple(parts))
 
 
 def addresses(data_dir: Path) -> Mapping[str, str]:
-    """host:port of each service of the stack in the data directory.
+    """Where each service of the stack in the data directory is called.
 
     Raises:
         ServiceError: FAILED_PRECONDITION when none was started there.
     """
     state = DataDir(data_dir).read()
-    if state is None or not any(Process(name, record=state.processes.get(name)).alive() for name in SERVICES):
+    if state is None or not any(
+        Process(name, record=state.processes.get(name)).alive() for name in _service_processes(state)
+    ):
         raise ServiceError(
             Kind.FAILED_PRECONDITION, "STACK_IS_DOWN", f"nothing runs in {data_dir}; start it with `comity up`"
         )
     return state.addresses
+
+
+def _service_processes(state: State) -> list[str]:
+    """Every service, and what further replicas were started."""
+    return in_order(dict.fromkeys((*SERVICES, *state.processes)))
 
 
 async def _part(state: State, name: str) -> Part:
@@ -98,7 +106,7 @@ async def _part(state: State, name: str) -> Part:
 
 
 async def _answers(state: State, name: str, address: str) -> bool:
-    if name in SERVICES:
+    if service_of(name) in SERVICES:
         return await is_serving(address)
     if name not in state.urls:
         return False  # the first start has not come that far

@@ -19,6 +19,7 @@ from cli.stack.postgres import PostgresServer
 from cli.stack.probe import is_serving, wait_serving
 from cli.stack.processes import STOP_SIGNALS, Command, Process, ProcessRecord, log_tail, signal_all, start_time
 from cli.stack.provision import SERVICES, migrate_service, provision
+from cli.stack.replicas import check_replicas, in_order, replica_names, service_of
 from cli.stack.server import Server
 from cli.stack.servers import NatsServer, ValkeyServer, together
 from cli.stack.state import DataDir, Secrets, State
@@ -42,6 +43,8 @@ class Stack:
     Args:
         data_dir: created when missing.
         services: the ones to run; the others get neither process nor database.
+        replicas: how many processes a service runs as, where that is not one. They share its database, its durable
+            consumers and its secrets; the others call them in turn. The second of decision is named decision-2.
         env: environment variables over what the stack sets, by service; "*" is for all of them.
         tied: nothing outlives this process. False for `comity up`.
         disposable: the data need not survive a failure of the machine; faster.
@@ -53,13 +56,20 @@ class Stack:
         data_dir: Path,
         *,
         services: Collection[str] = SERVICES,
+        replicas: Mapping[str, int] | None = None,
         env: Overrides | None = None,
         tied: bool = True,
         disposable: bool = False,
         progress: Progress | None = None,
     ) -> None:
         self.data_dir = DataDir(data_dir)
-        self._wanted = [name for name in SERVICES if name in services]
+        check_replicas(replicas or {})
+        self._wanted = [
+            name
+            for service in SERVICES
+            if service in services
+            for name in replica_names(service, (replicas or {}).get(service, 1))
+        ]
         self._env = env or {}
         self._tied = tied
         self._disposable = disposable
@@ -74,12 +84,16 @@ class Stack:
 
     @property
     def addresses(self) -> Mapping[str, str]:
-        """host:port of each service."""
+        """Where each service is called: host:port, or the target of all its replicas."""
         return self._state.addresses
 
-    def address(self, service: str) -> str:
-        """host:port of the service."""
-        return self.addresses[service]
+    def address(self, name: str) -> str:
+        """host:port of one process: of the service, or of a replica."""
+        return f"127.0.0.1:{self._state.ports[name]}"
+
+    def replicas(self, service: str) -> list[str]:
+        """Names of the service's processes."""
+        return [name for name in in_order(self._processes) if service_of(name) == service]
 
     def database_url(self, service: str) -> str:
         """Address of the service's own database."""
@@ -206,10 +220,13 @@ class Stack:
         """Take up what state.json says, or begin anew."""
         state = self.data_dir.read() or State(stack_id=chance.token_hex(8))
         self._state = state
+        # Where services that may still run from an earlier start were told that the others are.
+        self._told = dict(state.addresses)
         secrets = Secrets(self.data_dir.secrets, state)
         self._secrets = secrets
         self._secret_files = {name: secrets.file(name) for name in programs.SECRET_NAMES}
-        self._processes = {name: self._process(name) for name in SERVICES}
+        names = in_order(dict.fromkeys((*SERVICES, *self._wanted, *state.processes)))
+        self._processes = {name: self._process(name) for name in names}
         self._servers = {server.name: server for server in (self._postgres(), self._nats(), self._valkey())}
         self._processes |= {name: server.process for name, server in self._servers.items()}
         self._save()
@@ -273,7 +290,8 @@ class Stack:
     # Services.
 
     async def _start_services(self) -> None:
-        await self._provision({*self._wanted, *self._state.databases})
+        await self._provision({*map(service_of, self._wanted), *self._state.databases})
+        await self._stop_surplus()
         missing = [name for name in self._wanted if not await self._answers(name)]
         if self._take_ports(missing):
             # The others were told addresses that are no longer true.
@@ -283,6 +301,17 @@ class Stack:
             await self._processes[name].stop(STOP_SIGNALS)
             self._spawn(name)
         await together(*(self._wait_service(name) for name in missing))
+
+    async def _stop_surplus(self) -> None:
+        """End the replicas of wanted services that an earlier start had and this one has not."""
+        ran = in_order(dict.fromkeys((*self._state.ports, *self._processes)))
+        surplus = [name for name in ran if name not in SERVICES and name not in self._wanted]
+        for name in surplus:
+            if service_of(name) in self._wanted:
+                if name in self._processes:
+                    await self._processes.pop(name).stop(STOP_SIGNALS)
+                self._state.ports.pop(name, None)
+                self._forget(name)
 
     async def _provision(self, names: Collection[str]) -> None:
         """Give each of the services its role, its database and the tables in it."""
@@ -295,25 +324,25 @@ class Stack:
         return self._processes[name].alive() and await is_serving(self.address(name))
 
     def _take_ports(self, missing: Collection[str]) -> bool:
-        """Give every service a port; whether one that had a port has another now."""
-        moved = False
-        for name in SERVICES:
+        """Give every process of a service a port; whether a service that was called somewhere is now elsewhere."""
+        before = self._told
+        for name in in_order(self._processes):
             had = self._state.ports.get(name)
-            wish = had or (0 if self._tied else USUAL_PORTS[name])
+            wish = had or (0 if self._tied else USUAL_PORTS.get(name, 0))
             if not had or (name in missing and not self._processes[name].alive() and not is_free(wish)):
                 self._state.ports[name] = wish if wish and is_free(wish) else free_port()
-            moved = moved or had not in (None, self._state.ports[name])
         self._save()
-        return moved
+        self._told = dict(self.addresses)
+        return any(self._told[service] != address for service, address in before.items())
 
     def _spawn(self, name: str) -> None:
         self._progress(f"service: {name}")
         programs.rotate(self.log(name))
         self._processes[name].spawn(self._command(name), partial(self._record, name))
 
-    def _command(self, service: str) -> Command:
+    def _command(self, name: str) -> Command:
         around = programs.Surroundings(
-            addresses=self.addresses,
+            addresses=self._told,
             databases=self._state.databases,
             nats_url=self.nats_url,
             redis_url=self.redis_url,
@@ -321,7 +350,8 @@ class Stack:
             logs=self.data_dir.logs,
             secret_files=self._secret_files,
         )
-        return programs.command(service, around, {**self._env.get("*", {}), **self._env.get(service, {})})
+        overrides = {**self._env.get("*", {}), **self._env.get(service_of(name), {})}
+        return programs.command(name, self.address(name), around, overrides)
 
     async def _wait_service(self, name: str) -> None:
         """Returns once the service says it is serving.
@@ -347,7 +377,7 @@ class Stack:
     # Stopping, and what is written down.
 
     async def _stop_services(self, *, except_for: Collection[str] = ()) -> None:
-        for name in reversed(SERVICES):
+        for name in reversed(in_order(self._processes)):
             if name not in except_for:
                 await self._processes[name].stop(STOP_SIGNALS)
                 self._forget(name)
