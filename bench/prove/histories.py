@@ -1,52 +1,81 @@
-"""Recorded histories of one subject's consent, and the checker that judges them. Pure."""
+"""What clients saw of one subject's consent for one purpose: who asked what, when, and what came of it. Pure."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 
 class Act(StrEnum):
-    """What a client did."""
+    """What a call did to the register of consent, or read of it."""
 
     GRANT = "grant"
     REVOKE = "revoke"
+    # A Decide that used the profile: it read a grant.
     DECIDE_PERSONAL = "decide-personal"
+    # A Decide that was refused the profile: it read that there is no grant.
+    DECIDE_REFUSED = "decide-refused"
+    # A Decide that did without, for whatever other reason. It read nothing; consent fails closed.
     DECIDE_PLAIN = "decide-plain"
+
+
+WRITES = (Act.GRANT, Act.REVOKE)
+# What the register holds when the call takes effect; True is a grant.
+VALUES = {Act.GRANT: True, Act.REVOKE: False, Act.DECIDE_PERSONAL: True, Act.DECIDE_REFUSED: False}
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A completed or abandoned call as its client saw it, on the client's monotonic clock.
+    """A completed or abandoned call as its client saw it, on one monotonic clock.
 
     Args:
-        began_s, ended_s: when it was sent and when its answer arrived; infinity when none did.
+        began_s: when it was sent.
+        ended_s: when its answer arrived (of a Decide: when it was emitted, where that is known). Infinity when none
+            did: then a change may take effect at any later time, or never.
         ref: names the call in a report.
+        by: the process that answered.
+        arrived_s: when the answer of a Decide arrived; 0 where it is not told apart from *ended_s*.
     """
 
     act: Act
     began_s: float
     ended_s: float
     ref: str = ""
+    by: str = ""
+    arrived_s: float = 0.0
+
+    @property
+    def is_write(self) -> bool:
+        """Whether it changes the register."""
+        return self.act in WRITES
+
+    @property
+    def value(self) -> bool | None:
+        """What it wrote or read; None when it read nothing."""
+        return VALUES.get(self.act)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether its outcome is known."""
+        return self.ended_s < math.inf
 
 
-def violations(history: Sequence[Call]) -> list[Call]:
-    """Personal decisions that no linearization of the grants and revocations allows.
+def emitted_after_revoke(history: Sequence[Call]) -> list[Call]:
+    """P2: personal decisions emitted at a moment when a revocation had returned and no grant can have followed it.
 
-    Consent is a register: writes of one subject come one after another, each takes effect at some moment
-    between its sending and its answer (or any later moment, when no answer came). A personal decision is lawful
-    when at some moment between its sending and its answer the register may have held a grant. A plain one is
-    always lawful: consent fails closed.
+    Each is judged on its own: until Revoke returns an answer may still be emitted, whatever others have read by then.
     """
-    writes = sorted((c for c in history if c.act in (Act.GRANT, Act.REVOKE)), key=lambda c: c.began_s)
-    return [c for c in history if c.act is Act.DECIDE_PERSONAL and not _may_be_granted(writes, c)]
+    writes = [call for call in history if call.is_write]
+    personal = (call for call in history if call.act is Act.DECIDE_PERSONAL)
+    return [call for call in personal if not _may_be_granted(writes, call.ended_s)]
 
 
-def _may_be_granted(writes: Sequence[Call], decide: Call) -> bool:
-    """Whether some state the register may hold during the decision is a grant."""
-    grants = [w for w in writes if w.act is Act.GRANT and w.began_s <= decide.ended_s]
-    return any(not _surely_overwritten(grant, writes, decide.began_s) for grant in grants)
+def _may_be_granted(writes: Sequence[Call], moment_s: float) -> bool:
+    """Whether the register can hold a grant at the moment."""
+    grants = [write for write in writes if write.act is Act.GRANT and write.began_s <= moment_s]
+    return any(not _surely_overwritten(grant, writes, moment_s) for grant in grants)
 
 
 def _surely_overwritten(grant: Call, writes: Sequence[Call], moment_s: float) -> bool:
     """Whether a revocation that surely came after the grant had surely taken effect at the moment."""
-    return any(w.act is Act.REVOKE and w.began_s >= grant.ended_s and w.ended_s < moment_s for w in writes)
+    return any(w.act is Act.REVOKE and w.began_s > grant.ended_s and w.ended_s < moment_s for w in writes)

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from comity.decision.v1 import decision_events_pb2 as events_pb
 
-from bench.prove.histories import Act, Call, violations
+from bench.prove.histories import Act, Call
+from bench.prove.linearizable import violations
 from bench.world import Requests, World, grant, revoke
 from services.chassis.errors import ServiceError
 from services.chassis.rpc_client import call
