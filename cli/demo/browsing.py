@@ -119,7 +119,7 @@ class Backend:
         await self._each(visitors, self._ask_consent)
 
     async def log_in(self, visitors: Iterable[Visitor]) -> None:
-        """From now on these are known by a user id, linked to what they were before."""
+        """From now on these are known by a user id, and linked to what they were before if they agreed to that."""
         await self._each(visitors, self._log_in)
 
     async def take_back(self, visitors: Iterable[Visitor]) -> None:
@@ -197,6 +197,9 @@ class Backend:
 
     async def _log_in(self, visitor: Visitor) -> None:
         self._known.add(visitor.number)
+        if self.consent_of(visitor) is not Consent.GIVEN:
+            # Known by a user id from now on, and not recognized as the visitor that they were.
+            return
         request = identity_pb.LinkRequest(request_id=uuid.uuid4().hex, identities=self._messages(visitor))
         await call(self._services.identity.Link, request, CALL_TIMEOUT_S)
 

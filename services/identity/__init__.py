@@ -4,8 +4,8 @@ Owns: links between identities (kept as keyed hashes, never as they are), the su
 holdout bucket, and the data keys (wrapped) that personal payloads are sealed with.
 Answers: Resolve, Link, Unlink, DescribeSubject; KeyService.GetDataKeys.
 Emits: IdentityLinked, SubjectsMerged, IdentityUnlinked, SubjectsUnmerged, DataKeyMinted.
-Consumes: nothing.
+Consumes: nothing. It asks consent whether people may be linked.
 
-It knows nothing of consent or behavior: a merge moves no fact of any service, it only changes which members a person
-has.
+It keeps nothing of what people agreed to or did: a merge moves no fact of any service, it only changes which members a
+person has.
 """

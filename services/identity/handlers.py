@@ -5,17 +5,22 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from services.chassis.clock import Clock
-from services.chassis.errors import invalid
+from services.chassis.errors import Kind, ServiceError, invalid
 from services.chassis.ids import uuid7
 from services.chassis.metrics import DATA_KEYS_MINTED, LINKS
 from services.chassis.tracing import COMITY_BATCH_SIZE, span
 from services.identity.domain.identities import Contradiction, Identity, Level, pseudonyms
 from services.identity.domain.keys import DataKey
 from services.identity.domain.linking import LinkCommand, Linked, UnlinkCommand
+from services.identity.domain.permission import IDENTITY_LINKING, Denial, Side, Word, denial, required_purposes, sides
 from services.identity.domain.resolution import Found, Query, Resolved, Sought, answer, seek, seek_strongest
-from services.identity.domain.subjects import LinkNote
+from services.identity.domain.subjects import LinkNote, People
 
 MEMBER_ID = re.compile(r"[a-z2-7]{26}")
+# Somebody may be linked from elsewhere while consent is asked: each try asks again, about the people of that moment.
+# Of those that race one gets through each time, so this is how many logins of one person may come at once.
+ASKED_MAX = 16
+PEOPLE_MOVED = "PEOPLE_MOVED"
 
 
 class SubjectReader(Protocol):
@@ -33,12 +38,27 @@ class SubjectReader(Protocol):
 class LinkStore(Protocol):
     """Links and what follows from them, changed together with the facts that say so."""
 
-    async def link(self, command: LinkCommand) -> Linked:
-        """Make the link, or find that it stands already.
+    async def made(self, command: LinkCommand) -> Linked | None:
+        """The link, if the command was applied before or the same statement stands already.
 
         Raises:
-            ServiceError: FAILED_PRECONDITION (SUBJECT_FULL, IDENTITY_SHARED_TOO_OFTEN), ALREADY_EXISTS
-                (REQUEST_ID_REUSED), CONFLICT, UNAVAILABLE.
+            ServiceError: ALREADY_EXISTS (REQUEST_ID_REUSED), UNAVAILABLE.
+        """
+        ...
+
+    async def people(self, member_ids: Sequence[str]) -> People:
+        """The subjects of these members; those that no link names are absent."""
+        ...
+
+    async def link(self, command: LinkCommand, asked: frozenset[Side]) -> Linked:
+        """Make the link, or find that it stands already.
+
+        Args:
+            asked: whom it may join: those who were asked.
+
+        Raises:
+            ServiceError: CONFLICT (PEOPLE_MOVED) when it would join others than those; FAILED_PRECONDITION
+                (SUBJECT_FULL, IDENTITY_SHARED_TOO_OFTEN), ALREADY_EXISTS (REQUEST_ID_REUSED), CONFLICT, UNAVAILABLE.
         """
         ...
 
@@ -48,6 +68,18 @@ class LinkStore(Protocol):
         Raises:
             ServiceError: NOT_FOUND (LINK_UNKNOWN), EXHAUSTED (LINKS_TANGLED), ALREADY_EXISTS (REQUEST_ID_REUSED),
                 CONFLICT, UNAVAILABLE.
+        """
+        ...
+
+
+class ConsentReader(Protocol):
+    """What people have said; the authority read."""
+
+    async def words(self, asked: Sequence[Side], purposes: Sequence[str]) -> list[Mapping[str, Word]]:
+        """What stands for each person and purpose, read after this call began.
+
+        Raises:
+            ServiceError: UNAVAILABLE (CONSENT_UNAVAILABLE).
         """
         ...
 
@@ -73,10 +105,18 @@ class IdentityHandlers:
     """
 
     def __init__(
-        self, subjects: SubjectReader, links: LinkStore, clock: Clock, *, pepper: bytes, holdout_salt: str
+        self,
+        subjects: SubjectReader,
+        links: LinkStore,
+        consent: ConsentReader,
+        clock: Clock,
+        *,
+        pepper: bytes,
+        holdout_salt: str,
     ) -> None:
         self._subjects = subjects
         self._links = links
+        self._consent = consent
         self._clock = clock
         self._pepper = pepper
         self._salt = holdout_salt
@@ -88,17 +128,19 @@ class IdentityHandlers:
             return await self._answers(sought)
 
     async def link(self, request_id: str, identities: Sequence[Identity]) -> tuple[Linked, Resolved]:
-        """State that the identities belong to one person; the link, and who that is now.
+        """State that the identities belong to one person, if those whom it joins allow it; the link, and who that is.
 
         Raises:
-            ServiceError: INVALID when they cannot be one person's; see LinkStore.link.
+            ServiceError: INVALID when they cannot be one person's; FAILED_PRECONDITION (IDENTITY_LINKING_NOT_ALLOWED);
+                UNAVAILABLE (CONSENT_UNAVAILABLE); see LinkStore.link. Whatever is raised, nothing was linked, but for
+                an unknown outcome.
         """
         named = pseudonyms(self._pepper, identities)
         if isinstance(named, Contradiction):
             raise invalid("identities", named.problem)
         with span("identity.link"):
             command = LinkCommand(request_id, uuid7(self._clock.now()), named)
-            linked = await self._links.link(command)
+            linked = await self._links.made(command) or await self._link(command)
             LINKS.labels("merged" if linked.merged else "kept").inc()
             (resolved,) = await self._resolved([seek_strongest(named)])
             return linked, resolved
@@ -128,6 +170,33 @@ class IdentityHandlers:
             (resolved,) = await self._resolved([sought])
             return resolved, await self._subjects.links([one.member_id for one in resolved.members])
 
+    async def _link(self, command: LinkCommand) -> Linked:
+        for tries_left in reversed(range(ASKED_MAX)):
+            people = await self._links.people([one.member_id for one in command.named])
+            asked = sides(command.named, people)
+            await self._require_permission(command, asked)
+            try:
+                return await self._links.link(command, asked)
+            except ServiceError as error:
+                if error.reason != PEOPLE_MOVED or not tries_left:
+                    raise
+        raise AssertionError("the last try returns or raises")
+
+    async def _require_permission(self, command: LinkCommand, asked: frozenset[Side]) -> None:
+        """Refuse a link that those whom it would join do not allow.
+
+        The authority read is sent after the call began, as in a Decide, so a refusal whose Record or Revoke had
+        returned before Link was called is always seen. One that is recorded while the link is being made may come to
+        stand beside it, as though the link had been made a moment earlier; Unlink takes it back. Closing that, too,
+        would take a lock across two services, and the person would see the same: the two calls overlapped.
+        That the people are those who were asked is checked under the link's own locks (LinkStore.link).
+        """
+        purposes = required_purposes(command.named)
+        denied = denial(purposes, await self._consent.words(sorted(asked, key=repr), purposes))
+        if denied is not None:
+            LINKS.labels("refused").inc()
+            raise _not_allowed(denied)
+
     async def _answers(self, sought: Sequence[Sought | Contradiction]) -> list[Resolved | Contradiction]:
         wanted = {one.member_id for one in sought if isinstance(one, Sought)}
         found = await self._subjects.subjects(list(wanted)) if wanted else {}
@@ -135,6 +204,17 @@ class IdentityHandlers:
 
     async def _resolved(self, sought: Sequence[Sought]) -> list[Resolved]:
         return [one for one in await self._answers(sought) if isinstance(one, Resolved)]
+
+
+def _not_allowed(denied: Denial) -> ServiceError:
+    purpose = denied.purpose
+    reason = "IDENTITY_LINKING_NOT_ALLOWED" if purpose == IDENTITY_LINKING else "NAMESPACE_NOT_ALLOWED"
+    why = (
+        f"one of those whom it would join has refused {purpose}: only they can grant it again"
+        if denied.refused
+        else f"none of those whom it would join has granted {purpose}: declare the purpose, ask, and record the answer"
+    )
+    return ServiceError(Kind.FAILED_PRECONDITION, reason, f"the link may not be made, {why}")
 
 
 class KeyHandlers:

@@ -17,7 +17,9 @@ from services.chassis.migrations import CHASSIS, migrate
 from services.chassis.postgres import create_pool
 from services.chassis.reconciler import Reconciler
 from services.chassis.relay import Relay
+from services.chassis.rpc_client import connect
 from services.chassis.settings import ServiceSettings, read_secret
+from services.identity.clients import GrpcConsentReader
 from services.identity.handlers import IdentityHandlers, KeyHandlers
 from services.identity.service import IdentityService, KeyService
 from services.identity.store.keys import PostgresKeys, Wrapping
@@ -33,6 +35,7 @@ class Settings(ServiceSettings):
     """What identity is told.
 
     Args:
+        consent_address: of consent; it may be away, and nobody is linked then.
         pepper_file: key of every pseudonym; can never be changed.
         kek_file: key that wraps the data keys.
         holdout_salt: changing it draws the holdout anew.
@@ -41,6 +44,7 @@ class Settings(ServiceSettings):
 
     model_config = SettingsConfigDict(env_prefix="COMITY_IDENTITY_")
 
+    consent_address: str
     pepper_file: Path
     kek_file: Path
     holdout_salt: str = "holdout"
@@ -64,9 +68,17 @@ async def build(settings: Settings, app: App) -> None:
     relay = Relay(pool, PostgresEventStore(pool), bus, "identity", on_lag=RELAY_LAG_S.labels("identity").set)
     app.background("relay", relay.run)
     app.background("reconciler", Reconciler(pool, bus, "identity").run)
+    # Never waited for: consent asks identity who somebody is, and each of the two has to start without the other.
+    channel = connect(settings.consent_address)
+    app.on_stop("consent", channel.close)
     clock = SystemClock()
     handlers = IdentityHandlers(
-        PostgresSubjects(pool), PostgresLinks(pool), clock, pepper=pepper, holdout_salt=settings.holdout_salt
+        PostgresSubjects(pool),
+        PostgresLinks(pool),
+        GrpcConsentReader(channel),
+        clock,
+        pepper=pepper,
+        holdout_salt=settings.holdout_salt,
     )
     app.server.add(add_IdentityServiceServicer_to_server, IdentityService(handlers))
     keys = KeyHandlers(PostgresKeys(pool, Wrapping(kek), clock))

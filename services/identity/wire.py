@@ -1,9 +1,10 @@
 """Identity's protobuf messages ↔ its domain: the only place that knows both."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
 from comity.common.v1 import types_pb2 as common_pb
+from comity.consent.v1 import consent_service_pb2 as consent_pb
 from comity.identity.v1 import identity_events_pb2 as events_pb
 from comity.identity.v1 import identity_service_pb2 as pb
 from google.protobuf.message import Message
@@ -19,7 +20,8 @@ from services.identity.domain.facts import (
 )
 from services.identity.domain.identities import Contradiction, Identity
 from services.identity.domain.keys import DataKey
-from services.identity.domain.resolution import Query, Resolved
+from services.identity.domain.permission import Side, Word
+from services.identity.domain.resolution import Query, Resolved, SubjectMember
 from services.identity.domain.subjects import LinkNote
 
 
@@ -42,9 +44,7 @@ def resolved(result: Resolved | Contradiction) -> pb.ResolvedSubject:
         member_id=result.member_id,
         level=int(result.level),  # type: ignore[arg-type]  # the domain's numbers are the enum's
         holdout_bucket=result.holdout_bucket,
-        members=[
-            common_pb.Member(subject_id=one.member_id, merged_at=_timestamp(one.merged_at)) for one in result.members
-        ],
+        members=_members(result.members),
     )
 
 
@@ -56,6 +56,18 @@ def subject_link(note: LinkNote) -> pb.SubjectLink:
 def data_key(key: DataKey) -> pb.DataKey:
     """A data key in plain, for a service that may have it."""
     return pb.DataKey(member_id=key.member_id, key_id=key.key_id, key=key.key, destroyed=key.destroyed)
+
+
+def evaluate_request(asked: Sequence[Side], purposes: Sequence[str]) -> consent_pb.EvaluateRequest:
+    """What consent is asked about the persons whom a link would join."""
+    return consent_pb.EvaluateRequest(
+        queries=[consent_pb.EvaluateQuery(members=_members(side), purposes=purposes) for side in asked]
+    )
+
+
+def words_of(response: consent_pb.EvaluateResponse) -> list[Mapping[str, Word]]:
+    """What each person has said, by purpose."""
+    return [{one.purpose: _word(one) for one in evaluation.verdicts} for evaluation in response.evaluations]
 
 
 def encode(fact: Fact) -> tuple[str, bytes]:
@@ -98,6 +110,24 @@ def _message(fact: Fact) -> Message:
             )
         case DataKeyMinted():
             return events_pb.DataKeyMinted(member_id=fact.member_id, key_id=fact.key_id)
+
+
+# An answer that has expired is no refusal, and neither is none at all.
+_NO = (
+    consent_pb.CONSENT_STATE_DENIED,
+    consent_pb.CONSENT_STATE_REVOKED,
+    consent_pb.CONSENT_STATE_OBJECTED,
+)
+
+
+def _word(verdict: consent_pb.PurposeVerdict) -> Word:
+    if verdict.allowed:
+        return Word.YES
+    return Word.NO if verdict.state in _NO else Word.NOTHING
+
+
+def _members(members: Sequence[SubjectMember]) -> list[common_pb.Member]:
+    return [common_pb.Member(subject_id=one.member_id, merged_at=_timestamp(one.merged_at)) for one in members]
 
 
 def _timestamp(at: datetime | None) -> Timestamp | None:

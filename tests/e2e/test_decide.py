@@ -12,7 +12,7 @@ from comity.decision.v1 import decision_service_pb2 as decision_pb
 from comity.identity.v1 import identity_service_pb2 as identity_pb
 
 from cli.connections import Services
-from tests.e2e.people import CALL_S, DEFAULTS, Person, item_ids, ranked_person, reason
+from tests.e2e.people import CALL_S, DEFAULTS, PURPOSES, Person, item_ids, ranked_person, reason
 
 
 async def test_a_person_who_agreed_gets_a_ranked_slate(willing: Person) -> None:
@@ -145,7 +145,7 @@ async def test_a_request_id_cannot_be_used_for_another_request(willing: Person) 
 async def test_consent_survives_logging_in(services: Services) -> None:
     """What an anonymous visitor agreed to holds for the person they turn out to be; what they revoke holds for both."""
     visitor = Person(services, {"anonymous_id": uuid.uuid4().hex})
-    await visitor.grant()
+    await visitor.grant(*PURPOSES, "identity_linking")
     known = Person(services, {**visitor.identities, "user_id": uuid.uuid4().hex})
     link = identity_pb.LinkRequest(request_id=uuid.uuid4().hex, identities=known.messages)
     await services.identity.Link(link, timeout=CALL_S)

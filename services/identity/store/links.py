@@ -18,7 +18,7 @@ from services.chassis.errors import Kind, ServiceError
 from services.chassis.events import Append, NewEvent
 from services.chassis.eventstore import append_in, command_applied, find_command
 from services.chassis.ids import uuid7
-from services.chassis.postgres import Connection, Pool, transaction
+from services.chassis.postgres import Connection, Pool, acquire, transaction
 from services.chassis.tracing import traceparent
 from services.identity import wire
 from services.identity.domain.facts import Fact
@@ -33,6 +33,7 @@ from services.identity.domain.linking import (
     link,
     unlink,
 )
+from services.identity.domain.permission import Side, sides
 from services.identity.domain.subjects import MEMBERS_MAX, Link, Named, People
 from services.identity.store.subjects import read_people
 
@@ -96,7 +97,17 @@ class PostgresLinks:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
 
-    async def link(self, command: LinkCommand) -> Linked:
+    async def made(self, command: LinkCommand) -> Linked | None:
+        """See handlers.LinkStore."""
+        async with acquire(self._pool) as connection:
+            return await _made(connection, command)
+
+    async def people(self, member_ids: Sequence[str]) -> People:
+        """See handlers.LinkStore."""
+        async with acquire(self._pool) as connection:
+            return await read_people(connection, member_ids)
+
+    async def link(self, command: LinkCommand, asked: frozenset[Side]) -> Linked:
         """See handlers.LinkStore."""
         member_ids = [one.member_id for one in command.named]
         locked: set[str] = set(member_ids)
@@ -104,7 +115,7 @@ class PostgresLinks:
             try:
                 async with transaction(self._pool, verify=command_applied(command.request_id)) as connection:
                     locked |= await _lock_people(connection, member_ids, locked)
-                    return await self._link(connection, command)
+                    return await self._link(connection, command, asked)
             except _PeopleMovedError as moved:
                 locked |= moved.subject_ids
                 if attempt >= TRIES_MAX:
@@ -114,17 +125,14 @@ class PostgresLinks:
                     raise
         raise AssertionError("the last try returns or raises")
 
-    async def _link(self, connection: Connection, command: LinkCommand) -> Linked:
-        done = await find_command(connection, command.request_id, command.digest)
-        if done is not None:
-            stream_id = await connection.fetchval(COMMAND_STREAM_SQL, command.request_id)
-            merged = await connection.fetchval(WAS_MERGED_SQL, stream_id, done.version, wire.SUBJECTS_MERGED)
-            return Linked(_link_id(stream_id), merged)
-        standing = await connection.fetchval(STANDING_SQL, command.statement)
-        if standing is not None:
-            return Linked(standing, merged=False)
+    async def _link(self, connection: Connection, command: LinkCommand, asked: frozenset[Side]) -> Linked:
+        made = await _made(connection, command)
+        if made is not None:
+            return made
         await _require_room(connection, command)
         people = await read_people(connection, [one.member_id for one in command.named])
+        if sides(command.named, people) != asked:
+            raise _moved()
         row = await connection.fetchrow(INSERT_LINK_SQL, command.link_id, command.statement)
         assert row is not None, "RETURNING gives the row inserted"
         named = tuple(Named(one.namespace, one.member_id) for one in command.named)
@@ -176,6 +184,17 @@ class _PeopleMovedError(Exception):
     def __init__(self, subject_ids: set[str]) -> None:
         super().__init__("the members belong to other subjects by now")
         self.subject_ids = subject_ids
+
+
+async def _made(connection: Connection, command: LinkCommand) -> Linked | None:
+    """What the command did when it was applied, or the link that says the same."""
+    done = await find_command(connection, command.request_id, command.digest)
+    if done is not None:
+        stream_id = await connection.fetchval(COMMAND_STREAM_SQL, command.request_id)
+        merged = await connection.fetchval(WAS_MERGED_SQL, stream_id, done.version, wire.SUBJECTS_MERGED)
+        return Linked(_link_id(stream_id), merged)
+    standing = await connection.fetchval(STANDING_SQL, command.statement)
+    return None if standing is None else Linked(standing, merged=False)
 
 
 async def _lock_people(connection: Connection, member_ids: list[str], known: set[str]) -> set[str]:
@@ -272,6 +291,15 @@ def _full() -> ServiceError:
         Kind.FAILED_PRECONDITION,
         "SUBJECT_FULL",
         f"a person has at most {MEMBERS_MAX} identities: leave session ids out of links, or take old links back",
+    )
+
+
+def _moved() -> ServiceError:
+    return ServiceError(
+        Kind.CONFLICT,
+        "PEOPLE_MOVED",
+        "somebody else was linked to the person while consent was asked: send it again",
+        retry_after_s=0.1,
     )
 
 

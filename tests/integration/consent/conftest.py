@@ -11,9 +11,10 @@ from comity.consent.v1 import consent_service_pb2 as pb
 from comity.consent.v1 import consent_service_pb2_grpc as pb_grpc
 from comity.identity.v1 import identity_service_pb2_grpc as identity_pb_grpc
 
+from cli.stack.ports import free_port
 from services.chassis.clock import SystemClock
 from services.chassis.postgres import Pool, create_pool
-from services.chassis.rpc_client import connect
+from services.chassis.rpc_client import connect, warm
 from services.chassis.rpc_server import RpcServer
 from services.chassis.settings import ServiceSettings
 from services.consent.clients import GrpcIdentityReader
@@ -21,6 +22,7 @@ from services.consent.handlers import ConsentHandlers
 from services.consent.service import ConsentService
 from services.consent.store.ledger import PostgresLedger
 from services.consent.store.policies import PostgresPolicies
+from services.identity.clients import GrpcConsentReader
 from services.identity.handlers import IdentityHandlers
 from services.identity.service import IdentityService
 from services.identity.store.links import PostgresLinks
@@ -115,13 +117,28 @@ def purpose(text: str) -> pb.Purpose:
 
 
 @pytest.fixture
-async def identity(database: MakeDatabase) -> AsyncIterator[tuple[identity_pb_grpc.IdentityServiceStub, str]]:
+def consent_port() -> int:
+    """Where identity expects consent."""
+    return free_port()
+
+
+@pytest.fixture
+async def identity(
+    database: MakeDatabase, consent_port: int
+) -> AsyncIterator[tuple[identity_pb_grpc.IdentityServiceStub, str]]:
     """Identity on a fresh database: its stub and its address."""
     url = await database("identity")
     pool = await create_pool(url, size=4)
     server = RpcServer(_settings(url))
+    # Consent comes later, and is found where it was said to be: each of the two starts without the other.
+    consent_channel = connect(f"127.0.0.1:{consent_port}")
     handlers = IdentityHandlers(
-        PostgresSubjects(pool), PostgresLinks(pool), SystemClock(), pepper=b"p" * 32, holdout_salt="salt"
+        PostgresSubjects(pool),
+        PostgresLinks(pool),
+        GrpcConsentReader(consent_channel),
+        SystemClock(),
+        pepper=b"p" * 32,
+        holdout_salt="salt",
     )
     server.add(identity_pb_grpc.add_IdentityServiceServicer_to_server, IdentityService(handlers))
     address = f"127.0.0.1:{await server.start()}"
@@ -129,6 +146,7 @@ async def identity(database: MakeDatabase) -> AsyncIterator[tuple[identity_pb_gr
     yield identity_pb_grpc.IdentityServiceStub(channel), address
     await channel.close()
     await server.stop()
+    await consent_channel.close()
     await pool.close()
 
 
@@ -137,7 +155,9 @@ async def consent_over(database: MakeDatabase) -> AsyncIterator[Callable[..., Aw
     """`await consent_over(identity_address="…")`: consent on a fresh database, or on one given, or through a proxy."""
     closers: list[Callable[[], Awaitable[object]]] = []
 
-    async def make(*, identity_address: str = "127.0.0.1:1", url: str = "", write_url: str = "") -> Consent:
+    async def make(
+        *, identity_address: str = "127.0.0.1:1", url: str = "", write_url: str = "", port: int = 0
+    ) -> Consent:
         url = url or await database("consent")
         pool = await create_pool(write_url or url, size=8)
         read_pool = await create_pool(url, size=8, statement_timeout_ms=EVALUATE_TIMEOUT_MS)
@@ -152,9 +172,12 @@ async def consent_over(database: MakeDatabase) -> AsyncIterator[Callable[..., Aw
             drain_s=DRAIN_S,
             pause=pauses,
         )
-        server = RpcServer(_settings(url))
+        server = RpcServer(_settings(url, port))
         server.add(pb_grpc.add_ConsentServiceServicer_to_server, ConsentService(handlers))
         channel = connect(f"127.0.0.1:{await server.start()}")
+        if port:
+            # Identity has tried the address in vain already, and gRPC pauses before it tries again.
+            assert await warm(channel)
         closers.extend([pool.close, read_pool.close, identity_channel.close, server.stop, channel.close])
         return Consent(url, pool, read_pool, pb_grpc.ConsentServiceStub(channel), pauses)
 
@@ -173,14 +196,16 @@ async def consent(consent_over: Callable[..., Awaitable[Consent]]) -> Consent:
 
 @pytest.fixture
 async def stitched(
-    identity: tuple[identity_pb_grpc.IdentityServiceStub, str], consent_over: Callable[..., Awaitable[Consent]]
+    identity: tuple[identity_pb_grpc.IdentityServiceStub, str],
+    consent_over: Callable[..., Awaitable[Consent]],
+    consent_port: int,
 ) -> tuple[identity_pb_grpc.IdentityServiceStub, Consent]:
     """Consent with an identity service that answers."""
     stub, address = identity
-    made = await consent_over(identity_address=address)
-    await made.publish("ads", "measurement")
+    made = await consent_over(identity_address=address, port=consent_port)
+    await made.publish("ads", "measurement", "identity_linking")
     return stub, made
 
 
-def _settings(url: str) -> ServiceSettings:
-    return ServiceSettings(database_url=url, nats_url="", drain_s=0.0)  # type: ignore[arg-type]
+def _settings(url: str, port: int = 0) -> ServiceSettings:
+    return ServiceSettings(listen=f"127.0.0.1:{port}", database_url=url, nats_url="", drain_s=0.0)  # type: ignore[arg-type]

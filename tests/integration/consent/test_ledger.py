@@ -214,7 +214,7 @@ async def test_consent_follows_a_person_through_merge_and_unmerge(stitched: Any)
 
     anonymous, user = "anonymous_id:a", "user_id:1"
     await consent.record("r1", known_as(anonymous), ads="DENIED", measurement="GRANTED")
-    await consent.record("r2", known_as(user, anonymous), ads="GRANTED")
+    await consent.record("r2", known_as(user, anonymous), ads="GRANTED", identity_linking="GRANTED")
     assert await consent.states(await members(user), "ads", "measurement") == ["GRANTED", "UNSPECIFIED"]
     request = identity_pb.LinkRequest(request_id="l1", identities=known_as(anonymous, user).identities)
     linked = await identity.Link(request, timeout=10)
@@ -227,6 +227,7 @@ async def test_consent_follows_a_person_through_merge_and_unmerge(stitched: Any)
         ("ads", pb.CONSENT_STATE_DENIED),
         ("measurement", pb.CONSENT_STATE_GRANTED),
         ("ads", pb.CONSENT_STATE_GRANTED),
+        ("identity_linking", pb.CONSENT_STATE_GRANTED),
         ("ads", pb.CONSENT_STATE_GRANTED),
     ]
     assert len({one.subject_id for one in history.records}) == 2
@@ -235,6 +236,26 @@ async def test_consent_follows_a_person_through_merge_and_unmerge(stitched: Any)
     await identity.Unlink(identity_pb.UnlinkRequest(request_id="l2", link_id=linked.link_id), timeout=10)
     assert await consent.states(await members(anonymous), "ads", "measurement") == ["DENIED", "GRANTED"]
     assert await consent.states(await members(user), "ads", "measurement") == ["GRANTED", "UNSPECIFIED"]
+
+
+async def test_nobody_is_linked_against_their_consent(stitched: Any) -> None:
+    """With the real ledger: unasked is no, one side's yes is enough, a no or a revocation of either side is a no."""
+    identity, consent = stitched
+
+    async def link(request_id: str, *presented: str) -> identity_pb.LinkResponse:
+        request = identity_pb.LinkRequest(request_id=request_id, identities=known_as(*presented).identities)
+        response: identity_pb.LinkResponse = await identity.Link(request, timeout=10)
+        return response
+
+    assert (await refusal(link("l1", "anonymous_id:a", "user_id:1"))).reason == "IDENTITY_LINKING_NOT_ALLOWED"
+    await consent.record("r1", known_as("anonymous_id:a"), identity_linking="DENIED")
+    await consent.record("r2", known_as("user_id:1"), identity_linking="GRANTED")
+    assert (await refusal(link("l1", "anonymous_id:a", "user_id:1"))).reason == "IDENTITY_LINKING_NOT_ALLOWED"
+    assert (await link("l2", "anonymous_id:b", "user_id:1")).merged
+    await consent.revoke("r3", known_as("user_id:1"), "identity_linking")
+    assert (await refusal(link("l3", "anonymous_id:c", "user_id:1"))).reason == "IDENTITY_LINKING_NOT_ALLOWED"
+    # What was made before is answered as it was.
+    assert (await link("l2", "anonymous_id:b", "user_id:1")).merged
 
 
 async def test_identities_that_contradict_each_other_record_nothing(stitched: Any) -> None:

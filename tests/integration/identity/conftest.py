@@ -1,11 +1,14 @@
 """Identity over a real Postgres and real gRPC, in this process."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import grpc
 import pytest
 from comity.common.v1 import types_pb2 as common_pb
+from comity.consent.v1 import consent_service_pb2 as consent_pb
+from comity.consent.v1 import consent_service_pb2_grpc as consent_pb_grpc
 from comity.identity.v1 import identity_service_pb2 as pb
 from comity.identity.v1 import identity_service_pb2_grpc as pb_grpc
 
@@ -14,6 +17,7 @@ from services.chassis.postgres import Pool, create_pool
 from services.chassis.rpc_client import connect
 from services.chassis.rpc_server import RpcServer
 from services.chassis.settings import ServiceSettings
+from services.identity.clients import GrpcConsentReader
 from services.identity.handlers import IdentityHandlers, KeyHandlers
 from services.identity.service import IdentityService, KeyService
 from services.identity.store.keys import PostgresKeys, Wrapping
@@ -24,12 +28,57 @@ PEPPER = b"pepper of the tests, 32 bytes long"
 KEK = b"key that wraps keys, 32 bytes long"
 
 
+async def not_asked(request: Any, context: Any) -> Any:
+    """A method that identity does not call."""
+    raise AssertionError("identity does not ask this")
+
+
+@dataclass
+class ConsentStandIn(consent_pb_grpc.ConsentServiceServicer):
+    """Consent over gRPC: a member says yes to everything that `states` has no other answer for.
+
+    Args:
+        states: by member and purpose.
+        asked: the queries, in order.
+        on_ask: awaited before an answer.
+    """
+
+    Record = Revoke = History = PublishPurposes = staticmethod(not_asked)
+
+    states: dict[tuple[str, str], str] = field(default_factory=dict)
+    asked: list[consent_pb.EvaluateQuery] = field(default_factory=list)
+    on_ask: Callable[[], Awaitable[object]] | None = None
+
+    def says(self, member_id: str, state: str, purpose: str = "identity_linking") -> None:
+        """`says(member, "DENIED")`; UNSPECIFIED: never asked."""
+        self.states[member_id, purpose] = state
+
+    async def Evaluate(self, request: consent_pb.EvaluateRequest, context: Any) -> consent_pb.EvaluateResponse:  # noqa: N802
+        """The strictest of the members' answers."""
+        self.asked.extend(request.queries)
+        if self.on_ask is not None:
+            await self.on_ask()
+        return consent_pb.EvaluateResponse(evaluations=[self._evaluation(query) for query in request.queries])
+
+    def _evaluation(self, query: consent_pb.EvaluateQuery) -> consent_pb.Evaluation:
+        evaluation = consent_pb.Evaluation()
+        for purpose in query.purposes:
+            said = [self.states.get((one.subject_id, purpose), "GRANTED") for one in query.members]
+            known = [consent_pb.ConsentState.Value(f"CONSENT_STATE_{state}") for state in said]
+            strictest = max(known, key=lambda state: (state != consent_pb.CONSENT_STATE_GRANTED, state))
+            allowed = strictest == consent_pb.CONSENT_STATE_GRANTED
+            evaluation.verdicts.add(purpose=purpose, allowed=allowed, state=strictest)
+        return evaluation
+
+
 @dataclass(frozen=True)
 class Identity:
     """A running identity service and what a test may look into."""
 
     url: str
     pool: Pool
+    consent: ConsentStandIn
+    consent_server: RpcServer
     service: pb_grpc.IdentityServiceStub
     keys: pb_grpc.KeyServiceStub
 
@@ -67,13 +116,30 @@ async def identity(database: Callable[[str], Awaitable[str]]) -> AsyncIterator[I
     url = await database("identity")
     pool = await create_pool(url, size=8)
     clock = SystemClock()
-    server = RpcServer(ServiceSettings(database_url=url, nats_url="", drain_s=0.0))  # type: ignore[arg-type]
-    handlers = IdentityHandlers(PostgresSubjects(pool), PostgresLinks(pool), clock, pepper=PEPPER, holdout_salt="salt")
+    consent, consent_server = ConsentStandIn(), RpcServer(_settings(url))
+    consent_server.add(consent_pb_grpc.add_ConsentServiceServicer_to_server, consent)
+    consent_channel = connect(f"127.0.0.1:{await consent_server.start()}")
+    server = RpcServer(_settings(url))
+    handlers = IdentityHandlers(
+        PostgresSubjects(pool),
+        PostgresLinks(pool),
+        GrpcConsentReader(consent_channel),
+        clock,
+        pepper=PEPPER,
+        holdout_salt="salt",
+    )
     server.add(pb_grpc.add_IdentityServiceServicer_to_server, IdentityService(handlers))
     keys = KeyHandlers(PostgresKeys(pool, Wrapping(KEK), clock))
     server.add(pb_grpc.add_KeyServiceServicer_to_server, KeyService(keys))
     channel: grpc.aio.Channel = connect(f"127.0.0.1:{await server.start()}")
-    yield Identity(url, pool, pb_grpc.IdentityServiceStub(channel), pb_grpc.KeyServiceStub(channel))
+    stub, key_stub = pb_grpc.IdentityServiceStub(channel), pb_grpc.KeyServiceStub(channel)
+    yield Identity(url, pool, consent, consent_server, stub, key_stub)
     await channel.close()
     await server.stop()
+    await consent_channel.close()
+    await consent_server.stop()
     await pool.close()
+
+
+def _settings(url: str) -> ServiceSettings:
+    return ServiceSettings(database_url=url, nats_url="", drain_s=0.0)  # type: ignore[arg-type]

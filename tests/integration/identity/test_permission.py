@@ -1,0 +1,121 @@
+"""Nobody is linked against their consent, over gRPC and Postgres."""
+
+from typing import Any
+
+import grpc
+import pytest
+from comity.identity.v1 import identity_service_pb2 as pb
+
+from services.chassis.errors import Kind, ServiceError
+from services.chassis.status import from_call_error
+
+
+async def refusal(call: Any) -> ServiceError:
+    """The error that a call ends with."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return from_call_error(caught.value)
+
+
+async def written(identity: Any) -> int:
+    """How many rows say who is who."""
+    total = 0
+    for table in ("links", "link_members", "subject_members", "events", "commands"):
+        total += await identity.pool.fetchval(f"SELECT count(*) FROM {table}")
+    return total
+
+
+async def member(identity: Any, presented: str) -> str:
+    """The pseudonym of an identity."""
+    return str((await identity.resolve(presented)).member_id)
+
+
+@pytest.mark.parametrize(
+    ("visitor", "user", "is_made"),
+    [
+        ("GRANTED", "GRANTED", True),
+        ("UNSPECIFIED", "GRANTED", True),
+        ("GRANTED", "UNSPECIFIED", True),
+        ("EXPIRED", "GRANTED", True),
+        ("UNSPECIFIED", "UNSPECIFIED", False),
+        ("EXPIRED", "UNSPECIFIED", False),
+        ("DENIED", "GRANTED", False),
+        ("GRANTED", "DENIED", False),
+        ("GRANTED", "REVOKED", False),
+        ("OBJECTED", "GRANTED", False),
+    ],
+)
+async def test_one_side_allows_and_none_refuses(identity: Any, visitor: str, user: str, is_made: bool) -> None:
+    """A link needs a yes, and every no is a veto; one that is refused writes nothing."""
+    identity.consent.says(await member(identity, "anonymous_id:a"), visitor)
+    identity.consent.says(await member(identity, "user_id:1"), user)
+    if is_made:
+        assert (await identity.link("r1", "anonymous_id:a", "user_id:1")).merged
+        return
+    error = await refusal(identity.link("r1", "anonymous_id:a", "user_id:1"))
+    assert (error.kind, error.reason) == (Kind.FAILED_PRECONDITION, "IDENTITY_LINKING_NOT_ALLOWED")
+    assert "identity_linking" in error.message
+    assert await written(identity) == 0
+
+
+async def test_without_consent_nobody_is_linked(identity: Any) -> None:
+    """While consent is away a link is unavailable, nothing is half applied, and later it goes through."""
+    await identity.consent_server.stop()
+    error = await refusal(identity.link("r1", "anonymous_id:a", "user_id:1"))
+    assert (error.kind, error.reason) == (Kind.UNAVAILABLE, "CONSENT_UNAVAILABLE")
+    assert await written(identity) == 0
+    assert (await identity.resolve("user_id:1")).subject_id
+
+
+async def test_a_link_that_was_made_is_answered_without_asking_again(identity: Any) -> None:
+    """A retry gets its answer, also when consent was taken back or is away by now."""
+    first = await identity.link("r1", "anonymous_id:a", "user_id:1")
+    asked = len(identity.consent.asked)
+    identity.consent.says(await member(identity, "user_id:1"), "REVOKED")
+    assert await identity.link("r1", "anonymous_id:a", "user_id:1") == first
+    assert (await identity.link("r2", "anonymous_id:a", "user_id:1")).link_id == first.link_id
+    assert len(identity.consent.asked) == asked
+    assert (await refusal(identity.link("r3", "anonymous_id:b", "user_id:1"))).kind is Kind.FAILED_PRECONDITION
+
+
+async def test_every_member_of_those_who_would_be_joined_is_asked_about(identity: Any) -> None:
+    """Consent combines all members of a side, so all of them are in the question, and when they joined."""
+    await identity.link("r1", "anonymous_id:a", "user_id:1")
+    await identity.link("r2", "anonymous_id:b", "email_sha256:e")
+    identity.consent.asked.clear()
+    await identity.link("r3", "user_id:1", "email_sha256:e")
+    sides = {tuple(one.subject_id for one in query.members) for query in identity.consent.asked}
+    assert sides == {
+        (await member(identity, "anonymous_id:a"), await member(identity, "user_id:1")),
+        (await member(identity, "anonymous_id:b"), await member(identity, "email_sha256:e")),
+    }
+    assert all(
+        [one.HasField("merged_at") for one in query.members] == [False, True] for query in identity.consent.asked
+    )
+
+
+async def test_the_owner_of_a_shared_device_is_not_asked(identity: Any) -> None:
+    """A login on somebody's device joins nobody to them: what they said neither hinders it nor shows through it."""
+    await identity.link("r1", "user_id:1", "device_id:d")
+    identity.consent.says(await member(identity, "user_id:1"), "REVOKED")
+    identity.consent.asked.clear()
+    assert not (await identity.link("r2", "user_id:2", "device_id:d")).merged
+    (query,) = identity.consent.asked
+    assert [one.subject_id for one in query.members] == [await member(identity, "user_id:2")]
+
+
+async def test_whoever_joins_while_consent_is_asked_is_asked_too(identity: Any) -> None:
+    """The people under the link's locks are those who were asked, or it asks again: nobody slips in unasked."""
+    refusing = await member(identity, "anonymous_id:late")
+    raced: list[pb.LinkResponse] = []
+
+    async def race() -> None:
+        identity.consent.on_ask = None
+        raced.append(await identity.link("r1", "anonymous_id:late", "user_id:1"))
+        identity.consent.says(refusing, "DENIED")
+
+    identity.consent.on_ask = race
+    error = await refusal(identity.link("r2", "user_id:1", "email_sha256:e"))
+    assert error.reason == "IDENTITY_LINKING_NOT_ALLOWED"
+    assert raced[0].merged
+    assert len((await identity.resolve("email_sha256:e")).members) == 1
