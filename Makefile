@@ -7,6 +7,8 @@ COMITY := $(BIN)/comity
 PYTEST ?=
 # Folder with the RankLens events, for the demo on real input.
 RANKLENS ?=
+# Folder with IAB's consent strings, for the proof that reads them (bench/prove/consent_vectors.py says which files).
+VECTORS ?=
 
 UV_COMPILE := uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-annotate --no-header --no-emit-index-url --no-emit-find-links
@@ -50,8 +52,8 @@ status: setup ## What runs
 bench: setup ## Measure P1 and P2; the last line is JSON
 	@$(COMITY) bench
 
-prove: setup ## Try the guarantees at full size; the last line is JSON
-	@$(BIN)/python -m bench.prove
+prove: setup ## Try the guarantees at full size; the last line is JSON; VECTORS=DIR adds IAB's consent strings
+	@$(BIN)/python -m bench.prove $(if $(VECTORS),--vectors "$(VECTORS)")
 
 lock: ## Resolve the locks anew from pyproject.toml (the only thing that needs uv)
 	$(UV_COMPILE) --all-extras -o locks/dev.txt

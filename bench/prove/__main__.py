@@ -7,8 +7,9 @@ import secrets
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
-from bench.prove import draws, kills, replays, revocation
+from bench.prove import consent_strings, draws, kills, replays, revocation
 from bench.prove.proof import Proof
 from bench.prove.proxy import slow_answers
 from bench.ranker import activate_noise
@@ -29,12 +30,17 @@ ENV = {
 # Long beside a Revoke and a Resolve, so that a read can be overtaken by both; well inside a stage's share.
 SLOW_S = 0.3
 SLOW_BUDGET_MS = 1_000
+STRINGS_SEED = 1
 
 
 class Sizes:
-    """How much is tried; `--quick` is what a person waits for."""
+    """How much is tried; `--quick` is what a person waits for.
 
-    def __init__(self, *, quick: bool) -> None:
+    Args:
+        vectors_dir: IAB's strings; None: G13 does without.
+    """
+
+    def __init__(self, *, quick: bool, vectors_dir: Path | None = None) -> None:
         self.kills = 3 if quick else 20
         self.teeth_kills = 3 if quick else 6
         self.decides = 3_000 if quick else 20_000
@@ -42,6 +48,8 @@ class Sizes:
         self.teeth_decides = 2_000 if quick else 6_000
         self.draws = 20_000
         self.replays = 1_000 if quick else 5_000
+        self.strings = 100_000 if quick else 1_000_000
+        self.vectors_dir = vectors_dir
 
 
 async def survive(sizes: Sizes) -> Proof:
@@ -147,9 +155,17 @@ async def drawn_truly(sizes: Sizes) -> Proof:
     )
 
 
+async def granted_by_valid_alone(sizes: Sizes) -> Proof:
+    """G13: a consent string that is not valid grants nothing; IAB's own strings are read as its libraries read them."""
+    if sizes.vectors_dir is None:
+        print("G13: no --vectors: only forged strings are tried", file=sys.stderr, flush=True)
+    return await asyncio.to_thread(consent_strings.prove_strings, sizes.vectors_dir, sizes.strings, STRINGS_SEED)
+
+
 PROOFS: dict[str, Callable[[Sizes], Awaitable[Proof]]] = {
     "G1_G3_G10": survive,
     "G7": revoked,
+    "G13": granted_by_valid_alone,
     "G15": replayed,
     "propensity": drawn_truly,
 }
@@ -170,11 +186,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.prove", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="GUARANTEE", help=f"only these: {', '.join(PROOFS)}")
     parser.add_argument("--quick", action="store_true", help="smaller sizes")
+    parser.add_argument("--vectors", type=Path, metavar="DIR", help=consent_strings.VECTORS_HELP)
     asked = parser.parse_args()
+    if asked.vectors is not None and not asked.vectors.is_dir():
+        parser.error(f"--vectors {asked.vectors} is no folder")
     unknown = set(asked.names) - set(PROOFS)
     if unknown:
         parser.error(f"unknown: {', '.join(sorted(unknown))}; there are: {', '.join(PROOFS)}")
-    found = asyncio.run(prove(asked.names or list(PROOFS), Sizes(quick=asked.quick)))
+    found = asyncio.run(prove(asked.names or list(PROOFS), Sizes(quick=asked.quick, vectors_dir=asked.vectors)))
     print(json.dumps({name: proof.to_json() for name, proof in found.items()}))
     return 0 if all(proof.holds for proof in found.values()) else 1
 

@@ -29,6 +29,10 @@ from services.consent.domain.signals.mapping import PurposeRule, SignalMapping, 
 from services.consent.domain.signals.tcf import TcString
 from tests.unit.consent.signals import encode
 
+VECTORS_HELP = (
+    "for G13: folder of consent strings with what IAB's reference libraries decode them to (public repositories "
+    "InteractiveAdvertisingBureau/iabtcf-es and iabtcf-java, IABTechLab/iabgpp-es and iabgpp-java, Apache-2.0)"
+)
 POOL = 1_500
 TEETH_SHARE = 20
 TEETH_MAX = 50_000
@@ -276,7 +280,7 @@ def _found_without(protection: Callable[[], AbstractContextManager[Decode]], see
 def main() -> int:
     """Try, print, and say by the exit status whether it held."""
     parser = argparse.ArgumentParser(prog="python -m bench.prove.consent_strings", description=__doc__)
-    parser.add_argument("--vectors", type=Path, metavar="FOLDER", help="IAB's strings")
+    parser.add_argument("--vectors", type=Path, metavar="DIR", help=VECTORS_HELP)
     parser.add_argument("--count", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=1)
     asked = parser.parse_args()
