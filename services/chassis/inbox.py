@@ -6,7 +6,7 @@ have its effect is put aside with its reason at once; what may pass is waited fo
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 from uuid import UUID
 
@@ -67,7 +67,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Subscription:
-    """A durable consumer of everything that one service emits.
+    """A durable consumer of everything that one service emits, or of one type of it.
 
     An event whose handling raises ServiceError INVALID, NOT_FOUND, FAILED_PRECONDITION (or a bug) goes to
     dead_letters with its reason, at first delivery, and the rest of its message applies; UNAVAILABLE and lost
@@ -81,6 +81,9 @@ class Subscription:
         handle: the effect; may use only the given connection, and may be called again for the same events
             (in a new transaction) when a part of them failed.
         after_commit: what need not be in the transaction (caches); runs before the message is acknowledged.
+        only: full name of the one type to take: whoever needs few of a source's events is not to pay for all
+            of them. Its own positions are then the only ones that can be awaited, and its events must be about nobody
+            and of one stream, so that they come in order.
     """
 
     def __init__(
@@ -91,7 +94,9 @@ class Subscription:
         consumer: str,
         handle: Handle,
         after_commit: AfterCommit | None = None,
+        only: str = "",
     ) -> None:
+        self._only = only
         self._pool = pool
         self._bus = bus
         self._source = source
@@ -109,7 +114,7 @@ class Subscription:
 
     async def run(self) -> None:
         """Consume until cancelled; outages are waited out."""
-        channels = f"ev.v1.*.{self._source}.>"
+        channels = f"ev.v1.*.{self._source}.{self._only.rpartition('.')[2] or '>'}"
         async with aclosing(self._bus.consume(channels, durable=self._consumer)) as deliveries:
             async for delivery in deliveries:
                 await self._take(delivery)
@@ -200,7 +205,7 @@ class Subscription:
         except (ServiceError, ValueError):
             await self._put_message_aside(message)
             return []
-        watermark = envelope.watermark_of(message.headers)
+        watermark = self._watermark(message, events)
         reached = (None,) * 3 if watermark is None else (watermark.epoch, watermark.xid, watermark.position)
         async with asyncio.timeout(HANDLE_TIMEOUT_S), transaction(self._pool) as connection:
             rows = await connection.fetch(FRESH_SQL, self._source, self._consumer, ids, *reached)
@@ -216,6 +221,15 @@ class Subscription:
             metrics.INBOX_LAG_S.labels(self._source).set(_age_s(ids[-1]))
         await self._prune()
         return events
+
+    def _watermark(self, message: Message, events: Sequence[RecordedEvent]) -> LogPosition | None:
+        """How far the source has come with this message, where that is known.
+
+        The relay says it of all that it published; of one type alone its own events say it.
+        """
+        if self._only:
+            return events[-1].position if events else None
+        return envelope.watermark_of(message.headers)
 
     async def _handle_apart(
         self, connection: Connection, message: Message, events: list[RecordedEvent], handle: Handle

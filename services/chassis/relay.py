@@ -26,11 +26,10 @@ PAGE_EVENTS_MAX = 1_000
 PAGE_EVENTS_MIN = 50
 # A page is held in memory twice, as rows and as messages.
 PAGE_BYTES = 8 * 2**20
-# Every message costs each of its consumers a transaction, and events of many subjects spread over all partitions: a
-# page of few events is as many messages as one of a thousand. So pages are filled as long as it takes to stay below
-# this rate (measured: 500 events/s in messages of 1.5 events cost 850 us of CPU each, in tens 230). Events that come
-# alone, or a few of one subject at a time, are never held.
-MESSAGES_PER_S = 160.0
+# Every message costs each of its consumers a transaction, however few events it holds. So pages are filled as long as
+# it takes to stay below this rate (measured: 500 events/s in messages of 1.5 events cost 850 us of CPU each, in tens
+# 230). Events that come alone, or a few of one subject at a time, are never held.
+MESSAGES_PER_S = 40.0
 MESSAGES_BURST = 16.0
 FILL_S_MAX = 0.1
 PUBLISH_PAUSE_S_MIN = 0.1
@@ -148,7 +147,7 @@ class Relay:
         """Store a page in the stream; how many messages, when every one of them is there."""
         by_partition = envelope.pack(self._service, page)
         messages_count = sum(map(len, by_partition.values()))
-        last = by_partition[envelope.partition(page[-1])].pop()
+        last = by_partition[envelope.partition(page[-1], envelope.PARTITIONS_COUNT)].pop()
         put_aside: list[tuple[OutMessage, str]] = []
         async with asyncio.TaskGroup() as group:
             for messages in by_partition.values():

@@ -27,6 +27,7 @@ from services.features.handlers import AwaitFolded, ItemColumns, ReadFeatures, S
 from services.features.service import FeatureService
 from services.features.store import CONSUMER, Books, ItemStore, MemberStates
 from services.features.subscribers import BehaviorIntake, on_decision_events
+from services.features.wire import CATALOG_CHANGED
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -71,7 +72,8 @@ async def build(settings: Settings, app: App) -> None:
     behavior = BehaviorIntake(books, Sealer(GrpcKeyReader(identity)), states, settled)
     intakes = {
         Source.FEEDBACK: Subscription(pool, bus, Source.FEEDBACK, CONSUMER, behavior.handle, behavior.after_commit),
-        Source.DECISION: Subscription(pool, bus, Source.DECISION, CONSUMER, on_decision_events),
+        # Decisions are many, and nothing of them is needed here.
+        Source.DECISION: Subscription(pool, bus, Source.DECISION, CONSUMER, on_decision_events, only=CATALOG_CHANGED),
     }
     relay = Relay(pool, PostgresEventStore(pool), bus, "features", on_lag=RELAY_LAG_S.labels("features").set)
     app.background("relay", relay.run)

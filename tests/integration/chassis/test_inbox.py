@@ -64,7 +64,7 @@ def events(*numbers: int, stream_id: str = "s") -> list[RecordedEvent]:
 
 async def publish(bus: NatsBus, batch: list[RecordedEvent], *, message_id: str, watermark: bool = True) -> None:
     """One message of these events, as the relay sends it."""
-    (message,) = envelope.pack("source", batch)[envelope.partition(batch[0])]
+    (message,) = envelope.pack("source", batch)[envelope.partition(batch[0], envelope.PARTITIONS_COUNT)]
     headers = envelope.headers("source", message, watermark=batch[-1].position if watermark else None)
     await bus.publish(message.channel, message.payload, message_id=message_id, headers=headers)
 
@@ -321,6 +321,28 @@ async def test_position_advances_over_duplicates_and_never_back(pool: Pool, bus:
         await eventually(reached(pool, 2))
     assert subscription.position == second[0].position
     assert await effects(pool) == [2, 1]
+
+
+async def test_only_one_type_is_taken_and_its_own_position_awaited(pool: Pool, bus: NatsBus) -> None:
+    """A subscription to one type sees nothing else, and stands where the last event of that type stood."""
+    wanted, other, last = events(1), [replace(one, type="source.v1.Other") for one in events(2)], events(3)
+    taken: list[str] = []
+
+    async def note(connection: Connection, batch: list[RecordedEvent]) -> None:
+        taken.extend(event.type for event in batch)
+        await record(connection, batch)
+
+    subscription = Subscription(pool, bus, "source", "picky", note, only=wanted[0].type)
+    task = asyncio.create_task(subscription.run())
+    try:
+        for name, batch in zip("abc", (wanted, other, last), strict=True):
+            await publish(bus, batch, message_id=name, watermark=False)
+        await subscription.await_position(last[0].position, 20)
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    assert taken == [wanted[0].type, last[0].type]
+    assert subscription.position == last[0].position
 
 
 async def test_consumers_of_one_source_are_independent(pool: Pool, bus: NatsBus) -> None:

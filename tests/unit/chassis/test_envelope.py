@@ -34,16 +34,16 @@ def test_event_survives_the_way(event: RecordedEvent) -> None:
     assert envelope.decode_batch(envelope.encode_batch([event])) == [event]
 
 
-@given(st.lists(recorded_events, max_size=40))
-def test_pack_keeps_every_event_and_its_partitions_order(events: list[RecordedEvent]) -> None:
+@given(st.lists(recorded_events, max_size=40), st.sampled_from([1, 2, 16]))
+def test_pack_keeps_every_event_and_its_partitions_order(events: list[RecordedEvent], partitions_count: int) -> None:
     """Messages hold all events once; within a partition they are in commit order; a message is of one type."""
-    packed = envelope.pack("source", events)
+    packed = envelope.pack("source", events, partitions_count)
     for number, messages in packed.items():
         carried = [event for message in messages for event in message.events]
-        assert carried == [event for event in events if envelope.partition(event) == number]
+        assert carried == [event for event in events if envelope.partition(event, partitions_count) == number]
         for message in messages:
             assert envelope.decode_batch(message.payload) == list(message.events)
-            assert {envelope.channel_of("source", event) for event in message.events} == {message.channel}
+            assert {envelope.channel_of("source", event.type, number) for event in message.events} == {message.channel}
     assert sum(len(message.events) for messages in packed.values() for message in messages) == len(events)
 
 
