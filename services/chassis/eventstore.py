@@ -54,8 +54,9 @@ async def append_in(connection: Connection, appends: Sequence[Append]) -> list[A
     Where an Appended is a duplicate its command was applied before: leave the state tables alone and answer from them.
 
     Raises:
-        ServiceError: CONFLICT (VERSION_CONFLICT), ALREADY_EXISTS (REQUEST_ID_REUSED), INVALID (EVENT_TOO_LARGE);
-            the transaction must be rolled back, which chassis.postgres.transaction does.
+        ServiceError: CONFLICT (VERSION_CONFLICT), ALREADY_EXISTS (REQUEST_ID_REUSED), INVALID (EVENT_TOO_LARGE),
+            FAILED_PRECONDITION (SUBJECT_ERASED); the transaction must be rolled back, which
+            chassis.postgres.transaction does.
     """
     _check(appends)
     try:
@@ -203,7 +204,9 @@ async def _record_wave(
     unsure: list[int] = []
     for index, append in enumerate(appends):
         row = written.get(append.stream_id)
-        if row is not None:
+        if row is not None and row["version"] == 0:
+            results[index] = subject_erased()
+        elif row is not None:
             results[index] = Appended(row["version"], position_of(row))
         elif append.request_id is None and not again:
             results[index] = _conflict()
@@ -281,6 +284,15 @@ def _check(appends: Sequence[Append]) -> None:
 
 def _bytes_count(append: Append) -> int:
     return sum(len(payload_of(event)) for event in append.events)
+
+
+def subject_erased() -> ServiceError:
+    """The refusal to store anything about somebody who was erased."""
+    return ServiceError(
+        Kind.FAILED_PRECONDITION,
+        "SUBJECT_ERASED",
+        "The subject was erased, and nothing about it is stored any more: resolve the person's identities anew.",
+    )
 
 
 def _conflict() -> ServiceError:

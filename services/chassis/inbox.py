@@ -14,6 +14,7 @@ import asyncpg
 import structlog
 
 from services.chassis import envelope, metrics, tracing
+from services.chassis.erasure import erased_in
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.events import ORIGIN, LogPosition, RecordedEvent
 from services.chassis.ports import Bus, Delivery, Message
@@ -39,7 +40,8 @@ PRUNE_MAX = 50_000
 # What time may mend; all else is a fault of the event or of the handler, and would be the same next time.
 _PASSING = frozenset({Kind.UNAVAILABLE, Kind.DEADLINE, Kind.EXHAUSTED, Kind.CONFLICT})
 
-# One statement, because every message pays for it. The position moves with the effect or not at all.
+# One statement, because every message pays for it. The position moves with the effect or not at all. What is about
+# somebody who was erased is never fresh and leaves no row: so a row also says that the event had its effect.
 FRESH_SQL = """
 WITH advanced AS (
     INSERT INTO inbox_positions AS p (source, consumer, epoch, xid, position)
@@ -49,13 +51,19 @@ WITH advanced AS (
     WHERE (p.epoch, p.xid, p.position) < (excluded.epoch, excluded.xid, excluded.position)
 )
 INSERT INTO inbox (source, consumer, event_id)
-SELECT $1, $2, e.event_id FROM unnest($3::uuid[]) AS e(event_id) ORDER BY e.event_id
+SELECT $1, $2, e.event_id FROM unnest($3::uuid[], $7::text[]) AS e(event_id, subject_id)
+WHERE (SELECT true FROM erased_members m WHERE m.member_id = e.subject_id) IS NULL ORDER BY e.event_id
 ON CONFLICT DO NOTHING RETURNING event_id
 """
 POSITION_SQL = "SELECT epoch, xid, position FROM inbox_positions WHERE source = $1 AND consumer = $2"
+# Of somebody who was erased nothing is kept aside either; a whole message is searched for its bytes.
 DEAD_LETTER_SQL = """
 INSERT INTO dead_letters (source, consumer, channel, event_id, type, subject_id, reason, detail, payload)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9
+WHERE NOT EXISTS (
+    SELECT FROM erased_members m
+    WHERE m.member_id = $6 OR ($6 = '' AND position(convert_to(m.member_id, 'UTF8') IN $9) > 0)
+)
 """
 PRUNE_SQL = f"""
 DELETE FROM inbox WHERE ctid = ANY (ARRAY(
@@ -72,6 +80,7 @@ class Subscription:
     An event whose handling raises ServiceError INVALID, NOT_FOUND, FAILED_PRECONDITION (or a bug) goes to
     dead_letters with its reason, at first delivery, and the rest of its message applies; UNAVAILABLE and lost
     databases are waited out, with the message kept first in line. A type that *handle* does not know it must ignore.
+    Events about people who were erased reach neither *handle* nor *after_commit*.
 
     Args:
         pool: of the consuming service's database.
@@ -208,8 +217,11 @@ class Subscription:
         watermark = self._watermark(message, events)
         reached = (None,) * 3 if watermark is None else (watermark.epoch, watermark.xid, watermark.position)
         async with asyncio.timeout(HANDLE_TIMEOUT_S), transaction(self._pool) as connection:
-            rows = await connection.fetch(FRESH_SQL, self._source, self._consumer, ids, *reached)
+            subjects = [event.subject_id for event in events]
+            rows = await connection.fetch(FRESH_SQL, self._source, self._consumer, ids, *reached, subjects)
             unseen = {row["event_id"] for row in rows}
+            if len(unseen) < len(ids):
+                events, ids = await _without_erased(connection, events, ids)
             fresh = [event for event, event_id in zip(events, ids, strict=True) if _take_out(unseen, event_id)]
             if fresh and not apart:
                 await handle(connection, fresh)
@@ -307,6 +319,18 @@ class Subscription:
             self._prune_at_s = time.monotonic() + PRUNE_EVERY_S
             async with acquire(self._pool) as connection:
                 await connection.execute(PRUNE_SQL)
+
+
+async def _without_erased(
+    connection: Connection, events: list[RecordedEvent], ids: list[UUID]
+) -> tuple[list[RecordedEvent], list[UUID]]:
+    """The events, less those about people who were erased, and their ids."""
+    erased = await erased_in(connection, {event.subject_id for event in events})
+    if not erased:
+        return events, ids
+    kept = [(event, event_id) for event, event_id in zip(events, ids, strict=True) if event.subject_id not in erased]
+    metrics.EVENTS_DROPPED.labels("erased").inc(len(events) - len(kept))
+    return [event for event, _ in kept], [event_id for _, event_id in kept]
 
 
 def _take_out(unseen: set[UUID], event_id: UUID) -> bool:

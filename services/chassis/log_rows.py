@@ -9,11 +9,13 @@ from services.chassis.events import Append, LogPosition, NewEvent, RecordedEvent
 # The first event of each append decides it: it goes in where the stream stands at the expected version and nobody
 # else is faster (ON CONFLICT waits for one who may be). The rest follow those that went in. Both are inserted in a
 # fixed order, so that two batches never wait for each other. Scalar subqueries, because they are always index
-# look-ups, whatever the planner believes about the size of the arrays.
+# look-ups, whatever the planner believes about the size of the arrays. An append about somebody who was erased (by its
+# first event) goes in nowhere and comes back as version 0: see chassis.erasure.
 APPEND_SQL = """
 WITH asked AS (
     SELECT stream_id, expected, events_count, request_id, digest, event_id, type, subject_id, occurred_at,
-           key_id, nonce, payload, traceparent
+           key_id, nonce, payload, traceparent,
+           (SELECT true FROM erased_members m WHERE m.member_id = a.subject_id) AS erased
     FROM unnest($1::text[], $2::int[], $3::int[], $4::text[], $5::bytea[], $6::uuid[], $7::text[], $8::text[],
                 $9::timestamptz[], $10::text[], $11::bytea[], $12::bytea[], $13::text[])
         AS a(stream_id, expected, events_count, request_id, digest, event_id, type, subject_id, occurred_at,
@@ -26,7 +28,7 @@ WITH asked AS (
                         key_id, nonce, payload, traceparent)
     SELECT (SELECT epoch FROM log_epoch), event_id, stream_id, expected + 1, type, subject_id, occurred_at,
            key_id, nonce, payload, traceparent
-    FROM asked ORDER BY stream_id
+    FROM asked WHERE erased IS NULL ORDER BY stream_id
     ON CONFLICT DO NOTHING
     RETURNING epoch, xid, position, stream_id, version
 ), rest AS (
@@ -50,6 +52,8 @@ WITH asked AS (
 SELECT stream_id, version, epoch, xid, position FROM firsts
 UNION ALL
 SELECT stream_id, version, epoch, xid, position FROM rest
+UNION ALL
+SELECT stream_id, 0, 0, '0'::xid8, 0 FROM asked WHERE erased
 """
 
 # Why an append did not go in: its command was applied (by now), or who stands where its first event was to go.

@@ -27,7 +27,12 @@ class MemoryEventStore:
         self._streams: dict[str, list[RecordedEvent]] = {}
         self._event_ids: set[str] = set()
         self._commands: dict[str, tuple[bytes, Appended]] = {}
+        self._erased: set[str] = set()
         self._xid = 0
+
+    def suppress(self, member_ids: Iterable[str]) -> None:
+        """Take nothing about these members any more: they were erased."""
+        self._erased.update(member_ids)
 
     async def append(self, append: Append) -> Appended:
         """See ports.EventStore."""
@@ -59,6 +64,8 @@ class MemoryEventStore:
             if digest != append.request_digest:
                 return ServiceError(Kind.ALREADY_EXISTS, "REQUEST_ID_REUSED", "Use a new request_id.")
             return Appended(done.version, done.position, duplicate=True)
+        if append.events[0].subject_id in self._erased:
+            return ServiceError(Kind.FAILED_PRECONDITION, "SUBJECT_ERASED", "The subject was erased.")
         stream = self._streams.setdefault(append.stream_id, [])
         if len(stream) != append.expected_version or append.events[0].event_id in self._event_ids:
             return ServiceError(Kind.CONFLICT, "VERSION_CONFLICT", "Read the stream again.")

@@ -17,6 +17,7 @@ class EventStore(Protocol):
         Raises:
             ServiceError: CONFLICT (VERSION_CONFLICT) when the stream does not stand at the expected version;
                 ALREADY_EXISTS (REQUEST_ID_REUSED) when the request id was used for another command;
+                FAILED_PRECONDITION (SUBJECT_ERASED) when it is about a member who was erased;
                 UNAVAILABLE when the outcome is unknown even after looking it up.
         """
         ...

@@ -31,6 +31,7 @@ COMITY_BATCH_SIZE = "comity.batch.size"
 COMITY_CANDIDATES_COUNT = "comity.candidates.count"
 COMITY_ELIGIBLE_COUNT = "comity.eligible.count"
 COMITY_EVENTS_COUNT = "comity.events.count"
+COMITY_ERASURE_STEP = "comity.erasure.step"
 COMITY_STAGE_OUTCOME = "comity.stage.outcome"
 
 TRACEPARENT = "traceparent"

@@ -1,20 +1,23 @@
 """What every ports.EventStore does; run against Postgres and against memory."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from uuid import uuid4
 
 import pytest
 
+from services.chassis.erasure import suppress_in
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.events import ORIGIN, Append, Appended, Sealed
 from services.chassis.eventstore import PostgresEventStore
 from services.chassis.memory import MemoryEventStore
 from services.chassis.ports import EventStore
-from services.chassis.postgres import create_pool
+from services.chassis.postgres import Pool, create_pool, transaction
 from tests.conftest import MakeDatabase
 from tests.contract.samples import new_append, new_event
+
+Suppress = Callable[[str], Awaitable[None]]
 
 
 class EventStoreContract:
@@ -149,21 +152,55 @@ class EventStoreContract:
         assert all(isinstance(result, Appended) for result in results), results
         assert len(await store.read_stream("s")) == 1
 
+    async def test_nothing_about_who_was_erased_is_recorded(self, store: EventStore, suppress: Suppress) -> None:
+        """An append about an erased member is refused by name, alone, and leaves no command behind."""
+        await suppress("e" * 26)
+        gone = Append("gone", 0, (new_event(subject_id="e" * 26),), "r", b"d")
+        kept = Append("kept", 0, (new_event(subject_id="k" * 26),), "q", b"d")
+        refused, done = await store.append_many([gone, kept])
+        assert isinstance(done, Appended)
+        assert isinstance(refused, ServiceError)
+        assert (refused.kind, refused.reason) == (Kind.FAILED_PRECONDITION, "SUBJECT_ERASED")
+        with pytest.raises(ServiceError) as again:
+            await store.append(gone)
+        assert again.value.reason == "SUBJECT_ERASED"
+        assert await store.read_stream("gone") == []
+        assert len(await store.read_stream("kept")) == 1
+
 
 class TestMemoryEventStore(EventStoreContract):
     @pytest.fixture
-    def store(self) -> EventStore:
+    def store(self) -> MemoryEventStore:
         return MemoryEventStore()
+
+    @pytest.fixture
+    def suppress(self, store: MemoryEventStore) -> Suppress:
+        async def suppress(member_id: str) -> None:
+            store.suppress((member_id,))
+
+        return suppress
 
 
 class TestPostgresEventStore(EventStoreContract):
     @pytest.fixture
-    async def store(self, database: MakeDatabase) -> AsyncIterator[EventStore]:
+    async def pool(self, database: MakeDatabase) -> AsyncIterator[Pool]:
         pool = await create_pool(await database("chassis"), size=4)
+        yield pool
+        await pool.close()
+
+    @pytest.fixture
+    async def store(self, pool: Pool) -> AsyncIterator[EventStore]:
         store = PostgresEventStore(pool)
         yield store
         await store.drain()
-        await pool.close()
+
+    @pytest.fixture
+    def suppress(self, pool: Pool) -> Suppress:
+        async def suppress(member_id: str) -> None:
+            async with transaction(pool) as connection:
+                await suppress_in(connection, "erasure", (member_id,))
+
+        return suppress
 
     async def test_bad_append_does_not_take_its_batch_along(self, store: EventStore) -> None:
         """An append that the database cannot store at all fails alone; those that left with it are recorded."""

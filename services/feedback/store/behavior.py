@@ -136,6 +136,7 @@ def _refused(error: ServiceError) -> NotRecorded:
     """What a refusal of one behavior means; an outage is the whole call's."""
     if error.kind is Kind.CONFLICT:
         return NotRecorded.DUPLICATE
-    if error.kind is Kind.NOT_FOUND:
+    # By the key that is gone, or by the log's suppress list.
+    if error.kind is Kind.NOT_FOUND or error.reason == "SUBJECT_ERASED":
         return NotRecorded.ERASED
     raise error

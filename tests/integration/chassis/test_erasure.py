@@ -1,0 +1,241 @@
+"""The suppress list and the deletion every service shares: who is on the list leaves no new trace, and no old one."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import asyncpg
+import pytest
+from comity.common.v1 import holdings_pb2 as pb
+
+from services.chassis import envelope
+from services.chassis.bus import NatsBus
+from services.chassis.erasure import (
+    Erasure,
+    Step,
+    count_in,
+    counts_in,
+    delete_from_log,
+    erased_in,
+    suppress_in,
+)
+from services.chassis.events import Append, LogPosition, RecordedEvent
+from services.chassis.eventstore import PostgresEventStore
+from services.chassis.holdings import HeldRecord, Holding, HoldingsService
+from services.chassis.inbox import Subscription
+from services.chassis.postgres import Connection, Pool, acquire, create_pool, transaction
+from tests.conftest import MakeDatabase
+from tests.contract.samples import new_event
+from tests.waiting import eventually
+
+GONE, KEPT = "g" * 26, "k" * 26
+LETTER_SQL = """
+INSERT INTO dead_letters (source, consumer, channel, event_id, subject_id, reason, payload)
+VALUES ('s', 'c', 'ch', gen_random_uuid(), $1, 'R', $2)
+"""
+COUNT_EVENTS_SQL = "SELECT subject_id, count(*) AS n FROM events GROUP BY subject_id"
+
+
+@pytest.fixture
+async def pool(database: MakeDatabase) -> AsyncIterator[Pool]:
+    pool = await create_pool(await database("chassis"), size=6)
+    yield pool
+    await pool.close()
+
+
+def recorded(member_id: str, number: int) -> RecordedEvent:
+    event = new_event(f"of {member_id}".encode(), subject_id=member_id)
+    position = LogPosition(1, 700 + number, number)
+    return RecordedEvent(
+        event.event_id, event.type, event.payload, event.occurred_at, member_id, "", f"s{number}", 1, position
+    )
+
+
+async def suppress(pool: Pool, *member_ids: str) -> None:
+    async with transaction(pool) as connection:
+        await suppress_in(connection, "e1", member_ids)
+
+
+async def test_the_list_is_exact_for_writers_in_flight(pool: Pool) -> None:
+    """Who asked before the member got on the list ends first; who asks while it is being put there sees it."""
+    order: list[str] = []
+    asked = asyncio.Event()
+    release = asyncio.Event()
+
+    async def writer() -> None:
+        async with transaction(pool) as connection:
+            assert await erased_in(connection, (GONE,)) == set()
+            asked.set()
+            await release.wait()
+            order.append("writer")
+
+    async def late_writer() -> None:
+        async with transaction(pool) as connection:
+            assert await erased_in(connection, (GONE, KEPT)) == {GONE}
+        order.append("late writer")
+
+    async def suppressor() -> None:
+        await suppress(pool, GONE)
+        order.append("suppressed")
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(writer())
+        await asked.wait()
+        group.create_task(suppressor())
+        await _until_it_waits(pool)
+        group.create_task(late_writer())
+        await asyncio.sleep(0)
+        release.set()
+    assert order[0] == "writer"
+    assert set(order) == {"writer", "suppressed", "late writer"}
+
+
+async def _until_it_waits(pool: Pool) -> None:
+    async def waits() -> bool:
+        async with acquire(pool) as connection:
+            return bool(await connection.fetchval("SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)"))
+
+    await eventually(waits)
+
+
+async def test_everything_in_the_log_goes_and_the_rest_stays(pool: Pool) -> None:
+    """Events, their commands, dead letters and whole messages that name the member go; other people's stay."""
+    store = PostgresEventStore(pool)
+    await store.append(Append("gone", 0, (new_event(subject_id=GONE), new_event(subject_id=GONE)), "r1", b"d"))
+    await store.append(Append("kept", 0, (new_event(subject_id=KEPT),), "r2", b"d"))
+    await store.append(Append("nobody", 0, (new_event(),), "r3", b"d"))
+    both = envelope.encode_batch([recorded(GONE, 1), recorded(KEPT, 2)])
+    async with acquire(pool) as connection:
+        for subject, payload in (
+            (GONE, b"x"),
+            (KEPT, b"x"),
+            ("", both),
+            ("", b"\xff" + GONE.encode()),
+            ("", b"\xffother"),
+        ):
+            await connection.execute(LETTER_SQL, subject, payload)
+    await suppress(pool, GONE)
+    for _ in range(2):
+        await delete_from_log(pool, Erasure("e1", (GONE,)))
+    async with acquire(pool) as connection:
+        left = {row["subject_id"]: row["n"] for row in await connection.fetch(COUNT_EVENTS_SQL)}
+        commands = await connection.fetch("SELECT request_id FROM commands ORDER BY request_id")
+        letters = await connection.fetch("SELECT subject_id, payload FROM dead_letters ORDER BY id")
+        counts = await counts_in(connection, "e1", Step.DELETE)
+    assert left == {KEPT: 1, "": 1}
+    assert [row["request_id"] for row in commands] == ["r2", "r3"]
+    assert [row["subject_id"] for row in letters] == [KEPT, "", ""]
+    assert [event.subject_id for event in envelope.decode_batch(letters[1]["payload"])] == [KEPT]
+    assert not [row for row in letters if GONE.encode() in row["payload"]]
+    assert counts == {("postgres", "events"): 2, ("postgres", "commands"): 1, ("postgres", "dead_letters"): 3}
+
+
+async def test_facts_go_only_by_the_switch(pool: Pool) -> None:
+    """The role that writes the log cannot take a fact away by mistake, nor change one with the switch on."""
+    await PostgresEventStore(pool).append(Append("s", 0, (new_event(subject_id=GONE),)))
+    async with acquire(pool) as connection:
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await connection.execute("DELETE FROM events")
+        async with connection.transaction():
+            await connection.execute("SELECT set_config('comity.erasing', 'on', true)")
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                async with connection.transaction():
+                    await connection.execute("UPDATE events SET type = ''")
+        # The switch ended with its transaction.
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await connection.execute("DELETE FROM events")
+
+
+async def test_old_messages_create_nothing(pool: Pool, nats_url: str) -> None:
+    """A redelivery about an erased member has no effect, and leaves no inbox row and no dead letter; others do."""
+    handled: list[str] = []
+    told: list[str] = []
+
+    async def handle(connection: Connection, events: list[RecordedEvent]) -> None:
+        handled.extend(event.subject_id for event in events)
+
+    async def after_commit(events: Sequence[RecordedEvent]) -> None:
+        told.extend(event.subject_id for event in events)
+
+    async with acquire(pool) as connection:
+        await connection.execute("INSERT INTO erased_members (member_id, erasure_id) VALUES ($1, 'e1')", GONE)
+    bus = await NatsBus.connect(nats_url, ack_wait_s=1.0)
+    try:
+        batch = [recorded(GONE, 1), recorded(KEPT, 2)]
+        # One message of both, as no relay would send it: the consumer must not rely on the sender.
+        message = envelope.OutMessage("ev.v1.0.source.Happened", "m", tuple(batch), envelope.encode_batch(batch))
+        await bus.ensure_stream("source")
+        headers = envelope.headers("source", message, watermark=batch[-1].position)
+        await bus.publish(message.channel, message.payload, message_id="m", headers=headers)
+        undecodable = b"\xff" + GONE.encode()
+        await bus.publish("ev.v1.0.source.Happened", undecodable, message_id="n", headers={})
+        after = [recorded(KEPT, 3)]
+        last = envelope.OutMessage("ev.v1.0.source.Happened", "o", tuple(after), envelope.encode_batch(after))
+        headers = envelope.headers("source", last, watermark=after[-1].position)
+        await bus.publish(last.channel, last.payload, message_id="o", headers=headers)
+        subscription = Subscription(pool, bus, "source", "test", handle, after_commit)
+        task = asyncio.create_task(subscription.run())
+        await subscription.await_position(after[-1].position, 20)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    finally:
+        await bus.close()
+    assert handled == [KEPT, KEPT]
+    assert set(told) == {KEPT}
+    async with acquire(pool) as connection:
+        assert await connection.fetchval("SELECT count(*) FROM inbox") == 2
+        assert await connection.fetchval("SELECT count(*) FROM dead_letters") == 0
+
+
+class OneTable:
+    """Holdings of a service that keeps notes about people."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    def describe(self) -> Sequence[Holding]:
+        return [Holding("postgres", "events", "what they did", "deleted", sealed=True, purposes=("measurement",))]
+
+    async def export(self, member_ids: Sequence[str]) -> AsyncIterator[HeldRecord]:
+        for number in range(250):
+            yield HeldRecord("postgres", "events", "note", member_ids[0], content={"number": number, "list": [1, "a"]})
+
+    async def erase(self, step: Step, erasure: Erasure) -> None:
+        if step is Step.DELETE:
+            await delete_from_log(self._pool, erasure)
+        if step is Step.WITHDRAW:
+            async with transaction(self._pool) as connection:
+                await count_in(connection, erasure.erasure_id, step, {("postgres", "items"): 2})
+
+
+async def test_a_step_taken_again_answers_the_same(pool: Pool) -> None:
+    """The servicer suppresses, deletes and answers the same counts however often it is asked; keys are forgotten."""
+    forgotten: list[str] = []
+    service = HoldingsService(pool, OneTable(pool), forget=forgotten.extend)
+    store = PostgresEventStore(pool)
+    await store.append(Append("gone", 0, (new_event(subject_id=GONE),)))
+    context: Any = None
+    answers = []
+    for step in (pb.ERASURE_STEP_SUPPRESS, pb.ERASURE_STEP_DESTROY_KEYS, pb.ERASURE_STEP_DELETE) * 2:
+        request = pb.EraseHoldingsRequest(erasure_id="e1", member_ids=[GONE, KEPT], step=step)
+        answers.append(await service.EraseHoldings(request, context))
+    assert answers[:3] == answers[3:]
+    assert [(count.name, count.count) for count in answers[0].counts] == [("erased_members", 2)]
+    assert {count.name: count.count for count in answers[2].counts}["events"] == 1
+    assert await store.read_stream("gone") == []
+    assert set(forgotten) == {GONE, KEPT}
+
+
+async def test_export_comes_in_pages(pool: Pool) -> None:
+    """Every record comes once, in order, in pages of a bounded size; the record of processing tells of them."""
+    service = HoldingsService(pool, OneTable(pool))
+    context: Any = None
+    request = pb.ExportHoldingsRequest(member_ids=[KEPT])
+    pages = [page async for page in service.ExportHoldings(request, context)]
+    assert [len(page.records) for page in pages] == [100, 100, 50]
+    numbers = [record.content["number"] for page in pages for record in page.records]
+    assert numbers == list(range(250))
+    described = await service.DescribeHoldings(pb.DescribeHoldingsRequest(), context)
+    assert [(one.name, one.sealed, list(one.purposes)) for one in described.holdings] == [
+        ("events", True, ["measurement"])
+    ]
