@@ -12,7 +12,7 @@ from rich.table import Table
 
 from cli.connections import NO_ADDRESSES, Address, Services, resolve_addresses
 from cli.failures import run
-from cli.options import DEFAULT_DATA_DIR, AsJson, DataDir
+from cli.options import DEFAULT_DATA_DIR, AsJson, DataDir, ReadAs, Reason, access
 from cli.output import console, print_json
 from cli.parsing import Identities, parse_identities
 from services.chassis.rpc_client import call
@@ -89,12 +89,14 @@ def revoke(
 
 def history(
     identity: Identities,
+    read_as: ReadAs = "",
+    reason: Reason = "",
     data_dir: DataDir = DEFAULT_DATA_DIR,
     address: Address = NO_ADDRESSES,
     as_json: AsJson = False,
 ) -> None:
-    """Show every answer that a person gave, oldest first."""
-    request = consent_pb.HistoryRequest(subject=_subject(identity))
+    """Show every answer that a person gave, oldest first; that you looked is recorded."""
+    request = consent_pb.HistoryRequest(subject=_subject(identity), access=access(read_as, reason))
     answer = _ask("History", request, data_dir, address, as_json=as_json)
     if as_json:
         print_json(MessageToDict(answer, preserving_proto_field_name=True))

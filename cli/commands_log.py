@@ -16,7 +16,7 @@ from rich.table import Table
 from cli.commands_decide import fallback_name, reason_name
 from cli.connections import NO_ADDRESSES, Address, Services, resolve_addresses
 from cli.failures import run
-from cli.options import DEFAULT_DATA_DIR, AsJson, DataDir
+from cli.options import DEFAULT_DATA_DIR, AsJson, DataDir, ReadAs, Reason, access
 from cli.output import console, errors, print_json
 from cli.stack.servers import together
 from services.chassis.errors import Kind, ServiceError
@@ -37,12 +37,15 @@ def register(app: typer.Typer) -> None:
 
 def why(
     decision_id: Annotated[str, typer.Argument(metavar="DECISION_ID", help="As in the answer of decide.")],
+    read_as: ReadAs = "",
+    reason: Reason = "",
     data_dir: DataDir = DEFAULT_DATA_DIR,
     address: Address = NO_ADDRESSES,
     as_json: AsJson = False,
 ) -> None:
-    """Say why a decision came out as it did: consent, eligible, scored, drawn, served."""
-    answer = run(_explain(decision_id, data_dir, address), as_json=as_json)
+    """Say why a decision came out as it did: consent, eligible, scored, drawn, served; that you looked is recorded."""
+    request = decision_pb.ExplainRequest(decision_id=decision_id, access=access(read_as, reason))
+    answer = run(_explain(request, data_dir, address), as_json=as_json)
     if as_json:
         print_json(MessageToDict(answer, preserving_proto_field_name=True))
         return
@@ -139,9 +142,10 @@ def progress_bar(*, quiet: bool = False) -> Progress:
     return Progress(*columns, console=errors, transient=True, disable=quiet)
 
 
-async def _explain(decision_id: str, data_dir: Path, address: list[str]) -> decision_pb.ExplainResponse:
+async def _explain(
+    request: decision_pb.ExplainRequest, data_dir: Path, address: list[str]
+) -> decision_pb.ExplainResponse:
     async with Services(resolve_addresses(data_dir, address)) as services:
-        request = decision_pb.ExplainRequest(decision_id=decision_id)
         answer: decision_pb.ExplainResponse = await call(services.decision.Explain, request, TIMEOUT_S)
         return answer
 

@@ -35,6 +35,7 @@ from cli.demo.simulator import Consent, Shop, Visitor, population
 from cli.demo.site import consent_purposes, default_slates, eligible_items, exploring
 from cli.demo.statistics import percentile
 from cli.fresh import embedded_only, make_room
+from cli.options import access
 from cli.stack import SERVICES, Stack
 from learning.errors import LearningError
 from learning.pipeline import Services as LearningServices
@@ -259,7 +260,9 @@ class Demo:
     async def _tell(self, title: str, decision: Decision) -> None:
         if not decision.decision_id:
             return
-        request = decision_pb.ExplainRequest(decision_id=decision.decision_id)
+        request = decision_pb.ExplainRequest(
+            decision_id=decision.decision_id, access=access("demo", "a story of the page")
+        )
         explanation = await call(self._services.decision.Explain, request, CALL_TIMEOUT_S)
         self._found.stories.append(Story(title, decision, explanation))
 

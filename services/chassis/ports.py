@@ -112,3 +112,32 @@ class Cache(Protocol):
     async def delete_many(self, keys: Sequence[str]) -> None:
         """Remove them; absent ones are no error."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who reads a person's data, and why.
+
+    Args:
+        accessor: the person or system that reads; never the subject.
+        reason: on what ground; free text without personal data of the subject.
+    """
+
+    accessor: str
+    reason: str = ""
+
+
+class AccessLog(Protocol):
+    """Reads of personal data by people, as facts of the service that gave the data out."""
+
+    async def accessed(self, subject_id: str, access: Access, method: str) -> None:
+        """Record that it was read, durably, before it is handed out: what cannot be recorded is not given.
+
+        Args:
+            subject_id: pseudonym (member or subject) whose data it is.
+            method: the call, "comity.decision.v1.DecisionService/Explain".
+
+        Raises:
+            ServiceError: UNAVAILABLE.
+        """
+        ...

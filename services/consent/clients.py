@@ -12,14 +12,14 @@ TIMEOUT_S = 1.0
 
 
 class GrpcIdentityReader:
-    """handlers.IdentityReader over identity.Resolve."""
+    """handlers.ledger.IdentityReader over identity.Resolve."""
 
     def __init__(self, channel: grpc.aio.Channel, *, timeout_s: float = TIMEOUT_S) -> None:
         self._stub = pb_grpc.IdentityServiceStub(channel)
         self._timeout_s = timeout_s
 
     async def person(self, who: Who) -> Person:
-        """See handlers.IdentityReader."""
+        """See handlers.ledger.IdentityReader."""
         try:
             response = await call(self._stub.Resolve, wire.resolve_request(who), self._timeout_s)
         except ServiceError as error:

@@ -7,6 +7,7 @@ from comity.consent.v1.consent_service_pb2_grpc import add_ConsentServiceService
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from services.chassis.access import PostgresAccessLog
 from services.chassis.bus import NatsBus
 from services.chassis.clock import SystemClock
 from services.chassis.eventstore import PostgresEventStore
@@ -19,7 +20,7 @@ from services.chassis.relay import Relay
 from services.chassis.rpc_client import connect
 from services.chassis.settings import ServiceSettings
 from services.consent.clients import GrpcIdentityReader
-from services.consent.handlers import ConsentHandlers
+from services.consent.handlers.ledger import ConsentHandlers
 from services.consent.service import ConsentService
 from services.consent.store.ledger import PostgresLedger
 from services.consent.store.policies import PostgresPolicies
@@ -72,6 +73,7 @@ async def build(settings: Settings, app: App) -> None:
         PostgresLedger(pool, read_pool, policies),
         policies,
         GrpcIdentityReader(channel),
+        PostgresAccessLog(pool, clock),
         clock,
         drain_s=settings.decide_budget_ms_max / 1000,
         pause=asyncio.sleep,

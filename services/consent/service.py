@@ -5,8 +5,9 @@ from typing import Any
 from comity.consent.v1 import consent_service_pb2 as pb
 from comity.consent.v1 import consent_service_pb2_grpc as pb_grpc
 
+from services.chassis.access import access_of
 from services.consent import wire
-from services.consent.handlers import ConsentHandlers
+from services.consent.handlers.ledger import ConsentHandlers
 
 
 class ConsentService(pb_grpc.ConsentServiceServicer):
@@ -36,7 +37,7 @@ class ConsentService(pb_grpc.ConsentServiceServicer):
 
     async def History(self, request: pb.HistoryRequest, context: Any) -> pb.HistoryResponse:  # noqa: N802
         """What a person answered."""
-        answers = await self._handlers.history(wire.who_of(request.subject))
+        answers = await self._handlers.history(wire.who_of(request.subject), access_of(request.access))
         return pb.HistoryResponse(records=[wire.consent_record(member_id, one) for member_id, one in answers])
 
     async def PublishPurposes(  # noqa: N802

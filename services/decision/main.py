@@ -7,6 +7,7 @@ from comity.decision.v1 import decision_service_pb2_grpc as pb_grpc
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from services.chassis.access import PostgresAccessLog
 from services.chassis.bus import NatsBus
 from services.chassis.clock import SystemClock
 from services.chassis.eventstore import PostgresEventStore
@@ -118,6 +119,7 @@ class _Parts:
         self.models = PostgresModels(pool, self.clock)
         self.loader = OnnxLoader()
         self.log = SealedDecisionLog(store, Sealer(GrpcKeyReader(identity, self.load)), self.clock)
+        self.accesses = PostgresAccessLog(pool, self.clock)
         self.corrections = Corrections(self.log)
         app.on_stop("corrections", self.corrections.drain)
         self.scoring = Scoring(inline_cost_s=settings.inline_cost_us / 1e6)
@@ -162,6 +164,7 @@ class _Parts:
             models=self.models,
             loader=self.loader,
             keys=self.keys,
+            accesses=self.accesses,
         )
         return DecisionService(decide=decide, record=record, inspect=inspect)
 

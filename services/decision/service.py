@@ -7,6 +7,7 @@ import grpc
 from comity.decision.v1 import decision_service_pb2 as pb
 from comity.decision.v1 import decision_service_pb2_grpc as pb_grpc
 
+from services.chassis.access import access_of
 from services.chassis.envelope import from_position, to_position
 from services.chassis.errors import invalid
 from services.decision.handlers.catalog import ApplySite, DescribeSite, UpsertItems
@@ -54,11 +55,12 @@ class DecisionService(pb_grpc.DecisionServiceServicer):
 
     async def GetDecision(self, request: pb.GetDecisionRequest, context: Context) -> pb.GetDecisionResponse:  # noqa: N802
         """Give a decision as it was logged."""
-        return pb.GetDecisionResponse(decision=record_to_pb(await self._inspect.get(request.decision_id)))
+        record = await self._inspect.get(request.decision_id, access_of(request.access))
+        return pb.GetDecisionResponse(decision=record_to_pb(record))
 
     async def Explain(self, request: pb.ExplainRequest, context: Context) -> pb.ExplainResponse:  # noqa: N802
         """Say why a decision came out as it did."""
-        return explanation_to_pb(*await self._inspect.explain(request.decision_id))
+        return explanation_to_pb(*await self._inspect.explain(request.decision_id, access_of(request.access)))
 
     async def Replay(self, request: pb.ReplayRequest, context: Context) -> pb.ReplayResponse:  # noqa: N802
         """Decide again and compare."""

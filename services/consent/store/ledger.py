@@ -62,7 +62,7 @@ FROM events WHERE stream_id = ANY($1::text[]) ORDER BY occurred_at, stream_id, v
 
 
 class PostgresLedger:
-    """handlers.Ledger.
+    """handlers.ledger.Ledger.
 
     Args:
         pool: for changes and histories.
@@ -75,7 +75,7 @@ class PostgresLedger:
         self._policies = policies
 
     async def change(self, member_id: str, request_id: str, digest: bytes, decide: Decide) -> Change:
-        """See handlers.Ledger."""
+        """See handlers.ledger.Ledger."""
         for tries_left in reversed(range(TRIES_MAX)):
             try:
                 async with transaction(self._pool, verify=command_applied(request_id)) as connection:
@@ -86,14 +86,14 @@ class PostgresLedger:
         raise AssertionError("the last try returns or raises")
 
     async def snapshot(self, member_ids: Sequence[str]) -> Snapshot:
-        """See handlers.Ledger."""
+        """See handlers.ledger.Ledger."""
         async with acquire(self._read_pool) as connection:
             rows = await connection.fetch(STANDINGS_SQL, list(member_ids))
             policy = await self._policies.version_in(connection, rows[0]["policy_version"])
         return Snapshot(policy, _standings(rows))
 
     async def history(self, member_ids: Sequence[str], *, limit: int) -> list[tuple[str, Answer]]:
-        """See handlers.Ledger."""
+        """See handlers.ledger.Ledger."""
         async with acquire(self._pool) as connection:
             rows = await connection.fetch(HISTORY_SQL, [_stream_id(one) for one in member_ids], limit)
         return [(row["subject_id"], wire.decode_answer(recorded(row))) for row in rows]

@@ -30,7 +30,7 @@ PUT_ACTIVE_SQL = "UPDATE active_policy SET policy_version = $1, stream_version =
 
 
 class PostgresPolicies:
-    """handlers.PolicyStore; remembers versions it has read, which never change."""
+    """handlers.ledger.PolicyStore; remembers versions it has read, which never change."""
 
     def __init__(self, pool: Pool, clock: Clock) -> None:
         self._pool = pool
@@ -38,12 +38,12 @@ class PostgresPolicies:
         self._known: dict[str, Policy] = {"": Policy()}
 
     async def policy(self) -> Policy:
-        """See handlers.PolicyStore."""
+        """See handlers.ledger.PolicyStore."""
         async with acquire(self._pool) as connection:
             return await self.version_in(connection, await connection.fetchval(ACTIVE_SQL))
 
     async def publish(self, decide: Callable[[Policy], Policy]) -> Policy:
-        """See handlers.PolicyStore."""
+        """See handlers.ledger.PolicyStore."""
         async with transaction(self._pool) as connection:
             await connection.execute(LOCK_SQL)
             active = await connection.fetchrow(ACTIVE_SQL)

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
 
 from services.chassis.errors import Kind, ServiceError
+from services.chassis.ports import Access, AccessLog
 from services.decision.domain.explain import Explanation, explain
 from services.decision.domain.plan import CompiledSite, Plan
 from services.decision.domain.record import DecisionRecord
@@ -19,6 +20,8 @@ V = TypeVar("V")
 # Replays come in runs over the same few versions; a model takes megabytes.
 SITES_MAX = 16
 MODELS_MAX = 4
+GET_METHOD = "comity.decision.v1.DecisionService/GetDecision"
+EXPLAIN_METHOD = "comity.decision.v1.DecisionService/Explain"
 
 
 class Kept(Generic[K, V]):
@@ -55,34 +58,37 @@ class InspectDecisions:
         models: ModelStore,
         loader: ModelLoader,
         keys: Keys,
+        accesses: AccessLog,
     ) -> None:
         self._log = log
         self._catalog = catalog
         self._models = models
         self._loader = loader
         self._keys = keys
+        self._accesses = accesses
         self._sites = Kept[str, CompiledSite](sites.load, SITES_MAX)
         self._scorers = Kept[str, Scorer](self._load_scorer, MODELS_MAX)
 
-    async def get(self, decision_id: str) -> DecisionRecord:
-        """The decision as it stands.
+    async def get(self, decision_id: str, access: Access) -> DecisionRecord:
+        """The decision as it stands; that it was read is a fact about its subject.
 
         Raises:
-            ServiceError: NOT_FOUND (DECISION_UNKNOWN, SUBJECT_ERASED).
+            ServiceError: NOT_FOUND (DECISION_UNKNOWN, SUBJECT_ERASED); UNAVAILABLE.
         """
-        record = await self._log.find(decision_id)
-        if record is None:
-            raise ServiceError(Kind.NOT_FOUND, "DECISION_UNKNOWN", "decision_id: there is no such decision in the log")
+        record = await self._find(decision_id)
+        await self._read(record, access, GET_METHOD)
         return record
 
-    async def explain(self, decision_id: str) -> tuple[DecisionRecord, Explanation]:
-        """The decision and why it came out as it did.
+    async def explain(self, decision_id: str, access: Access) -> tuple[DecisionRecord, Explanation]:
+        """The decision and why it came out as it did; that it was read is a fact about its subject.
 
         Raises:
-            ServiceError: NOT_FOUND, as of get, and when the pinned site is not kept.
+            ServiceError: NOT_FOUND, as of get, and when the pinned site is not kept; UNAVAILABLE.
         """
-        record = await self.get(decision_id)
-        return record, explain(record, _plan_of(await self._site_of(record), record))
+        record = await self._find(decision_id)
+        explanation = explain(record, _plan_of(await self._site_of(record), record))
+        await self._read(record, access, EXPLAIN_METHOD)
+        return record, explanation
 
     async def replay(self, decision_id: str) -> Replayed:
         """The decision, made again.
@@ -90,7 +96,7 @@ class InspectDecisions:
         Raises:
             ServiceError: NOT_FOUND, as of explain.
         """
-        record = await self.get(decision_id)
+        record = await self._find(decision_id)
         pinned = Pinned(
             site=await self._site_of(record),
             items=await self._catalog.at(record.inputs.candidates.item_ids, int(record.versions.catalog or 0)),
@@ -99,6 +105,17 @@ class InspectDecisions:
             seed_key_id=self._keys.seed_id,
         )
         return await asyncio.to_thread(decide_again, record, pinned)
+
+    async def _find(self, decision_id: str) -> DecisionRecord:
+        record = await self._log.find(decision_id)
+        if record is None:
+            raise ServiceError(Kind.NOT_FOUND, "DECISION_UNKNOWN", "decision_id: there is no such decision in the log")
+        return record
+
+    async def _read(self, record: DecisionRecord, access: Access, method: str) -> None:
+        """Record under the member: what is about a member goes when the member is erased."""
+        if record.member_id:
+            await self._accesses.accessed(record.member_id, access, method)
 
     async def _site_of(self, record: DecisionRecord) -> CompiledSite:
         site = await self._sites.get(record.versions.site)

@@ -12,13 +12,14 @@ from comity.consent.v1 import consent_service_pb2_grpc as pb_grpc
 from comity.identity.v1 import identity_service_pb2_grpc as identity_pb_grpc
 
 from cli.stack.ports import free_port
+from services.chassis.access import PostgresAccessLog
 from services.chassis.clock import SystemClock
 from services.chassis.postgres import Pool, create_pool
 from services.chassis.rpc_client import connect, warm
 from services.chassis.rpc_server import RpcServer
 from services.chassis.settings import ServiceSettings
 from services.consent.clients import GrpcIdentityReader
-from services.consent.handlers import ConsentHandlers
+from services.consent.handlers.ledger import ConsentHandlers
 from services.consent.service import ConsentService
 from services.consent.store.ledger import PostgresLedger
 from services.consent.store.policies import PostgresPolicies
@@ -168,6 +169,7 @@ async def consent_over(database: MakeDatabase) -> AsyncIterator[Callable[..., Aw
             PostgresLedger(pool, read_pool, policies),
             policies,
             GrpcIdentityReader(identity_channel),
+            PostgresAccessLog(pool, clock),
             clock,
             drain_s=DRAIN_S,
             pause=pauses,

@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 import pytest
+from comity.common.v1 import holdings_pb2 as holdings_pb
 from comity.common.v1 import types_pb2 as common_pb
 from comity.consent.v1 import consent_service_pb2 as pb
 from comity.identity.v1 import identity_service_pb2 as identity_pb
@@ -315,3 +316,14 @@ async def test_statements_can_be_prepared(consent: Any) -> None:
         for name, statement in constants.items():
             if name.endswith("_SQL"):
                 await connection.prepare(statement)
+
+
+async def test_who_reads_a_history_leaves_a_fact(stitched: Any) -> None:
+    """The read is recorded before the answers are handed out, also of a caller that does not say who it is."""
+    _, consent = stitched
+    await consent.record("r1", who(ALICE), ads="GRANTED")
+    for access in (common_pb.Access(accessor="officer", reason="a complaint"), None):
+        await consent.service.History(pb.HistoryRequest(subject=who(ALICE), access=access), timeout=5)
+    events = await PostgresEventStore(consent.pool).read_stream(f"access-{ALICE}")
+    facts = [holdings_pb.PersonalDataAccessed.FromString(bytes(event.payload)) for event in events]  # type: ignore[arg-type]  # plain
+    assert [fact.access.accessor for fact in facts] == ["officer", "unstated"]

@@ -5,11 +5,13 @@ import asyncio
 import asyncpg
 import grpc
 import pytest
+from comity.common.v1 import holdings_pb2, types_pb2
 from comity.common.v1.types_pb2 import Identity, SubjectRef
 from comity.decision.v1 import decision_events_pb2 as events_pb
 from comity.decision.v1 import decision_service_pb2 as pb
 from comity.decision.v1 import site_pb2
 
+from services.chassis.access import PERSONAL_DATA_ACCESSED
 from services.chassis.errors import ServiceError
 from services.chassis.status import from_call_error
 from tests.integration.decision.conftest import TIMEOUT_S, Deciding, Start, ask, items, member, past, site
@@ -43,6 +45,27 @@ async def test_a_decision_is_ranked_logged_explained_and_replayed(deciding: Deci
     assert [step.stage for step in explained.steps][:4] == ["identity", "consent", "eligible", "scored"]
     again = await replayed(deciding, decision_id)
     assert (again.identical, list(again.differences)) == (True, [])
+
+
+async def test_who_reads_a_decision_leaves_a_fact(deciding: Deciding) -> None:
+    """GetDecision and Explain say under the member who asked; Replay tells nothing about the person and does not."""
+    access = types_pb2.Access(accessor="officer", reason="a complaint")
+    decision_id = (await deciding.decide()).decision_id
+    await deciding.decision.GetDecision(pb.GetDecisionRequest(decision_id=decision_id, access=access), timeout=5)
+    await deciding.decision.Explain(pb.ExplainRequest(decision_id=decision_id), timeout=5)
+    await replayed(deciding, decision_id)
+    connection = await asyncpg.connect(deciding.url)
+    try:
+        rows = await connection.fetch(
+            "SELECT payload FROM events WHERE subject_id = $1 AND type = $2 ORDER BY version",
+            member("ann"),
+            PERSONAL_DATA_ACCESSED,
+        )
+    finally:
+        await connection.close()
+    facts = [holdings_pb2.PersonalDataAccessed.FromString(row["payload"]) for row in rows]
+    assert [fact.access.accessor for fact in facts] == ["officer", "unstated"]
+    assert [fact.method.rpartition("/")[2] for fact in facts] == ["GetDecision", "Explain"]
 
 
 async def test_every_kind_of_decision_replays_identically(deciding: Deciding) -> None:

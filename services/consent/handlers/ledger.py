@@ -1,4 +1,4 @@
-"""What consent does when it is asked, against ports."""
+"""The ledger: answers recorded and taken back, verdicts, histories, purposes."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from services.chassis.clock import Clock
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.ids import content_hash
 from services.chassis.metrics import CONSENT_CHANGES, CONSENT_VERDICTS
+from services.chassis.ports import Access, AccessLog
 from services.chassis.tracing import COMITY_BATCH_SIZE, COMITY_CONSENT_POLICY_VERSION, set_attributes, span
 from services.consent.domain.commands import (
     Change,
@@ -28,6 +29,7 @@ from services.consent.domain.verdicts import Evaluation, Query, Snapshot, evalua
 
 # What one answer of History can carry; a person who answers a banner daily needs 27 years for it.
 HISTORY_MAX = 10_000
+HISTORY_METHOD = "comity.consent.v1.ConsentService/History"
 
 Pause = Callable[[float], Awaitable[None]]
 
@@ -105,6 +107,7 @@ class ConsentHandlers:
         ledger: Ledger,
         policies: PolicyStore,
         identity: IdentityReader,
+        accesses: AccessLog,
         clock: Clock,
         *,
         drain_s: float,
@@ -113,6 +116,7 @@ class ConsentHandlers:
         self._ledger = ledger
         self._policies = policies
         self._identity = identity
+        self._accesses = accesses
         self._clock = clock
         self._drain_s = drain_s
         self._pause = pause
@@ -158,8 +162,8 @@ class ConsentHandlers:
             _count_verdicts(evaluations)
             return evaluations, snapshot.policy.version
 
-    async def history(self, who: Who) -> list[tuple[str, Answer]]:
-        """Every answer the person gave, under whichever pseudonym, the oldest first.
+    async def history(self, who: Who, access: Access) -> list[tuple[str, Answer]]:
+        """Every answer the person gave, under whichever pseudonym, the oldest first; that it was read is a fact.
 
         Raises:
             ServiceError: UNAVAILABLE (IDENTITY_UNAVAILABLE): part of a history would pass for the whole;
@@ -173,6 +177,7 @@ class ConsentHandlers:
                 raise ServiceError(
                     Kind.EXHAUSTED, "HISTORY_TOO_LONG", f"the person gave more than {HISTORY_MAX} answers: export them"
                 )
+            await self._accesses.accessed(person.subject_id, access, HISTORY_METHOD)
             return answers
 
     async def publish(self, purposes: Sequence[Purpose], *, validate_only: bool) -> str:
