@@ -142,8 +142,10 @@ def test_no_spliced_string_is_misread(value: GppString, data: st.DataObject) -> 
 
 @given(st.text(max_size=60))
 def test_noise_is_refused(text: str) -> None:
-    """Whatever is sent, the answer is a refusal, never a crash."""
-    assert list(accepted(iter([text, "DBABLA~" + text]), decode_gpp)) == []
+    """Whatever is sent, it is refused, or at best deviates and grants nothing; never a crash."""
+    found = accepted(iter([text, "DBABLA~" + text]), decode_gpp)
+    # A section that goes on after its last field is read like IAB's libraries read it: C00000000001 is one.
+    assert [value for _, value in found if value.deviation is None] == []
 
 
 @pytest.mark.parametrize(
