@@ -24,6 +24,7 @@ from services.consent.handlers.ledger import ConsentHandlers
 from services.consent.service import ConsentService
 from services.consent.store.ledger import PostgresLedger
 from services.consent.store.policies import PostgresPolicies
+from services.consent.subscribers import Expiries
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -78,6 +79,7 @@ async def build(settings: Settings, app: App) -> None:
         drain_s=settings.decide_budget_ms_max / 1000,
         pause=asyncio.sleep,
     )
+    app.background("expiries", Expiries(pool, handlers).run)
     app.server.add(add_ConsentServiceServicer_to_server, ConsentService(handlers))
 
 

@@ -43,6 +43,6 @@ class ConsentService(pb_grpc.ConsentServiceServicer):
     async def PublishPurposes(  # noqa: N802
         self, request: pb.PublishPurposesRequest, context: Any
     ) -> pb.PublishPurposesResponse:
-        """Declare the purposes of the site."""
-        version = await self._handlers.publish(wire.purposes_of(request.purposes), validate_only=request.validate_only)
+        """Declare the purposes, notices and jurisdictions of the site."""
+        version = await self._handlers.publish(wire.declaration_of(request), validate_only=request.validate_only)
         return pb.PublishPurposesResponse(policy_version=version)

@@ -2,17 +2,22 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 
-from services.chassis.errors import FieldProblem, Kind, ServiceError, invalid
+from services.chassis.errors import Kind, ServiceError, invalid
+from services.consent.domain.checks import (
+    Problem,
+    answer_problems,
+    notice_problems,
+    place_problems,
+    raise_first,
+    time_problems,
+    unknown_purposes,
+)
 from services.consent.domain.ledger import NEVER, Answer, Collection, Standing, State
-from services.consent.domain.purposes import Policy
-
-RECORDABLE = (State.GRANTED, State.DENIED, State.OBJECTED)
-# Clocks of honest servers differ; what is this little ahead counts as now.
-CLOCK_SKEW = timedelta(seconds=2)
+from services.consent.domain.policy import Policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,9 @@ class RecordCommand:
     Args:
         collected_at: None: now.
         expires_at: NEVER for consent that does not expire.
+        source_hash: SHA-256, hex, of what the answers were read from.
+        jurisdiction: where the person was, as the site names it.
+        do_not_personalize: the person objects to personalization as such.
     """
 
     request_id: str
@@ -72,6 +80,9 @@ class RecordCommand:
     mechanism: str = ""
     collected_at: datetime | None = None
     expires_at: datetime = NEVER
+    source_hash: str = ""
+    jurisdiction: str = ""
+    do_not_personalize: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +118,8 @@ def record(command: RecordCommand, view: View) -> tuple[Answer, ...]:
     Raises:
         ServiceError: INVALID; its reason is that of the first problem, its problems are all of them.
     """
-    _raise_first([*_answer_problems(command, view.policy), *_time_problems(command, view.now)])
     collected_at = view.now if command.collected_at is None else min(command.collected_at, view.now)
+    raise_first(_record_problems(command, view, collected_at))
 
     def collection(purpose: str) -> Collection:
         return Collection(
@@ -118,6 +129,8 @@ def record(command: RecordCommand, view: View) -> tuple[Answer, ...]:
             notice_version=command.notice_version,
             notice_language=command.notice_language,
             mechanism=command.mechanism,
+            source_hash=command.source_hash,
+            jurisdiction=command.jurisdiction,
         )
 
     return tuple(
@@ -130,7 +143,7 @@ def record(command: RecordCommand, view: View) -> tuple[Answer, ...]:
             expires_at=command.expires_at if state is State.GRANTED else NEVER,
             collection=collection(purpose),
         )
-        for version, (purpose, state) in enumerate(command.answers, view.version + 1)
+        for version, (purpose, state) in enumerate(_answers(command, view.policy), view.version + 1)
     )
 
 
@@ -140,13 +153,7 @@ def revoke(command: RevokeCommand, view: View) -> tuple[Answer, ...]:
     Raises:
         ServiceError: INVALID (PURPOSE_UNKNOWN), FAILED_PRECONDITION (NO_PURPOSES).
     """
-    _raise_first(
-        [
-            ("PURPOSE_UNKNOWN", _unknown(f"purposes[{index}]", view.policy))
-            for index, purpose in enumerate(command.purposes)
-            if purpose not in view.policy.purposes
-        ]
-    )
+    raise_first(unknown_purposes("purposes[{}]", command.purposes, view.policy))
     purposes = sorted(set(command.purposes)) or sorted(view.policy.purposes)
     if not purposes:
         raise ServiceError(
@@ -156,6 +163,14 @@ def revoke(command: RevokeCommand, view: View) -> tuple[Answer, ...]:
         )
     return tuple(
         Answer(purpose, State.REVOKED, version, view.now) for version, purpose in enumerate(purposes, view.version + 1)
+    )
+
+
+def expire(view: View) -> tuple[Answer, ...]:
+    """The facts that grants ran out, of those that did and that the ledger does not say it of yet; each once."""
+    return tuple(
+        Answer(name, State.EXPIRED, version, view.now, expires_at=view.standings[name].expires_at)
+        for version, name in enumerate(_ended(view), view.version + 1)
     )
 
 
@@ -169,6 +184,9 @@ def digest_of(member_id: str, command: RecordCommand | RevokeCommand) -> bytes:
                 [command.notice_version, command.notice_language, command.mechanism],
                 [command.collected_at and command.collected_at.isoformat(), command.expires_at.isoformat()],
             ]
+            # Only where given: a command that was recorded before there were these is still the same command.
+            more = [command.source_hash, command.jurisdiction, command.do_not_personalize]
+            said += [more] if any(more) else []
         case RevokeCommand():
             said = ["revoke", sorted(set(command.purposes))]
     return hashlib.sha256(json.dumps([member_id, *said]).encode()).digest()
@@ -185,45 +203,27 @@ def check_who(who: Who) -> None:
         raise invalid("subject", problem, reason="SUBJECT_INVALID")
 
 
-_Problem = tuple[str, FieldProblem]
+def _record_problems(command: RecordCommand, view: View, collected_at: datetime) -> Iterator[Problem]:
+    yield from answer_problems(command.answers, view.policy, do_not_personalize=command.do_not_personalize)
+    yield from notice_problems(
+        command.answers,
+        view.policy,
+        version=command.notice_version,
+        language=command.notice_language,
+        collected_at=collected_at,
+    )
+    yield from place_problems(command.answers, view.policy, command.jurisdiction)
+    yield from time_problems(command.collected_at, command.expires_at, view.now)
 
 
-def _answer_problems(command: RecordCommand, policy: Policy) -> list[_Problem]:
-    problems: list[_Problem] = []
-    seen: set[str] = set()
-    for index, (purpose, state) in enumerate(command.answers):
-        field_name = f"answers[{index}]"
-        if purpose not in policy.purposes:
-            problems.append(("PURPOSE_UNKNOWN", _unknown(f"{field_name}.purpose", policy)))
-        elif purpose in seen:
-            problem = "is answered twice; give one answer a purpose"
-            problems.append(("PURPOSE_REPEATED", FieldProblem(f"{field_name}.purpose", problem)))
-        if state not in RECORDABLE:
-            problem = "must be GRANTED, DENIED or OBJECTED; take consent back with Revoke, let it end with expires_at"
-            problems.append(("STATE_NOT_RECORDABLE", FieldProblem(f"{field_name}.state", problem)))
-        seen.add(purpose)
-    if not command.answers:
-        problems.append(("ANSWERS_MISSING", FieldProblem("answers", "give at least one answer")))
-    return problems
+def _ended(view: View) -> list[str]:
+    return sorted(name for name, standing in view.standings.items() if standing.has_run_out(view.now))
 
 
-def _time_problems(command: RecordCommand, now: datetime) -> list[_Problem]:
-    problems: list[_Problem] = []
-    if command.collected_at is not None and command.collected_at > now + CLOCK_SKEW:
-        problem = "is in the future; give the time of the answer, or leave it out for now"
-        problems.append(("COLLECTED_IN_FUTURE", FieldProblem("collected_at", problem)))
-    if command.expires_at <= now:
-        problem = "is in the past; give a time to come, or leave it out for consent that does not expire"
-        problems.append(("EXPIRES_IN_PAST", FieldProblem("expires_at", problem)))
-    return problems
-
-
-def _unknown(field_name: str, policy: Policy) -> FieldProblem:
-    return FieldProblem(field_name, f"is no declared purpose; declared are: {policy.names}")
-
-
-def _raise_first(problems: list[_Problem]) -> None:
-    if problems:
-        reason, first = problems[0]
-        fields = tuple(problem for _, problem in problems)
-        raise ServiceError(Kind.INVALID, reason, f"{first.field}: {first.problem}", problems=fields)
+def _answers(command: RecordCommand, policy: Policy) -> list[tuple[str, State]]:
+    """What is answered; an objection to personalization as such is one to every purpose that personalizes."""
+    if not command.do_not_personalize:
+        return list(command.answers)
+    personal = sorted(one.id for one in policy.purposes.values() if one.personalizes)
+    others = [(purpose, state) for purpose, state in command.answers if purpose not in personal]
+    return [*others, *((purpose, State.OBJECTED) for purpose in personal)]

@@ -1,13 +1,13 @@
 """The ledger: answers recorded and taken back, verdicts, histories, purposes."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from services.chassis.clock import Clock
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.ids import content_hash
-from services.chassis.metrics import CONSENT_CHANGES, CONSENT_VERDICTS
+from services.chassis.metrics import CONSENT_CHANGES, CONSENT_SIGNAL_PROBLEMS, CONSENT_VERDICTS
 from services.chassis.ports import Access, AccessLog
 from services.chassis.tracing import COMITY_BATCH_SIZE, COMITY_CONSENT_POLICY_VERSION, set_attributes, span
 from services.consent.domain.commands import (
@@ -20,16 +20,20 @@ from services.consent.domain.commands import (
     Who,
     check_who,
     digest_of,
+    expire,
     record,
     revoke,
 )
+from services.consent.domain.declaring import Declaration, declare
 from services.consent.domain.ledger import Answer
-from services.consent.domain.purposes import Policy, Purpose, content, declare
+from services.consent.domain.policy import Policy
 from services.consent.domain.verdicts import Evaluation, Query, Snapshot, evaluate
 
 # What one answer of History can carry; a person who answers a banner daily needs 27 years for it.
 HISTORY_MAX = 10_000
 HISTORY_METHOD = "comity.consent.v1.ConsentService/History"
+# Grants whose end is recorded in one go: a fraction of a second's work, after which the leader looks whether it leads.
+EXPIRED_MAX = 200
 
 Pause = Callable[[float], Awaitable[None]]
 
@@ -60,12 +64,20 @@ class Ledger(Protocol):
         """Every answer of these members, the oldest first, with its member; at most *limit*."""
         ...
 
+    async def expire(self, decide: Decide, *, limit: int) -> int:
+        """Decide for the members with grants that ran out and are not recorded to have; how many grants were found.
+
+        Raises:
+            ServiceError: UNAVAILABLE.
+        """
+        ...
+
 
 class PolicyStore(Protocol):
-    """The purposes of the site."""
+    """The policy of the site."""
 
     async def policy(self) -> Policy:
-        """Those that hold."""
+        """The one that holds."""
         ...
 
     async def publish(self, decide: Callable[[Policy], Policy]) -> Policy:
@@ -180,16 +192,26 @@ class ConsentHandlers:
             await self._accesses.accessed(person.subject_id, access, HISTORY_METHOD)
             return answers
 
-    async def publish(self, purposes: Sequence[Purpose], *, validate_only: bool) -> str:
-        """Declare purposes; the version of all of the site's purposes with them.
+    async def expire(self) -> bool:
+        """Record that grants ran out, once each; whether there may be more of them.
+
+        Raises:
+            ServiceError: UNAVAILABLE: what was not recorded is found again.
+        """
+        with span("consent.expire"):
+            found = await self._ledger.expire(_counted_expiries, limit=EXPIRED_MAX)
+            return found == EXPIRED_MAX
+
+    async def publish(self, declared: Declaration, *, validate_only: bool) -> str:
+        """Declare purposes, notices and jurisdictions; the version of the site's whole policy with them.
 
         Raises:
             ServiceError: INVALID (PURPOSES_INVALID); UNAVAILABLE.
         """
         with span("consent.publish_purposes"):
             if validate_only:
-                return _with(await self._policies.policy(), purposes).version
-            policy = await self._policies.publish(lambda current: _with(current, purposes))
+                return declare(await self._policies.policy(), declared, content_hash).version
+            policy = await self._policies.publish(lambda current: declare(current, declared, content_hash))
             return policy.version
 
     async def _recorded_under(self, who: Who) -> Person:
@@ -213,9 +235,11 @@ class ConsentHandlers:
         return Changed(person.subject_id, change.consent_version, purposes)
 
 
-def _with(policy: Policy, declared: Sequence[Purpose]) -> Policy:
-    purposes: Mapping[str, Purpose] = declare(policy, declared)
-    return Policy(content_hash(content(purposes)), purposes)
+def _counted_expiries(view: View) -> tuple[Answer, ...]:
+    answers = expire(view)
+    if answers:
+        CONSENT_CHANGES.labels("EXPIRED").inc(len(answers))
+    return answers
 
 
 def _count_verdicts(evaluations: Sequence[Evaluation]) -> None:
@@ -223,3 +247,6 @@ def _count_verdicts(evaluations: Sequence[Evaluation]) -> None:
     allowed_count = sum(verdicts)
     CONSENT_VERDICTS.labels("true").inc(allowed_count)
     CONSENT_VERDICTS.labels("false").inc(len(verdicts) - allowed_count)
+    for evaluation in evaluations:
+        for signal, code in evaluation.problems:
+            CONSENT_SIGNAL_PROBLEMS.labels(signal, code.value).inc()

@@ -34,18 +34,20 @@ LOCK_SQL = "SELECT pg_advisory_xact_lock(hashtextextended('consent.member.' || $
 # nothing stands for anybody.
 STANDINGS_SQL = """
 SELECT p.policy_version, statement_timestamp() AS now, s.member_id, s.purpose, s.state, s.consent_version,
-       s.recorded_at, s.answered_at, s.expires_at, s.purpose_version
+       s.recorded_at, s.answered_at, s.expires_at, s.purpose_version, s.jurisdiction, s.expiry_recorded_for
 FROM active_policy p LEFT JOIN consent_state s ON s.member_id = ANY($1::text[])
 """
 
 PUT_STANDINGS_SQL = """
 INSERT INTO consent_state
-    (member_id, purpose, state, consent_version, recorded_at, answered_at, expires_at, purpose_version)
+    (member_id, purpose, state, consent_version, recorded_at, answered_at, expires_at, purpose_version, jurisdiction,
+     expiry_recorded_for)
 SELECT $1, * FROM unnest($2::text[], $3::smallint[], $4::int[], $5::timestamptz[], $6::timestamptz[],
-                         $7::timestamptz[], $8::int[])
+                         $7::timestamptz[], $8::int[], $9::text[], $10::timestamptz[])
 ON CONFLICT (member_id, purpose) DO UPDATE
 SET state = EXCLUDED.state, consent_version = EXCLUDED.consent_version, recorded_at = EXCLUDED.recorded_at,
-    answered_at = EXCLUDED.answered_at, expires_at = EXCLUDED.expires_at, purpose_version = EXCLUDED.purpose_version
+    answered_at = EXCLUDED.answered_at, expires_at = EXCLUDED.expires_at, purpose_version = EXCLUDED.purpose_version,
+    jurisdiction = EXCLUDED.jurisdiction, expiry_recorded_for = EXCLUDED.expiry_recorded_for
 """
 
 # What one transaction appended to a ledger is what one command did.
@@ -58,6 +60,12 @@ HISTORY_SQL = """
 SELECT epoch, xid, position, event_id, stream_id, version, type, subject_id, occurred_at, key_id, nonce, payload,
        traceparent
 FROM events WHERE stream_id = ANY($1::text[]) ORDER BY occurred_at, stream_id, version LIMIT $2
+"""
+# Members with a grant that ran out and is not recorded to have; the condition is the index's, so that it is used.
+RAN_OUT_SQL = """
+SELECT member_id FROM consent_state
+WHERE state = 1 AND expires_at < 'infinity' AND expiry_recorded_for <> expires_at AND expires_at <= now()
+ORDER BY expires_at LIMIT $1
 """
 
 
@@ -98,6 +106,16 @@ class PostgresLedger:
             rows = await connection.fetch(HISTORY_SQL, [_stream_id(one) for one in member_ids], limit)
         return [(row["subject_id"], wire.decode_answer(recorded(row))) for row in rows]
 
+    async def expire(self, decide: Decide, *, limit: int) -> int:
+        """See handlers.Ledger. Each member in a transaction of its own, so that none waits for another."""
+        async with acquire(self._pool) as connection:
+            rows = await connection.fetch(RAN_OUT_SQL, limit)
+        for member_id in dict.fromkeys(row["member_id"] for row in rows):
+            async with transaction(self._pool) as connection:
+                await connection.execute(LOCK_SQL, member_id)
+                await self._decide(connection, member_id, decide)
+        return len(rows)
+
     async def _change(
         self, connection: Connection, member_id: str, request_id: str, digest: bytes, decide: Decide
     ) -> Change:
@@ -105,13 +123,25 @@ class PostgresLedger:
         done = await find_command(connection, request_id, digest)
         if done is not None:
             return await _repeated(connection, member_id, done)
+        return await self._decide(connection, member_id, decide, request_id, digest)
+
+    async def _decide(
+        self,
+        connection: Connection,
+        member_id: str,
+        decide: Decide,
+        request_id: str | None = None,
+        digest: bytes = b"",
+    ) -> Change:
+        """Decide on the ledger as it is under the lock, and write what was decided."""
         rows = await connection.fetch(STANDINGS_SQL, [member_id])
         policy = await self._policies.version_in(connection, rows[0]["policy_version"])
         standings = _standings(rows).get(member_id, {})
         version = max((one.consent_version for one in standings.values()), default=0)
         answers = decide(View(policy, standings, version, rows[0]["now"]))
-        await append_in(connection, [_append(member_id, version, answers, request_id, digest)])
-        await _put(connection, member_id, standings, answers)
+        if answers:
+            await append_in(connection, [_append(member_id, version, answers, request_id, digest)])
+            await _put(connection, member_id, standings, answers)
         return Change(version + len(answers), answers)
 
 
@@ -136,6 +166,8 @@ async def _put(
         [one.answered_at for one in after.values()],
         [one.expires_at for one in after.values()],
         [one.purpose_version for one in after.values()],
+        [one.jurisdiction for one in after.values()],
+        [one.expiry_recorded_for for one in after.values()],
     )
 
 
@@ -153,13 +185,19 @@ def _standing(row: asyncpg.Record) -> Standing:
         consent_version=row["consent_version"],
         recorded_at=row["recorded_at"],
         answered_at=row["answered_at"],
-        # asyncpg gives infinity without a time zone.
-        expires_at=row["expires_at"] if row["expires_at"].tzinfo else NEVER,
+        expires_at=_or_never(row["expires_at"]),
         purpose_version=row["purpose_version"],
+        jurisdiction=row["jurisdiction"],
+        expiry_recorded_for=_or_never(row["expiry_recorded_for"]),
     )
 
 
-def _append(member_id: str, version: int, answers: tuple[Answer, ...], request_id: str, digest: bytes) -> Append:
+def _or_never(at: datetime) -> datetime:
+    """asyncpg gives infinity without a time zone."""
+    return at if at.tzinfo else NEVER
+
+
+def _append(member_id: str, version: int, answers: tuple[Answer, ...], request_id: str | None, digest: bytes) -> Append:
     return Append(
         stream_id=_stream_id(member_id),
         expected_version=version,

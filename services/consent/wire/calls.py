@@ -1,20 +1,15 @@
-"""Consent's protobuf messages ↔ its domain: the only place that knows both."""
-
-from collections.abc import Iterable
-from datetime import UTC, datetime
+"""Requests and answers of ConsentService, and what identity is asked."""
 
 from comity.common.v1 import types_pb2 as common_pb
-from comity.consent.v1 import consent_events_pb2 as events_pb
 from comity.consent.v1 import consent_service_pb2 as pb
 from comity.identity.v1 import identity_service_pb2 as identity_pb
-from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from services.chassis.events import RecordedEvent
 from services.consent.domain.commands import Identity, Person, RecordCommand, RevokeCommand, Who
-from services.consent.domain.ledger import NEVER, Answer, Collection, State
-from services.consent.domain.purposes import Policy, Purpose
-from services.consent.domain.verdicts import Evaluation, Member, Query
+from services.consent.domain.ledger import NEVER, Answer, State
+from services.consent.domain.signals.decoding import RawSignals
+from services.consent.domain.verdicts import Evaluation, Member, Query, Stated
+from services.consent.wire.times import to_datetime, to_timestamp
 
 
 def who_of(message: common_pb.SubjectRef) -> Who:
@@ -30,8 +25,11 @@ def record_of(request: pb.RecordRequest) -> RecordCommand:
         notice_version=request.notice_version,
         notice_language=request.notice_language,
         mechanism=request.mechanism,
-        collected_at=_datetime(request.collected_at) if request.HasField("collected_at") else None,
-        expires_at=_datetime(request.expires_at) if request.HasField("expires_at") else NEVER,
+        collected_at=to_datetime(request.collected_at) if request.HasField("collected_at") else None,
+        expires_at=to_datetime(request.expires_at) if request.HasField("expires_at") else NEVER,
+        source_hash=request.source_hash,
+        jurisdiction=request.jurisdiction,
+        do_not_personalize=request.do_not_personalize,
     )
 
 
@@ -44,10 +42,20 @@ def query_of(message: pb.EvaluateQuery) -> Query:
     """What is asked about whom."""
     return Query(
         tuple(
-            Member(one.subject_id, _datetime(one.merged_at) if one.HasField("merged_at") else None)
+            Member(one.subject_id, to_datetime(one.merged_at) if one.HasField("merged_at") else None)
             for one in message.members
         ),
         tuple(message.purposes),
+        stated_of(message.signals) if message.HasField("signals") else None,
+    )
+
+
+def stated_of(message: common_pb.ConsentSignals) -> Stated:
+    """What the person's browser or consent platform says with the request."""
+    return Stated(
+        RawSignals(gpc=message.gpc, tc_string=message.tc_string, gpp=message.gpp, usp=message.usp),
+        jurisdiction=message.jurisdiction,
+        do_not_personalize=message.do_not_personalize,
     )
 
 
@@ -55,7 +63,13 @@ def evaluation(result: Evaluation) -> pb.Evaluation:
     """The verdicts on one query."""
     return pb.Evaluation(
         verdicts=[
-            pb.PurposeVerdict(purpose=one.purpose, allowed=one.allowed, state=_state(one.state))
+            pb.PurposeVerdict(
+                purpose=one.purpose,
+                allowed=one.allowed,
+                state=_state(one.state),
+                signal=one.signal,
+                signal_reason=one.signal_reason,
+            )
             for one in result.verdicts
         ],
         consent_version=result.consent_version,
@@ -69,69 +83,19 @@ def consent_record(member_id: str, answer: Answer) -> pb.ConsentRecord:
         purpose=answer.purpose,
         state=_state(answer.state),
         consent_version=answer.version,
-        recorded_at=_timestamp(answer.recorded_at),
-        expires_at=_timestamp(answer.expires_at),
+        recorded_at=to_timestamp(answer.recorded_at),
+        expires_at=to_timestamp(answer.expires_at),
     )
     if answer.collection is not None:
-        message.collected_at.CopyFrom(_timestamp(answer.collection.collected_at) or Timestamp())
+        message.collected_at.CopyFrom(to_timestamp(answer.collection.collected_at) or Timestamp())
         message.notice_version = answer.collection.notice_version
         message.notice_language = answer.collection.notice_language
         message.mechanism = answer.collection.mechanism
         message.purpose_version = answer.collection.purpose_version
         message.policy_version = answer.collection.policy_version
+        message.source_hash = answer.collection.source_hash
+        message.jurisdiction = answer.collection.jurisdiction
     return message
-
-
-def purposes_of(messages: Iterable[pb.Purpose]) -> list[Purpose]:
-    """The purposes declared."""
-    return [
-        Purpose(
-            id=one.id,
-            description=one.description,
-            legal_basis=one.legal_basis,
-            owner=one.owner,
-            retention_days=one.retention_days,
-            version=one.version,
-        )
-        for one in messages
-    ]
-
-
-def encode_answer(answer: Answer) -> tuple[str, bytes]:
-    """An answer's type and payload, as the log holds them."""
-    return _encoded(_answer_message(answer))
-
-
-def decode_answer(event: RecordedEvent) -> Answer:
-    """The answer that an event of a ledger holds."""
-    assert isinstance(event.payload, bytes), "the ledger is not sealed"
-    state, message_type = _BY_TYPE[event.type]
-    message = message_type.FromString(event.payload)
-    if isinstance(message, events_pb.ConsentRevoked):
-        return Answer(message.purpose, state, event.version, event.occurred_at)
-    expires_at = NEVER
-    if isinstance(message, events_pb.ConsentGranted) and message.HasField("expires_at"):
-        expires_at = _datetime(message.expires_at)
-    return Answer(
-        purpose=message.purpose,
-        state=state,
-        version=event.version,
-        recorded_at=event.occurred_at,
-        expires_at=expires_at,
-        collection=Collection(
-            collected_at=_datetime(message.collection.collected_at),
-            purpose_version=message.collection.purpose_version,
-            policy_version=message.collection.policy_version,
-            notice_version=message.collection.notice_version,
-            notice_language=message.collection.notice_language,
-            mechanism=message.collection.mechanism,
-        ),
-    )
-
-
-def encode_policy(policy: Policy) -> tuple[str, bytes]:
-    """Type and payload of the fact that these are the purposes now."""
-    return _encoded(events_pb.PurposesPublished(policy_version=policy.version, purposes=sorted(policy.purposes)))
 
 
 def resolve_request(who: Who) -> identity_pb.ResolveRequest:
@@ -150,61 +114,5 @@ def person_of(response: identity_pb.ResolveResponse) -> Person | str:
     return Person(found.subject_id, found.member_id, tuple(one.subject_id for one in found.members))
 
 
-_BY_TYPE: dict[
-    str,
-    tuple[
-        State,
-        type[events_pb.ConsentGranted | events_pb.ConsentDenied | events_pb.ConsentObjected | events_pb.ConsentRevoked],
-    ],
-] = {
-    events_pb.ConsentGranted.DESCRIPTOR.full_name: (State.GRANTED, events_pb.ConsentGranted),
-    events_pb.ConsentDenied.DESCRIPTOR.full_name: (State.DENIED, events_pb.ConsentDenied),
-    events_pb.ConsentObjected.DESCRIPTOR.full_name: (State.OBJECTED, events_pb.ConsentObjected),
-    events_pb.ConsentRevoked.DESCRIPTOR.full_name: (State.REVOKED, events_pb.ConsentRevoked),
-}
-
-
-def _answer_message(answer: Answer) -> Message:
-    if answer.state is State.REVOKED:
-        return events_pb.ConsentRevoked(purpose=answer.purpose)
-    assert answer.collection is not None, "only a revocation needs no notice"
-    collection = events_pb.Collection(
-        notice_version=answer.collection.notice_version,
-        notice_language=answer.collection.notice_language,
-        mechanism=answer.collection.mechanism,
-        collected_at=_timestamp(answer.collection.collected_at),
-        purpose_version=answer.collection.purpose_version,
-        policy_version=answer.collection.policy_version,
-    )
-    match answer.state:
-        case State.GRANTED:
-            return events_pb.ConsentGranted(
-                purpose=answer.purpose, collection=collection, expires_at=_timestamp(answer.expires_at)
-            )
-        case State.DENIED:
-            return events_pb.ConsentDenied(purpose=answer.purpose, collection=collection)
-        case State.OBJECTED:
-            return events_pb.ConsentObjected(purpose=answer.purpose, collection=collection)
-        case _:
-            raise AssertionError("not an answer")
-
-
-def _encoded(message: Message) -> tuple[str, bytes]:
-    return message.DESCRIPTOR.full_name, message.SerializeToString(deterministic=True)
-
-
 def _state(state: State) -> pb.ConsentState.ValueType:
     return int(state)  # type: ignore[return-value]  # the domain's numbers are the enum's
-
-
-def _datetime(stamp: Timestamp) -> datetime:
-    return stamp.ToDatetime(tzinfo=UTC)
-
-
-def _timestamp(at: datetime) -> Timestamp | None:
-    """None for never: on the wire, no time."""
-    if at == NEVER:
-        return None
-    stamp = Timestamp()
-    stamp.FromDatetime(at)
-    return stamp

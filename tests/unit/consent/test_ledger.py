@@ -10,19 +10,22 @@ from hypothesis import strategies as st
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.events import LogPosition, RecordedEvent
 from services.consent import wire
+from services.consent.domain.checks import CLOCK_SKEW
 from services.consent.domain.commands import (
-    CLOCK_SKEW,
     RecordCommand,
     RevokeCommand,
     View,
     Who,
     check_who,
     digest_of,
+    expire,
     record,
     revoke,
 )
 from services.consent.domain.ledger import NEVER, Answer, Collection, State, fold
-from services.consent.domain.purposes import CONSENT, LEGITIMATE_INTEREST, Policy, Purpose, content, declare
+from services.consent.domain.policy import Policy
+from services.consent.domain.purposes import CONSENT, Purpose
+from services.consent.domain.verdicts import state_at
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -192,10 +195,13 @@ def test_a_digest_tells_commands_apart() -> None:
         replace(base, mechanism="x"),
         replace(base, collected_at=NOW),
         replace(base, expires_at=NOW),
+        replace(base, source_hash="x"),
+        replace(base, jurisdiction="x"),
+        replace(base, do_not_personalize=True),
     ]
     digests = {digest_of("m", base), digest_of("other", base), digest_of("m", RevokeCommand("r"))}
     digests |= {digest_of("m", one) for one in others}
-    assert len(digests) == 9
+    assert len(digests) == 12
     assert digest_of("m", RevokeCommand("r", ("a", "b"))) == digest_of("m", RevokeCommand("s", ("b", "a", "b")))
 
 
@@ -206,31 +212,24 @@ def test_one_person_is_meant(who: Who) -> None:
         check_who(who)
 
 
-def test_purposes_are_added_and_never_taken_away() -> None:
-    """What was declared stays, whoever publishes less."""
-    after = declare(POLICY, [purpose("fun")])
-    assert sorted(after) == ["ads", "fun", "measurement"]
-    assert declare(POLICY, [purpose("ads", version=3)])["ads"].version == 3
+def test_that_a_grant_ran_out_is_said_once_and_changes_nothing() -> None:
+    """The fact is for readers of the ledger; what stands counts as expired by itself, before and after."""
+    granted = replace(answer(State.GRANTED, 1), expires_at=NOW + HOUR)
+    view = View(POLICY, fold([granted]), 1, NOW + 2 * HOUR)
+    (expiry,) = expire(view)
+    assert (expiry.purpose, expiry.state, expiry.version, expiry.expires_at) == ("ads", State.EXPIRED, 2, NOW + HOUR)
+    after = fold([granted, expiry])
+    assert expire(replace(view, standings=after)) == ()
+    assert state_at(after["ads"], view.now) is state_at(view.standings["ads"], view.now) is State.EXPIRED
+    assert after["ads"].consent_version == 2
+    assert expire(replace(view, now=NOW)) == ()
 
 
-@pytest.mark.parametrize(
-    ("declared", "field", "text"),
-    [
-        ([purpose("ads", version=1)], "purposes[0].version", "below 2"),
-        ([purpose("fun"), purpose("fun")], "purposes[1].id", "twice"),
-        ([purpose("ads", version=2, basis=LEGITIMATE_INTEREST)], "purposes[0].legal_basis", "raise the version to 3"),
-        ([purpose(f"p{number}") for number in range(63)], "purposes", "it can have 64"),
-    ],
-)
-def test_a_purpose_cannot_change_under_those_who_agreed(declared: list[Purpose], field: str, text: str) -> None:
-    """A new legal basis needs a new version, and versions only rise."""
-    with pytest.raises(ServiceError, match=text) as caught:
-        declare(POLICY, declared)
-    assert caught.value.problems[0].field == field
-
-
-def test_the_content_of_purposes_does_not_hang_on_their_order() -> None:
-    """The policy version is a hash of what is declared, not of how it was written."""
-    purposes = {name: purpose(name) for name in ("a", "b")}
-    assert content(purposes) == content(dict(reversed(purposes.items())))
-    assert content(purposes) != content({**purposes, "a": purpose("a", version=2)})
+def test_a_grant_that_is_renewed_runs_out_anew() -> None:
+    """What was recorded is the end of one grant, not of the purpose."""
+    granted = replace(answer(State.GRANTED, 1), expires_at=NOW + HOUR)
+    expiry = Answer("ads", State.EXPIRED, 2, NOW + 2 * HOUR, expires_at=NOW + HOUR)
+    renewed = replace(answer(State.GRANTED, 180), version=3, expires_at=NOW + 4 * HOUR)
+    standings = fold([granted, expiry, renewed])
+    assert expire(View(POLICY, standings, 3, NOW + 3 * HOUR)) == ()
+    assert [one.version for one in expire(View(POLICY, standings, 3, NOW + 5 * HOUR))] == [4]

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.consent.domain.ledger import NEVER, Standing, State
-from services.consent.domain.purposes import CONSENT, LEGITIMATE_INTEREST, Policy, Purpose
+from services.consent.domain.policy import Policy
+from services.consent.domain.purposes import CONSENT, LEGITIMATE_INTEREST, Purpose
 from services.consent.domain.verdicts import Member, Query, combine, evaluate, state_at, verdict
 
 START = datetime(2026, 11, 1, tzinfo=UTC)

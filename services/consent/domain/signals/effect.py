@@ -24,6 +24,7 @@ GPC = "gpc"
 TC_STRING = "tc_string"
 GPP = "gpp"
 USP = "usp"
+DO_NOT_PERSONALIZE = "do_not_personalize"
 
 _OPTED_OUT = 1
 _STRICTNESS = {State.UNSPECIFIED: 0, State.GRANTED: 1, State.DENIED: 2, State.OBJECTED: 3}
@@ -35,7 +36,7 @@ class SignalVerdict:
 
     Args:
         state: GRANTED, DENIED, OBJECTED, or UNSPECIFIED: no signal bears on it.
-        signal: that decided it: gpc, tc_string, gpp or usp; empty where none did.
+        signal: that decided it: gpc, tc_string, gpp, usp or do_not_personalize; empty where none did.
         reason: why.
         problem: what is wrong with the string, where that is why.
     """
@@ -49,7 +50,9 @@ class SignalVerdict:
 # By purpose, one for each that the mapping has a rule for.
 Verdicts = Mapping[str, SignalVerdict]
 
-_NO_SIGNAL = SignalVerdict()
+NO_SIGNAL = SignalVerdict()
+# The person's own objection to personalization as such (GDPR Art. 21), for this request.
+OBJECTION = SignalVerdict(State.OBJECTED, DO_NOT_PERSONALIZE, Reason.DO_NOT_PERSONALIZE)
 
 
 def purposes_from(signals: Signals, mapping: SignalMapping, now: datetime) -> Verdicts:
@@ -64,7 +67,7 @@ def purposes_from(signals: Signals, mapping: SignalMapping, now: datetime) -> Ve
 
 
 def _strictest(opinions: Iterator[SignalVerdict]) -> SignalVerdict:
-    return max(opinions, key=lambda one: _STRICTNESS[one.state], default=_NO_SIGNAL)
+    return max(opinions, key=lambda one: _STRICTNESS[one.state], default=NO_SIGNAL)
 
 
 def _opinions(signals: Signals, rule: PurposeRule, mapping: SignalMapping, now: datetime) -> Iterator[SignalVerdict]:
