@@ -9,10 +9,11 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from bench.prove import consent_strings, draws, kills, replays, revocation
+from bench.prove import cancelled_reads, consent_strings, draws, kills, replays, revocation
 from bench.prove.proof import Proof
 from bench.prove.proxy import slow_answers
 from bench.ranker import activate_noise
+from bench.site import PURPOSE
 from bench.world import world
 from cli.stack import SERVICES, temporary_folder
 from cli.stack.ports import free_port
@@ -31,6 +32,7 @@ ENV = {
 SLOW_S = 0.3
 SLOW_BUDGET_MS = 1_000
 STRINGS_SEED = 1
+CANCELS_SEED = 1
 
 
 class Sizes:
@@ -50,6 +52,8 @@ class Sizes:
         self.replays = 1_000 if quick else 5_000
         self.strings = 100_000 if quick else 1_000_000
         self.vectors_dir = vectors_dir
+        self.cancels = 5_000 if quick else 100_000
+        self.teeth_cancels = 500 if quick else 2_000
 
 
 async def survive(sizes: Sizes) -> Proof:
@@ -155,6 +159,26 @@ async def drawn_truly(sizes: Sizes) -> Proof:
     )
 
 
+async def told_their_own(sizes: Sizes) -> Proof:
+    """G12: of reads that are cancelled at any moment no reply goes astray to another subject."""
+    site = cancelled_reads.Site(purposes=(PURPOSE,), event_type="click", item_id="i0")
+    with temporary_folder() as folder:
+        async with world(folder, people_count=0, env=ENV) as ready:
+            trial = await cancelled_reads.prepare(ready.stack, ready.services, site)
+            found = await cancelled_reads.prove(trial, cancels=sizes.cancels, seed=CANCELS_SEED)
+            teeth = await cancelled_reads.teeth(trial, cancels=sizes.teeth_cancels, seed=CANCELS_SEED)
+    return Proof(
+        trials=sum(storm.cancelled for storm in found.values()),
+        failures=sum(storm.mixed for storm in found.values()),
+        teeth=teeth,
+        facts={
+            "replies": sum(storm.answered for storm in found.values()),
+            "failed": sum(storm.failed for storm in found.values()),
+            **{f"cancelled_{name}": storm.cancelled for name, storm in found.items()},
+        },
+    )
+
+
 async def granted_by_valid_alone(sizes: Sizes) -> Proof:
     """G13: a consent string that is not valid grants nothing; IAB's own strings are read as its libraries read them."""
     if sizes.vectors_dir is None:
@@ -165,6 +189,7 @@ async def granted_by_valid_alone(sizes: Sizes) -> Proof:
 PROOFS: dict[str, Callable[[Sizes], Awaitable[Proof]]] = {
     "G1_G3_G10": survive,
     "G7": revoked,
+    "G12": told_their_own,
     "G13": granted_by_valid_alone,
     "G15": replayed,
     "propensity": drawn_truly,
