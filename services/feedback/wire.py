@@ -303,6 +303,7 @@ def subject_from_pb(message: identity_pb2.ResolvedSubject) -> Subject | FieldPro
             Member(member.subject_id, moment(member.merged_at) if member.HasField("merged_at") else None)
             for member in message.members
         ),
+        required_purposes=frozenset(message.required_purposes),
     )
 
 

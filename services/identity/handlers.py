@@ -161,13 +161,14 @@ class IdentityHandlers:
         """Who a query means, and the links that say so.
 
         Raises:
-            ServiceError: INVALID when the query contradicts itself.
+            ServiceError: INVALID when the query contradicts itself, or names nobody by an identity of their own.
         """
         with span("identity.describe_subject"):
-            sought = seek(self._pepper, query)
-            if isinstance(sought, Contradiction):
-                raise invalid("subject", sought.problem)
-            (resolved,) = await self._resolved([sought])
+            (resolved,) = await self._answers([seek(self._pepper, query)])
+            if isinstance(resolved, Contradiction):
+                raise invalid("subject", resolved.problem)
+            if resolved.required_purposes:
+                raise invalid("subject", "is recognized without their help only: present an identity of their own")
             return resolved, await self._subjects.links([one.member_id for one in resolved.members])
 
     async def _link(self, command: LinkCommand) -> Linked:

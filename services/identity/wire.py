@@ -38,13 +38,14 @@ def identities_of(messages: Iterable[common_pb.Identity]) -> tuple[Identity, ...
 def resolved(result: Resolved | Contradiction) -> pb.ResolvedSubject:
     """The answer to one query."""
     if isinstance(result, Contradiction):
-        return pb.ResolvedSubject(error=result.problem)
+        return pb.ResolvedSubject(error=result.problem, error_reason=result.reason)
     return pb.ResolvedSubject(
         subject_id=result.subject_id,
         member_id=result.member_id,
         level=int(result.level),  # type: ignore[arg-type]  # the domain's numbers are the enum's
         holdout_bucket=result.holdout_bucket,
         members=_members(result.members),
+        required_purposes=result.required_purposes,
     )
 
 

@@ -58,6 +58,7 @@ def test_every_decision_decides_again_identically(decision_id: str, bucket: int)
         {"allowed": frozenset()},
         {"identity": StageOutcome.UNAVAILABLE},
         {"consent": StageOutcome.LATE},
+        {"consent": StageOutcome.REFUSED},
         {"features": StageOutcome.UNAVAILABLE},
         {"ranker": StageOutcome.LATE},
         {"late": True},

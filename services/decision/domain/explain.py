@@ -62,6 +62,8 @@ def _identity(record: DecisionRecord) -> str:
 def _consent(record: DecisionRecord, plan: Plan) -> str:
     if record.do_not_personalize:
         return _WHY[FallbackReason.DO_NOT_PERSONALIZE]
+    if record.inputs.consent is StageOutcome.REFUSED:
+        return "the person was recognized by an identity that needs a purpose which is not allowed"
     if record.inputs.consent is not StageOutcome.OK:
         return f"not read: {record.inputs.consent.name}"
     lacking = sorted(plan.purposes.difference(record.allowed_purposes))

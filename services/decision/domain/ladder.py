@@ -219,6 +219,8 @@ def _consent_refusal(plan: Plan, facts: Facts, inputs: Inputs) -> FallbackReason
         return FallbackReason.DO_NOT_PERSONALIZE
     if inputs.identity is not _OK:
         return FallbackReason.IDENTITY_UNAVAILABLE
+    if inputs.consent is StageOutcome.REFUSED:
+        return FallbackReason.NO_CONSENT
     if inputs.consent is not _OK:
         return FallbackReason.CONSENT_UNAVAILABLE
     if not plan.purposes <= facts.allowed:

@@ -91,6 +91,8 @@ class Person:
     Args:
         member_id: whom facts that came with these identities are recorded under.
         holdout_bucket: in [0, 10000).
+        required_purposes: must be allowed before anything of the person is used: it was recognized by an identity
+            that needs them.
     """
 
     subject_id: str
@@ -98,6 +100,7 @@ class Person:
     level: Level
     holdout_bucket: int
     members: tuple[Member, ...]
+    required_purposes: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,9 +116,9 @@ class RecordDecisions:
             person = await self._identity.describe(decision.subject_id)
         else:
             person = await self._identity.resolve(decision.identities)
-        purposes = tuple(sorted(site.layout.purposes | plan.purposes))
-        permission = await self._consent.evaluate(person.members, purposes)
-        if not plan.purposes <= permission.allowed:
+        needed = plan.purposes | person.required_purposes
+        permission = await self._consent.evaluate(person.members, tuple(sorted(site.layout.purposes | needed)))
+        if not needed <= permission.allowed:
             return _Found(decision, plan, person, permission, None)
         profile = await self._features.read(site.layout.feature_set.version, person, decision.decided_at)
         return _Found(decision, plan, person, permission, profile)

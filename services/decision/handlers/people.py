@@ -26,8 +26,10 @@ class Known:
 
     @property
     def allowed(self) -> frozenset[str]:
-        """Purposes that are allowed; without an answer none are."""
-        return frozenset() if self.permission is None else self.permission.allowed
+        """Purposes that are allowed; without an answer, or where the person may not be recognized, none are."""
+        if self.permission is None or self.consent is not StageOutcome.OK:
+            return frozenset()
+        return self.permission.allowed
 
 
 class People:
@@ -62,8 +64,12 @@ class People:
         if person is None:
             return Known(identity=resolved.outcome)
         known = Known(identity=StageOutcome.OK, person=person)
+        if person.required_purposes and not purposes:
+            # Nobody asks whether the person may be recognized: then nothing is recorded about them either.
+            return Known(identity=StageOutcome.OK)
         # Sealing the decision needs the member's key: it comes in beside the reads and not after them.
-        key = None if self._log.holds_key(person.member_id) else self._log.fetch_key(person.member_id)
+        held = bool(person.required_purposes) or self._log.holds_key(person.member_id)
+        key = None if held else self._log.fetch_key(person.member_id)
         if not purposes:
             if key is not None:
                 await within("key", key, budget.at(PREFETCHED_BY))
@@ -88,18 +94,28 @@ class People:
             beside.append(asyncio.create_task(within("key", key, until_s)))
         try:
             # Sent now, after the call began: the guarantee of a revocation rests on it.
-            consent = await within("consent", self._consent.evaluate(person.members, purposes), until_s)
+            asked = tuple(sorted(person.required_purposes.union(purposes)))
+            consent = await within("consent", self._consent.evaluate(person.members, asked), until_s)
             features: Ended[Profile] = await beside[0]
             for task in beside[1:]:
                 await task
         finally:
             for task in beside:
                 task.cancel()
+        outcome = _outcome(consent, person)
         return Known(
             identity=known.identity,
-            person=known.person,
-            consent=consent.outcome,
+            # Whoever may not be recognized is nobody, in the log too; and only an answer says that one may.
+            person=person if outcome is StageOutcome.OK or not person.required_purposes else None,
+            consent=outcome,
             permission=consent.value,
             features=features.outcome,
             profile=features.value,
         )
+
+
+def _outcome(consent: Ended[Consent], person: Person) -> StageOutcome:
+    """How asking ended; REFUSED when the person was recognized by what they do not allow to recognize them."""
+    if consent.value is not None and not person.required_purposes <= consent.value.allowed:
+        return StageOutcome.REFUSED
+    return consent.outcome

@@ -136,6 +136,7 @@ def person_from_pb(resolved: identity_service_pb2.ResolvedSubject) -> Person:
             Member(member.subject_id, member.merged_at.ToDatetime(tzinfo=UTC) if member.HasField("merged_at") else None)
             for member in resolved.members
         ),
+        required_purposes=frozenset(resolved.required_purposes),
     )
 
 

@@ -77,11 +77,17 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """The person that identity knows: the canonical pseudonym, the member to record under, all members."""
+    """The person that identity knows: the canonical pseudonym, the member to record under, all members.
+
+    Args:
+        required_purposes: must be allowed before anything is recorded: the person was recognized by an identity that
+            needs them.
+    """
 
     subject_id: str
     member_id: str
     members: tuple[Member, ...]
+    required_purposes: frozenset[str] = frozenset()
 
     def has(self, member_id: str) -> bool:
         """Whether the pseudonym is one of this person's."""

@@ -177,15 +177,18 @@ class TrackBehavior:
     async def _drop_without_consent(self, batch: _Batch, book: SchemaBook) -> None:
         """The authority read is sent after the call began: what was revoked before the call is never stored."""
         wanted: dict[Subject, set[str]] = {}
-        for candidate in batch.open.values():
-            purposes = book[candidate.event.type].purposes
+        needed: dict[int, frozenset[str]] = {}
+        for place, candidate in batch.open.items():
+            # Whoever was recognized by an identity that needs a purpose is nobody without it.
+            purposes = candidate.person.required_purposes.union(book[candidate.event.type].purposes)
+            needed[place] = purposes
             if purposes:
                 wanted.setdefault(candidate.person, set()).update(purposes)
         questions = [ConsentQuestion(subject.members, tuple(sorted(p))) for subject, p in wanted.items()]
         answers = await self._consents.allowed(questions) if questions else []
         allowed = dict(zip(wanted, answers, strict=True))
         for place, candidate in list(batch.open.items()):
-            purposes = book[candidate.event.type].purposes
+            purposes = needed[place]
             if purposes and not allowed[candidate.person].issuperset(purposes):
                 EVENTS_DROPPED.labels(reason="no_consent").inc()
                 batch.close(place, Status.DROPPED_NO_CONSENT)

@@ -33,6 +33,8 @@ class Namespace:
         rank: 0 is the strongest; of e-mail and phone, which are equally strong, one has to come first.
         strong: names one person wherever it is presented, so a link with it may merge two subjects.
         authoritative: two values are two people, whatever else they share.
+        purpose: must be allowed before anybody is linked to it or recognized by it; empty: none. Such an identity is
+            not the person's own doing: it is read off their machine, or bought.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Namespace:
     level: Level
     strong: bool = False
     authoritative: bool = False
+    purpose: str = ""
 
 
 USER_ID = Namespace("user_id", 0, Level.KNOWN, strong=True, authoritative=True)
@@ -48,8 +51,13 @@ PHONE = Namespace("phone_sha256", 2, Level.KNOWN, strong=True)
 ANONYMOUS_ID = Namespace("anonymous_id", 3, Level.PSEUDONYMOUS)
 DEVICE_ID = Namespace("device_id", 4, Level.ANONYMOUS)
 SESSION_ID = Namespace("session_id", 5, Level.ANONYMOUS)
+DEVICE_FINGERPRINT = Namespace("device_fingerprint", 6, Level.ANONYMOUS, purpose="device_recognition")
+THIRD_PARTY_ID = Namespace("third_party_id", 7, Level.ANONYMOUS, purpose="third_party_matching")
 
-NAMESPACES = {one.name: one for one in (USER_ID, EMAIL, PHONE, ANONYMOUS_ID, DEVICE_ID, SESSION_ID)}
+NAMESPACES = {
+    one.name: one
+    for one in (USER_ID, EMAIL, PHONE, ANONYMOUS_ID, DEVICE_ID, SESSION_ID, DEVICE_FINGERPRINT, THIRD_PARTY_ID)
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +89,14 @@ class Pseudonym:
 
 @dataclass(frozen=True, slots=True)
 class Contradiction:
-    """Why identities cannot be one person's; holds no value of them."""
+    """Why identities cannot be one person's, or nobody can be told from them; holds no value of them.
+
+    Args:
+        reason: stable word for programs.
+    """
 
     problem: str
+    reason: str = "IDENTITIES_INVALID"
 
 
 def pseudonym(pepper: bytes, identity: Identity) -> Pseudonym:

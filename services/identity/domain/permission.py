@@ -48,7 +48,7 @@ class Denial:
 
 def required_purposes(named: Sequence[Pseudonym]) -> tuple[str, ...]:
     """The purposes that a link of these identities needs."""
-    return (IDENTITY_LINKING,)
+    return (IDENTITY_LINKING, *(one.namespace.purpose for one in named if one.namespace.purpose))
 
 
 def sides(named: Sequence[Pseudonym], people: People) -> frozenset[Side]:

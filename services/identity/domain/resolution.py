@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from services.identity.domain.identities import Contradiction, Identity, Level, Pseudonym, pseudonyms
+from services.identity.domain.identities import Contradiction, Identity, Level, Namespace, Pseudonym, pseudonyms
 
 BUCKETS_COUNT = 10_000
 
@@ -20,10 +20,16 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Sought:
-    """The one member that a query turns on, and how well its identities say who it is."""
+    """The one member that a query turns on, and how well its identities say who it is.
+
+    Args:
+        gated: the kind of identity that only recognizes who was linked to it, and only where its purpose is allowed;
+            None for all others.
+    """
 
     member_id: str
     level: Level
+    gated: Namespace | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +53,7 @@ class Resolved:
         member_id: what facts that come with this query are recorded under.
         holdout_bucket: in [0, 10000).
         members: the canonical one first.
+        required_purposes: must be allowed before this answer may be used at all.
     """
 
     subject_id: str
@@ -54,6 +61,7 @@ class Resolved:
     level: Level
     holdout_bucket: int
     members: tuple[SubjectMember, ...]
+    required_purposes: tuple[str, ...] = ()
 
 
 def seek(pepper: bytes, query: Query) -> Sought | Contradiction:
@@ -72,15 +80,34 @@ def seek(pepper: bytes, query: Query) -> Sought | Contradiction:
 
 
 def seek_strongest(found: tuple[Pseudonym, ...]) -> Sought:
-    """What to look up for pseudonyms, strongest first."""
-    return Sought(found[0].member_id, found[0].namespace.level)
+    """What to look up for pseudonyms, strongest first.
+
+    Those that need a purpose are the weakest: beside any other they say nothing.
+    """
+    strongest = found[0]
+    gated = strongest.namespace if strongest.namespace.purpose else None
+    return Sought(strongest.member_id, strongest.namespace.level, gated)
 
 
-def answer(sought: Sought, found: Found, holdout_salt: str) -> Resolved:
+def answer(sought: Sought, found: Found, holdout_salt: str) -> Resolved | Contradiction:
     """Who it is, from what was found."""
-    members = found.get(sought.member_id) or (SubjectMember(sought.member_id),)
+    linked = found.get(sought.member_id)
+    if sought.gated is not None and linked is None:
+        return _nobody(sought.gated)
+    members = linked or (SubjectMember(sought.member_id),)
     subject_id = members[0].member_id
-    return Resolved(subject_id, sought.member_id, sought.level, holdout_bucket(holdout_salt, subject_id), members)
+    bucket = holdout_bucket(holdout_salt, subject_id)
+    required = () if sought.gated is None else (sought.gated.purpose,)
+    return Resolved(subject_id, sought.member_id, sought.level, bucket, members, required)
+
+
+def _nobody(gated: Namespace) -> Contradiction:
+    """Making somebody up for it would be the recognition that nobody has agreed to yet."""
+    problem = (
+        f"{gated.name} alone names nobody here: present an identity of the person's own, such as anonymous_id, and "
+        f"link the two once the person has granted {gated.purpose}"
+    )
+    return Contradiction(problem, "NAMESPACE_NOT_ALLOWED")
 
 
 def holdout_bucket(salt: str, subject_id: str) -> int:

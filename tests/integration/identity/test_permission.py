@@ -4,10 +4,14 @@ from typing import Any
 
 import grpc
 import pytest
+from comity.common.v1 import types_pb2 as common_pb
 from comity.identity.v1 import identity_service_pb2 as pb
 
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.status import from_call_error
+from services.identity.domain.identities import Identity as IdentityValue
+from services.identity.domain.identities import pseudonym
+from tests.integration.identity.conftest import PEPPER
 
 
 async def refusal(call: Any) -> ServiceError:
@@ -119,3 +123,40 @@ async def test_whoever_joins_while_consent_is_asked_is_asked_too(identity: Any) 
     assert error.reason == "IDENTITY_LINKING_NOT_ALLOWED"
     assert raced[0].merged
     assert len((await identity.resolve("email_sha256:e")).members) == 1
+
+
+async def test_a_fingerprint_is_linked_only_where_its_purpose_is_allowed(identity: Any) -> None:
+    """identity_linking alone is not enough; with the purpose it recognizes the person, and says what that needs."""
+    names = ("anonymous_id:a", "device_fingerprint:f")
+    identity.consent.says(await member(identity, "anonymous_id:a"), "UNSPECIFIED", "device_recognition")
+    fingerprint = pseudonym(PEPPER, IdentityValue("device_fingerprint", "f")).member_id
+    identity.consent.says(fingerprint, "UNSPECIFIED", "device_recognition")
+    error = await refusal(identity.link("r1", *names))
+    assert (error.kind, error.reason) == (Kind.FAILED_PRECONDITION, "NAMESPACE_NOT_ALLOWED")
+    assert "device_recognition" in error.message
+    assert await written(identity) == 0
+    identity.consent.says(await member(identity, "anonymous_id:a"), "GRANTED", "device_recognition")
+    linked = await identity.link("r1", *names)
+    found = await identity.resolve("device_fingerprint:f")
+    assert found.subject_id == linked.subject.subject_id
+    assert list(found.required_purposes) == ["device_recognition"]
+    assert list((await identity.resolve("anonymous_id:a")).required_purposes) == []
+
+
+async def test_a_fingerprint_that_nobody_is_linked_to_is_nobody(identity: Any) -> None:
+    """Resolve answers it with a typed error, and nobody is described or made up by it."""
+    found = await identity.resolve("device_fingerprint:f")
+    assert (found.error_reason, found.subject_id, found.member_id) == ("NAMESPACE_NOT_ALLOWED", "", "")
+    assert "device_recognition" in found.error
+    beside = await identity.resolve("device_fingerprint:f", "anonymous_id:a")
+    assert beside == await identity.resolve("anonymous_id:a")
+
+
+async def test_nobody_is_described_by_what_recognizes_them_without_their_help(identity: Any) -> None:
+    """Whoever presents a fingerprint learns nothing of the person it is linked to."""
+    await identity.link("r1", "anonymous_id:a", "third_party_id:t")
+    for value in ("t", "unknown"):
+        ref = common_pb.SubjectRef(identities=[common_pb.Identity(namespace="third_party_id", value=value)])
+        request = pb.DescribeSubjectRequest(subject=ref)
+        error = await refusal(identity.service.DescribeSubject(request, timeout=10))
+        assert (error.kind, error.problems[0].field) == (Kind.INVALID, "subject")

@@ -297,3 +297,30 @@ async def test_a_cancelled_decide_leaves_nothing_running() -> None:
         await task
     await asyncio.sleep(0)
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_whoever_may_not_be_recognized_is_nobody() -> None:
+    """A person whom a fingerprint recognized is ranked with its purpose, and is nobody without: also in the log."""
+    harness = Harness(CERTAIN)
+    recognition = frozenset({"device_recognition"})
+    harness.identity.person = replace(harness.identity.person, required_purposes=recognition)
+    refused = await answer_of(harness)
+    assert (refused.choice.reason, refused.choice.fallback_reason) == (Reason.DEFAULT, FallbackReason.NO_CONSENT)
+    record = await harness.logged(refused.decision_id)
+    assert (record.member_id, record.subject_id, record.allowed_purposes) == ("", "", ())
+    assert record.inputs.consent is StageOutcome.REFUSED
+    harness.consent.allowed |= recognition
+    allowed = await answer_of(harness, request_id="r-2")
+    assert allowed.choice.reason is Reason.RANKED
+    assert (await harness.logged(allowed.decision_id)).member_id == MEMBER
+
+
+@pytest.mark.parametrize("away", ["consent", "gpc"])
+async def test_nobody_is_recognized_without_an_answer(away: str) -> None:
+    """Consent that does not answer, or is not asked, recognizes nobody either."""
+    harness = Harness(CERTAIN)
+    harness.identity.person = replace(harness.identity.person, required_purposes=frozenset({"device_recognition"}))
+    harness.consent.fails = DEAD if away == "consent" else None
+    answer = await answer_of(harness, gpc=away == "gpc")
+    assert answer.choice.reason is Reason.DEFAULT
+    assert (await harness.logged(answer.decision_id)).member_id == ""

@@ -56,6 +56,17 @@ async def test_without_consent_nothing_is_stored() -> None:
     assert [entry.behavior.type for _, entry in world.log.behaviors] == ["page_viewed", "click"]
 
 
+async def test_whoever_may_not_be_recognized_is_not_recorded() -> None:
+    """A person whom a fingerprint recognized needs its purpose for every event, also of a type that asks for none."""
+    world = World()
+    world.subjects.required[member("ann")] = frozenset({"device_recognition"})
+    allowed = await world.track([event("1"), event("2", "page_viewed")])
+    assert statuses(allowed.verdicts) == [Status.ACCEPTED, Status.ACCEPTED]
+    world.consents.refused.add((member("ann"), "device_recognition"))
+    refused = await world.track([event("3"), event("4", "page_viewed"), event("5", who="bob")])
+    assert statuses(refused.verdicts) == [Status.DROPPED_NO_CONSENT, Status.DROPPED_NO_CONSENT, Status.ACCEPTED]
+
+
 async def test_consent_is_asked_with_every_member_of_the_person() -> None:
     """A refusal given under another pseudonym of the same person counts."""
     world = World()

@@ -77,6 +77,7 @@ class FakeSubjects:
 
     def __init__(self) -> None:
         self.members: dict[str, tuple[str, ...]] = {}
+        self.required: dict[str, frozenset[str]] = {}
         self.calls: list[int] = []
         self.down = False
 
@@ -98,7 +99,8 @@ class FakeSubjects:
             return FieldProblem("subject", "the namespace is not known")
         name = entry.subject_id or member(entry.identities[0].value)
         members = self.members.get(name, (name,))
-        return Subject(members[0], name, tuple(Member(one) for one in members))
+        required = self.required.get(name, frozenset())
+        return Subject(members[0], name, tuple(Member(one) for one in members), required)
 
 
 class FakeConsents:

@@ -15,7 +15,7 @@ from services.identity.domain.identities import (
     pseudonym,
     pseudonyms,
 )
-from services.identity.domain.resolution import Query, Sought, SubjectMember, answer, holdout_bucket, seek
+from services.identity.domain.resolution import Query, Resolved, Sought, SubjectMember, answer, holdout_bucket, seek
 
 PEPPER = b"p" * 32
 
@@ -112,6 +112,7 @@ def test_a_query_means_exactly_one_thing(query: Query) -> None:
 def test_an_unlinked_member_is_a_person_of_its_own() -> None:
     """Nothing has to be stored for somebody to be resolved."""
     resolved = answer(Sought("m" * 26, Level.KNOWN), {}, "salt")
+    assert isinstance(resolved, Resolved)
     assert resolved.subject_id == resolved.member_id == "m" * 26
     assert resolved.members == (SubjectMember("m" * 26),)
 

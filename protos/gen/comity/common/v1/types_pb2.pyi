@@ -49,7 +49,9 @@ class Identity(_message.Message):
     NAMESPACE_FIELD_NUMBER: _builtins.int
     VALUE_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
-    """user_id, email_sha256, phone_sha256, anonymous_id, device_id or session_id."""
+    """user_id, email_sha256, phone_sha256, anonymous_id, device_id or session_id; or device_fingerprint or
+    third_party_id, which recognize people without their help: those need a purpose to be linked and to be used.
+    """
     value: _builtins.str
     def __init__(
         self,

@@ -101,6 +101,7 @@ class ResolvedSubject(_message.Message):
     MEMBERS_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     REQUIRED_PURPOSES_FIELD_NUMBER: _builtins.int
+    ERROR_REASON_FIELD_NUMBER: _builtins.int
     subject_id: _builtins.str
     """Canonical pseudonym of the person."""
     member_id: _builtins.str
@@ -110,6 +111,8 @@ class ResolvedSubject(_message.Message):
     """In [0, 10000); below the site's holdout share times 10000 means holdout. Stays with the person."""
     error: _builtins.str
     """Set when this query could not be resolved (an unknown namespace, two different user ids); the rest is unset then."""
+    error_reason: _builtins.str
+    """Stable word for programs, set with error: IDENTITIES_INVALID, NAMESPACE_NOT_ALLOWED or SUBJECT_ERASED."""
     @_builtins.property
     def members(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Member]:
         """All members, the canonical one included."""
@@ -130,10 +133,11 @@ class ResolvedSubject(_message.Message):
         members: _abc.Iterable[_types_pb2.Member] | None = ...,
         error: _builtins.str = ...,
         required_purposes: _abc.Iterable[_builtins.str] | None = ...,
+        error_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "holdout_bucket", b"holdout_bucket", "level", b"level", "member_id", b"member_id", "members", b"members", "required_purposes", b"required_purposes", "subject_id", b"subject_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "error_reason", b"error_reason", "holdout_bucket", b"holdout_bucket", "level", b"level", "member_id", b"member_id", "members", b"members", "required_purposes", b"required_purposes", "subject_id", b"subject_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
