@@ -1,7 +1,7 @@
-"""P1 and P2: Decide against an empty call, and against the naive design, in one run.
+"""P1, P2 and the price of consent: Decide against an empty call, the naive design, and itself without consent's answer.
 
-Rounds are interleaved — floor, Comity, naive, floor, … — and a ratio is taken within a triple, so that a slow
-minute of the machine hits all three. Load: closed loop, 32 in flight, rotating subjects and candidates; 20
+Rounds are interleaved — floor, Comity, naive, unread, floor, … — and a ratio is taken within a lap, so that a slow
+minute of the machine hits all of them. Load: closed loop, 32 in flight, rotating subjects and candidates; 20
 candidates, 300 trees of 31 leaves over 40 or more columns; consent read for every Decide, every decision durably
 logged; spans at 1 %.
 """
@@ -43,37 +43,46 @@ Progress = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Triple:
+class Lap:
     """One round of each, measured after one another."""
 
     floor: Round
     comity: Round
     naive: Round
+    unread: Round
 
 
-async def measure(*, rounds: int, duration_s: float, progress: Progress) -> list[Triple]:
-    """Start everything, warm it up, and measure *rounds* triples."""
+async def measure(*, rounds: int, duration_s: float, progress: Progress) -> list[Lap]:
+    """Start everything, warm it up, and measure *rounds* laps."""
     with temporary_folder() as folder:
         async with world(folder, people_count=PEOPLE_COUNT, env=ENV) as ready:
             progress("training and activating a ranker of full size")
             await activate_noise(ready.services)
-            async with _floor() as empty, _naive(ready) as naive, _comity(ready) as comity:
+            async with _floor() as empty, _comity(ready) as comity, _variants(ready) as (naive, unread):
                 progress("warming up")
-                for contender in (empty, comity, naive):
+                for contender in (empty, comity, naive, unread):
                     await contender(duration_s / 2)
-                triples = []
+                laps = []
                 for number in range(rounds):
-                    triples.append(Triple(await empty(duration_s), await comity(duration_s), await naive(duration_s)))
-                    progress(f"round {number + 1} of {rounds}: {_line(triples[-1])}")
-                return triples
+                    laps.append(
+                        Lap(
+                            await empty(duration_s),
+                            await comity(duration_s),
+                            await naive(duration_s),
+                            await unread(duration_s),
+                        )
+                    )
+                    progress(f"round {number + 1} of {rounds}: {_line(laps[-1])}")
+                return laps
 
 
-def figures(triples: list[Triple]) -> dict[str, Figure]:
-    """P1, what P1 costs in CPU, and P2."""
+def figures(laps: list[Lap]) -> dict[str, Figure]:
+    """P1, what P1 costs in CPU, P2, and the share of Decide/s that reading consent for each one takes."""
     return {
-        "P1": Figure.of([t.comity.calls_per_s / t.floor.calls_per_s for t in triples]),
-        "P1_cpu": Figure.of([t.comity.cpu_us_total / t.floor.cpu_us_total for t in triples]),
-        "P2": Figure.of([t.comity.calls_per_s / t.naive.calls_per_s for t in triples]),
+        "P1": Figure.of([t.comity.calls_per_s / t.floor.calls_per_s for t in laps]),
+        "P1_cpu": Figure.of([t.comity.cpu_us_total / t.floor.cpu_us_total for t in laps]),
+        "P2": Figure.of([t.comity.calls_per_s / t.naive.calls_per_s for t in laps]),
+        "consent_read_cost": Figure.of([1 - t.comity.calls_per_s / t.unread.calls_per_s for t in laps]),
     }
 
 
@@ -88,14 +97,20 @@ async def _comity(ready: World) -> AsyncIterator[Contender]:
 
 
 @asynccontextmanager
-async def _naive(ready: World) -> AsyncIterator[Contender]:
-    """The naive variant of decision beside the real one, over the same other services."""
+async def _variants(ready: World) -> AsyncIterator[tuple[Contender, Contender]]:
+    async with _variant(ready, "naive") as naive, _variant(ready, "unread") as unread:
+        yield naive, unread
+
+
+@asynccontextmanager
+async def _variant(ready: World, name: str) -> AsyncIterator[Contender]:
+    """A variant of decision beside the real one, over the same other services."""
     command = ready.stack.command("decision")
     port = free_port()
     env = {**command.env, "COMITY_DECISION_LISTEN": f"127.0.0.1:{port}"}
-    with _process([sys.executable, "-m", "bench.variants.naive"], env=env, cwd=command.cwd) as pid:
-        pids = {name: ready.stack.pid(name) for name in (*SERVICES, *SERVERS)}
-        async with _decider(f"127.0.0.1:{port}", ready, {**pids, "naive": pid}) as contender:
+    with _process([sys.executable, "-m", f"bench.variants.{name}"], env=env, cwd=command.cwd) as pid:
+        pids = {one: ready.stack.pid(one) for one in (*SERVICES, *SERVERS)}
+        async with _decider(f"127.0.0.1:{port}", ready, {**pids, name: pid}) as contender:
             yield contender
 
 
@@ -159,10 +174,10 @@ def _process(argv: list[str], **more: Any) -> Any:
             process.wait()
 
 
-def _line(triple: Triple) -> str:
-    comity = triple.comity
+def _line(lap: Lap) -> str:
+    comity = lap.comity
     return (
-        f"empty {triple.floor.calls_per_s:.0f}/s, Decide {comity.calls_per_s:.0f}/s "
+        f"empty {lap.floor.calls_per_s:.0f}/s, Decide {comity.calls_per_s:.0f}/s "
         f"(p50 {comity.latency_ms_p50:.1f} ms, {comity.cpu_us_total:.0f} CPU µs), "
-        f"naive {triple.naive.calls_per_s:.0f}/s"
+        f"naive {lap.naive.calls_per_s:.0f}/s, without consent's answer {lap.unread.calls_per_s:.0f}/s"
     )

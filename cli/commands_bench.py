@@ -21,7 +21,7 @@ def bench(
     seconds: Annotated[float, typer.Option(min=0.5, help="Length of each measurement.")] = 6.0,
     as_json: AsJson = False,
 ) -> None:
-    """Measure P1 and P2 of the performance goals, as medians with spread; the last line is JSON.
+    """Measure P1, P2 and what reading consent costs, as medians with spread; the last line is JSON.
 
     Figures are ratios to baselines of the same run: absolute times move from machine to machine.
     """
@@ -31,7 +31,7 @@ def bench(
     def tell(line: str) -> None:
         errors.print(line, markup=False)
 
-    triples = run(until_terminated(measure(rounds=rounds, duration_s=seconds, progress=tell)), as_json=as_json)
+    laps = run(until_terminated(measure(rounds=rounds, duration_s=seconds, progress=tell)), as_json=as_json)
     if not as_json:
-        print(table(triples))
-    print(json.dumps({name: figure.to_json() for name, figure in figures(triples).items()}))
+        print(table(laps))
+    print(json.dumps({name: figure.to_json() for name, figure in figures(laps).items()}))
