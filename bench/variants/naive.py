@@ -11,7 +11,7 @@ from services.chassis import eventstore, group_commit
 from services.chassis.gather import Load
 from services.chassis.lifecycle import run
 from services.decision import clients
-from services.decision.domain.request import Person
+from services.decision.domain.request import Person, Signals
 from services.decision.handlers.people import Known, People
 from services.decision.handlers.stages import PREFETCHED_BY, Budget, within
 
@@ -45,11 +45,12 @@ class Serial(People):
         key: Awaitable[None] | None,
         budget: Budget,
         purposes: tuple[str, ...],
+        signals: Signals | None,
         feature_set_version: str,
         as_of: datetime,
     ) -> Known:
         until_s = budget.at(PREFETCHED_BY)
-        consent = await within("consent", self._consent.evaluate(person.members, purposes), until_s)
+        consent = await within("consent", self._consent.evaluate(person.members, purposes, signals), until_s)
         features = await within("features", self._features.read(feature_set_version, person, as_of), until_s)
         if key is not None:
             await within("key", key, until_s)

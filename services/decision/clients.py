@@ -13,7 +13,7 @@ from services.chassis.gather import Gatherer, Load
 from services.chassis.rpc_client import call
 from services.chassis.status import from_call_error
 from services.decision.domain.catalog import ItemColumns
-from services.decision.domain.request import Consent, Identity, Member, Person, Profile
+from services.decision.domain.request import Consent, Identity, Member, Person, Profile, Signals
 from services.decision.wire.calls import (
     consent_from_pb,
     evaluate_query,
@@ -66,9 +66,11 @@ class ConsentClient:
         self._stub = consent_service_pb2_grpc.ConsentServiceStub(channel)
         self._evaluate = Gatherer[consent_service_pb2.EvaluateQuery, Consent](self._send, load, name="consent.Evaluate")
 
-    async def evaluate(self, members: tuple[Member, ...], purposes: tuple[str, ...]) -> Consent:
+    async def evaluate(
+        self, members: tuple[Member, ...], purposes: tuple[str, ...], signals: Signals | None = None
+    ) -> Consent:
         """See handlers.ports.ConsentReader."""
-        return await self._evaluate(evaluate_query(members, purposes))
+        return await self._evaluate(evaluate_query(members, purposes, signals))
 
     async def _send(self, batch: list[consent_service_pb2.EvaluateQuery]) -> Sequence[Consent]:
         request = consent_service_pb2.EvaluateRequest(queries=batch)

@@ -13,7 +13,7 @@ _WHY = {
     FallbackReason.DEADLINE_EXCEEDED: "the answer was not ready in time",
     FallbackReason.NO_CONSENT: "the person has not allowed it",
     FallbackReason.CONSENT_UNAVAILABLE: "consent could not be read, which counts as no",
-    FallbackReason.DO_NOT_PERSONALIZE: "the browser objects to personalization (Sec-GPC: 1)",
+    FallbackReason.DO_NOT_PERSONALIZE: "the person objects to it",
     FallbackReason.IDENTITY_UNAVAILABLE: "identity did not say who it is",
     FallbackReason.FEATURES_UNAVAILABLE: "the features could not be read",
     FallbackReason.MODEL_UNAVAILABLE: "no model could score",
@@ -61,7 +61,7 @@ def _identity(record: DecisionRecord) -> str:
 
 def _consent(record: DecisionRecord, plan: Plan) -> str:
     if record.do_not_personalize:
-        return _WHY[FallbackReason.DO_NOT_PERSONALIZE]
+        return f"{_WHY[FallbackReason.DO_NOT_PERSONALIZE]}{_said(record)}"
     if record.inputs.consent is StageOutcome.REFUSED:
         return "the person was recognized by an identity that needs a purpose which is not allowed"
     if record.inputs.consent is not StageOutcome.OK:
@@ -69,8 +69,14 @@ def _consent(record: DecisionRecord, plan: Plan) -> str:
     lacking = sorted(plan.purposes.difference(record.allowed_purposes))
     needed = ", ".join(sorted(plan.purposes))
     if lacking:
-        return f"needs {needed}; not allowed: {', '.join(lacking)} (ledger version {record.consent_version})"
-    return f"{needed} allowed (ledger version {record.consent_version})"
+        version = record.consent_version
+        return f"needs {needed}; not allowed: {', '.join(lacking)} (ledger version {version}){_said(record)}"
+    return f"{needed} allowed (ledger version {record.consent_version}){_said(record)}"
+
+
+def _said(record: DecisionRecord) -> str:
+    """The consent signal that decided, where one did."""
+    return f", by signal {record.said.signal}: {record.said.reason}" if record.said.signal else ""
 
 
 def _eligible(record: DecisionRecord) -> str:

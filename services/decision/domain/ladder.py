@@ -30,7 +30,7 @@ class Facts:
     """What is known about the request and the person, when it is known.
 
     Args:
-        do_not_personalize: the browser objects (Sec-GPC is exactly "1").
+        do_not_personalize: the person objects to what would be done here, in the ledger or by a signal.
         allowed: purposes that are allowed.
         holdout: the person is of the share that always gets the default.
     """

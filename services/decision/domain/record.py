@@ -46,6 +46,14 @@ class Evidence:
 
 
 @dataclass(frozen=True, slots=True)
+class Said:
+    """The consent signal that decided about a purpose, and why: words of consent's own, nothing of the string."""
+
+    signal: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class DecisionRecord:
     """One decision.
 
@@ -55,6 +63,7 @@ class DecisionRecord:
         allowed_purposes: of those asked for, sorted.
         context: facts that a rule or a column reads; nothing else of the request's context.
         digest: of the inputs and the evidence as it was logged, see digest_of; empty before that.
+        said: the consent signal that decided; empty where the ledger or the regime did.
         recorded_slate: the slate as another system showed it; None for our own.
     """
 
@@ -80,6 +89,7 @@ class DecisionRecord:
     budget_ms: int
     request_digest: bytes
     digest: bytes = field(default=b"")
+    said: Said = Said()
 
 
 def digest_of(record: DecisionRecord) -> bytes:

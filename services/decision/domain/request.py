@@ -1,13 +1,13 @@
 """What is asked of decision, what others say of a person, and what is answered."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from services.chassis.events import ORIGIN, LogPosition
 from services.decision.domain.ladder import Choice
 from services.decision.domain.layout import Subject
-from services.decision.domain.record import Versions
+from services.decision.domain.record import Said, Versions
 from services.decision.domain.site import Context
 from services.decision.domain.vocabulary import Activation, FallbackReason, Level
 
@@ -31,19 +31,37 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
+class Signals:
+    """What the person's browser or consent platform says with the request; passed on to consent and kept nowhere.
+
+    Args:
+        jurisdiction: where the person is; empty: the request does not say.
+        do_not_personalize: the person objects to personalization, for this request.
+    """
+
+    gpc: str = field(default="", repr=False)
+    tc_string: str = field(default="", repr=False)
+    gpp: str = field(default="", repr=False)
+    usp: str = field(default="", repr=False)
+    jurisdiction: str = ""
+    do_not_personalize: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class DecideRequest:
     """A Decide.
 
     Args:
-        do_not_personalize: the browser sent Sec-GPC as exactly "1".
-        digest: of the whole request; a retry must match it.
+        signals: None where nothing came along. They are no part of the digest: a retry brings those of its own moment,
+            and consent is read with them again.
+        digest: of the rest of the request; a retry must match it.
     """
 
     request_id: str
     identities: tuple[Identity, ...] = field(repr=False)
     asks: tuple[Ask, ...]
     context: Context = field(repr=False)
-    do_not_personalize: bool
+    signals: Signals | None
     activation: Activation
     digest: bytes
 
@@ -105,11 +123,28 @@ class Person:
 
 @dataclass(frozen=True, slots=True)
 class Consent:
-    """What the person allows, of what was asked for."""
+    """What the person allows, of what was asked for.
+
+    Args:
+        objected: purposes that the person objects to, in the ledger or by a signal of this request.
+        said: by purpose, the signal that decided about it; purposes that none decided about are absent.
+    """
 
     allowed: frozenset[str]
     version: int
     policy_version: str
+    objected: frozenset[str] = frozenset()
+    said: Mapping[str, Said] = field(default_factory=dict)
+
+    def objects_to(self, purposes: frozenset[str]) -> bool:
+        """Whether one of these purposes is missing because the person objects to it."""
+        return not self.objected.isdisjoint(purposes)
+
+    def deciding(self, purposes: frozenset[str]) -> Said:
+        """The signal that decided about these purposes together; none where the ledger or the regime did."""
+        missing = purposes - self.allowed
+        among = missing & self.objected or missing or purposes
+        return next((self.said[purpose] for purpose in sorted(among) if purpose in self.said), Said())
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,7 +74,8 @@ class Decide:
             known = await self._people.know(
                 request.identities,
                 budget,
-                purposes=_purposes(site, plans, request),
+                purposes=_purposes(site, plans),
+                signals=request.signals,
                 feature_set_version=site.layout.feature_set.version,
                 as_of=now,
             )
@@ -205,9 +206,9 @@ def check_candidates(field: str, ask: Ask) -> None:
         raise invalid(field, "holds an item twice; send each candidate once", reason="CANDIDATE_REPEATED")
 
 
-def _purposes(site: CompiledSite, plans: Sequence[Plan], request: DecideRequest) -> tuple[str, ...]:
+def _purposes(site: CompiledSite, plans: Sequence[Plan]) -> tuple[str, ...]:
     """What consent is asked for: every purpose of placements and columns; nothing where nobody would read it."""
-    if request.do_not_personalize or all(plan.placement.disabled for plan in plans):
+    if all(plan.placement.disabled for plan in plans):
         return ()
     return tuple(sorted(site.layout.purposes.union(*(plan.purposes for plan in plans))))
 

@@ -172,6 +172,7 @@ class Drafting:
             seed_key_id=self._seed_id,
             budget_ms=int(call.budget.seconds * 1000),
             request_digest=request.digest,
+            said=known.deciding(plan.purposes),
         )
 
 
@@ -192,7 +193,7 @@ def _facts(call: Call, plan: Plan, context: Context) -> Facts:
     known, person = call.known, call.known.person
     level = Level.UNSPECIFIED if person is None else person.level
     return Facts(
-        do_not_personalize=call.request.do_not_personalize,
+        do_not_personalize=known.objects_to(plan.purposes - known.allowed),
         level=level,
         allowed=known.allowed,
         holdout=person is not None and is_holdout(person.holdout_bucket, call.site.site.holdout_share),

@@ -177,6 +177,7 @@ class RecordDecisions:
             seed_key_id=self._keys.seed_id,
             budget_ms=0,
             request_digest=decision.digest,
+            said=found.permission.deciding(plan.purposes),
         )
 
     async def _record(self, serving: Serving, found: _Found, record: DecisionRecord) -> PastResult:

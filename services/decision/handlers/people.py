@@ -7,7 +7,8 @@ from datetime import datetime
 from typing import Any
 
 from services.chassis.errors import Kind
-from services.decision.domain.request import Consent, Identity, Person, Profile
+from services.decision.domain.record import Said
+from services.decision.domain.request import Consent, Identity, Person, Profile, Signals
 from services.decision.domain.vocabulary import StageOutcome
 from services.decision.handlers.ports import ConsentReader, DecisionLog, FeatureReader, IdentityReader
 from services.decision.handlers.stages import PREFETCHED_BY, RESOLVED_BY, Budget, Ended, within
@@ -27,9 +28,22 @@ class Known:
     @property
     def allowed(self) -> frozenset[str]:
         """Purposes that are allowed; without an answer, or where the person may not be recognized, none are."""
-        if self.permission is None or self.consent is not StageOutcome.OK:
-            return frozenset()
-        return self.permission.allowed
+        return self._answer.allowed
+
+    def objects_to(self, purposes: frozenset[str]) -> bool:
+        """Whether the person objects to one of these purposes."""
+        return self._answer.objects_to(purposes)
+
+    def deciding(self, purposes: frozenset[str]) -> Said:
+        """The signal that decided about these purposes."""
+        return self._answer.deciding(purposes)
+
+    @property
+    def _answer(self) -> Consent:
+        return _NO_ANSWER if self.permission is None or self.consent is not StageOutcome.OK else self.permission
+
+
+_NO_ANSWER = Consent(frozenset(), 0, "")
 
 
 class People:
@@ -49,6 +63,7 @@ class People:
         budget: Budget,
         *,
         purposes: tuple[str, ...],
+        signals: Signals | None,
         feature_set_version: str,
         as_of: datetime,
     ) -> Known:
@@ -74,7 +89,7 @@ class People:
             if key is not None:
                 await within("key", key, budget.at(PREFETCHED_BY))
             return known
-        return await self._prefetch(known, person, key, budget, purposes, feature_set_version, as_of)
+        return await self._prefetch(known, person, key, budget, purposes, signals, feature_set_version, as_of)
 
     async def _prefetch(
         self,
@@ -83,6 +98,7 @@ class People:
         key: Awaitable[None] | None,
         budget: Budget,
         purposes: tuple[str, ...],
+        signals: Signals | None,
         feature_set_version: str,
         as_of: datetime,
     ) -> Known:
@@ -95,7 +111,8 @@ class People:
         try:
             # Sent now, after the call began: the guarantee of a revocation rests on it.
             asked = tuple(sorted(person.required_purposes.union(purposes)))
-            consent = await within("consent", self._consent.evaluate(person.members, asked), until_s)
+            reading = self._consent.evaluate(person.members, asked, signals)
+            consent = await within("consent", reading, until_s)
             features: Ended[Profile] = await beside[0]
             for task in beside[1:]:
                 await task

@@ -9,7 +9,7 @@ from services.decision.domain.catalog import ItemColumns
 from services.decision.domain.plan import CompiledSite
 from services.decision.domain.record import DecisionRecord
 from services.decision.domain.release import DeclaredItem, DeclaredSite, Model, NewModel, Standing
-from services.decision.domain.request import Consent, Identity, Member, Person, Profile
+from services.decision.domain.request import Consent, Identity, Member, Person, Profile, Signals
 from services.decision.domain.serving import Ranker
 from services.decision.domain.site import Item
 
@@ -37,8 +37,10 @@ class IdentityReader(Protocol):
 class ConsentReader(Protocol):
     """What someone allows."""
 
-    async def evaluate(self, members: tuple[Member, ...], purposes: tuple[str, ...]) -> Consent:
-        """The authority's answer, read after this call began.
+    async def evaluate(
+        self, members: tuple[Member, ...], purposes: tuple[str, ...], signals: Signals | None = None
+    ) -> Consent:
+        """The authority's answer, read after this call began; *signals* came with the request.
 
         Raises:
             ServiceError: an outage.

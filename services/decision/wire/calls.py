@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 from services.chassis.envelope import from_position
 from services.decision.domain.explain import Explanation
 from services.decision.domain.layout import Subject
-from services.decision.domain.record import DecisionRecord
+from services.decision.domain.record import DecisionRecord, Said
 from services.decision.domain.replay import Replayed
 from services.decision.domain.request import (
     Answer,
@@ -30,12 +30,10 @@ from services.decision.domain.request import (
     PastResult,
     Person,
     Profile,
+    Signals,
 )
 from services.decision.domain.vocabulary import Activation, FallbackReason, Level, Reason
 from services.decision.wire.record import facts_from_pb, fill_slate, number, record_to_pb, to_timestamp, versions_to_pb
-
-# The one value of Sec-GPC that is an objection; anything else is no signal (Global Privacy Control, section 3.2).
-GPC_OBJECTS = "1"
 
 _OWN_SLATE = (Reason.RANKED, Reason.EXPLORED)
 
@@ -60,10 +58,31 @@ def decide_from_pb(request: pb.DecideRequest) -> DecideRequest:
             for ask in request.placements
         ),
         context=facts_from_pb(request.context),
-        do_not_personalize=request.consent_signals.gpc == GPC_OBJECTS,
+        signals=_signals_from_pb(request.consent_signals) if request.HasField("consent_signals") else None,
         activation=Activation(request.activation) or Activation.IMMEDIATE,
-        digest=digest_of(request),
+        digest=_digest_without_signals(request),
     )
+
+
+def _signals_from_pb(message: types_pb2.ConsentSignals) -> Signals:
+    return Signals(
+        gpc=message.gpc,
+        tc_string=message.tc_string,
+        gpp=message.gpp,
+        usp=message.usp,
+        jurisdiction=message.jurisdiction,
+        do_not_personalize=message.do_not_personalize,
+    )
+
+
+def _digest_without_signals(request: pb.DecideRequest) -> bytes:
+    """Content digest of what the decision answers: a retry may bring other signals, and nothing of them is kept."""
+    if not request.HasField("consent_signals"):
+        return digest_of(request)
+    bare = pb.DecideRequest()
+    bare.CopyFrom(request)
+    bare.ClearField("consent_signals")
+    return digest_of(bare)
 
 
 def answers_to_pb(answers: Answers) -> pb.DecideResponse:
@@ -140,7 +159,9 @@ def person_from_pb(resolved: identity_service_pb2.ResolvedSubject) -> Person:
     )
 
 
-def evaluate_query(members: tuple[Member, ...], purposes: tuple[str, ...]) -> consent_service_pb2.EvaluateQuery:
+def evaluate_query(
+    members: tuple[Member, ...], purposes: tuple[str, ...], signals: Signals | None = None
+) -> consent_service_pb2.EvaluateQuery:
     """One question to consent."""
     return consent_service_pb2.EvaluateQuery(
         members=[
@@ -151,6 +172,18 @@ def evaluate_query(members: tuple[Member, ...], purposes: tuple[str, ...]) -> co
             for member in members
         ],
         purposes=purposes,
+        signals=None if signals is None else _signals_to_pb(signals),
+    )
+
+
+def _signals_to_pb(signals: Signals) -> types_pb2.ConsentSignals:
+    return types_pb2.ConsentSignals(
+        gpc=signals.gpc,
+        tc_string=signals.tc_string,
+        gpp=signals.gpp,
+        usp=signals.usp,
+        jurisdiction=signals.jurisdiction,
+        do_not_personalize=signals.do_not_personalize,
     )
 
 
@@ -160,6 +193,16 @@ def consent_from_pb(evaluation: consent_service_pb2.Evaluation, policy_version: 
         allowed=frozenset(verdict.purpose for verdict in evaluation.verdicts if verdict.allowed),
         version=evaluation.consent_version,
         policy_version=policy_version,
+        objected=frozenset(
+            verdict.purpose
+            for verdict in evaluation.verdicts
+            if verdict.state == consent_service_pb2.CONSENT_STATE_OBJECTED
+        ),
+        said={
+            verdict.purpose: Said(verdict.signal, verdict.signal_reason)
+            for verdict in evaluation.verdicts
+            if verdict.signal
+        },
     )
 
 

@@ -14,7 +14,7 @@ from services.chassis.envelope import from_position, to_position
 from services.chassis.events import LogPosition
 from services.decision.domain.ladder import Candidates, Choice, Inputs, Slate
 from services.decision.domain.layout import Floats, Subject
-from services.decision.domain.record import DecisionRecord, Evidence, Versions, digest_of, float_bytes
+from services.decision.domain.record import DecisionRecord, Evidence, Said, Versions, digest_of, float_bytes
 from services.decision.domain.site import ContextFact
 from services.decision.domain.vocabulary import Activation, FallbackReason, Level, Origin, Reason, StageOutcome
 
@@ -49,6 +49,8 @@ def record_to_pb(record: DecisionRecord) -> pb.DecisionMade:
             allowed_purposes=record.allowed_purposes,
             consent_version=record.consent_version,
             do_not_personalize=record.do_not_personalize,
+            signal=record.said.signal,
+            signal_reason=record.said.reason,
         ),
         context=facts_to_pb(record.context),
         reason=number(choice.reason),
@@ -91,6 +93,7 @@ def record_from_pb(message: pb.DecisionMade, member_id: str) -> DecisionRecord:
         budget_ms=message.budget_ms,
         request_digest=message.request_digest,
         digest=inputs.digest,
+        said=Said(message.consent.signal, message.consent.signal_reason),
     )
 
 

@@ -15,8 +15,8 @@ from services.chassis.memory import MemoryEventStore
 from services.chassis.sealing import DataKey, Sealer
 from services.decision.domain.layout import Floats, Subject
 from services.decision.domain.plan import CompiledSite
-from services.decision.domain.record import DecisionRecord
-from services.decision.domain.request import Ask, Consent, DecideRequest, Identity, Member, Person, Profile
+from services.decision.domain.record import DecisionRecord, Said
+from services.decision.domain.request import Ask, Consent, DecideRequest, Identity, Member, Person, Profile, Signals
 from services.decision.domain.serving import Ranker, Serving, serving_of
 from services.decision.domain.site import Context
 from services.decision.domain.vocabulary import Activation, Level
@@ -84,10 +84,17 @@ class FakeConsent(Port):
     def __init__(self) -> None:
         super().__init__()
         self.allowed = frozenset({PROFILE})
+        # Purposes that the person objects to in the ledger.
+        self.objected: frozenset[str] = frozenset()
 
-    async def evaluate(self, members: tuple[Member, ...], purposes: tuple[str, ...]) -> Consent:
+    async def evaluate(
+        self, members: tuple[Member, ...], purposes: tuple[str, ...], signals: Signals | None = None
+    ) -> Consent:
         await self._arrive()
-        return Consent(self.allowed.intersection(purposes), 7, "consent-1")
+        if signals is not None and signals.gpc == "1":
+            said = dict.fromkeys(purposes, Said("gpc", "GLOBAL_PRIVACY_CONTROL"))
+            return Consent(frozenset(), 7, "consent-1", frozenset(purposes), said)
+        return Consent(self.allowed.intersection(purposes), 7, "consent-1", self.objected)
 
 
 class FakeFeatures(Port):
@@ -191,7 +198,7 @@ class Harness:
 
 
 def request(
-    *asks: Ask, request_id: str = "r-1", gpc: bool = False, context: Context | None = None, digest: bytes = b"d" * 32
+    *asks: Ask, request_id: str = "r-1", gpc: str = "", context: Context | None = None, digest: bytes = b"d" * 32
 ) -> DecideRequest:
     """A request for the small site's placement, by a known person."""
     return DecideRequest(
@@ -199,7 +206,7 @@ def request(
         identities=(("user_id", "42"),),
         asks=asks or (Ask(PLACEMENT.id),),
         context=context or {},
-        do_not_personalize=gpc,
+        signals=Signals(gpc=gpc) if gpc else None,
         activation=Activation.IMMEDIATE,
         digest=digest,
     )

@@ -10,12 +10,13 @@ from services.chassis.deadline import deadline_scope
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.exposure_token import verify
 from services.decision.domain.plan import compile_site
+from services.decision.domain.record import Said
 from services.decision.domain.request import Answer, Ask
 from services.decision.domain.serving import Serving
 from services.decision.domain.site import Site
 from services.decision.domain.vocabulary import Exclusion, FallbackReason, Reason, StageOutcome
 from tests.unit.decision.fakes import DEAD, KEYS, Harness, Port, person, request
-from tests.unit.decision.world import FEATURE_SET, ITEMS, MEMBER, NOW, PLACEMENT, POLICY, site
+from tests.unit.decision.world import FEATURE_SET, ITEMS, MEMBER, NOW, PLACEMENT, POLICY, PROFILE, site
 
 DEFAULT = ["spring-sale", "gift-card"]
 CERTAIN = site(policy=replace(POLICY, epsilon=0.0))
@@ -121,12 +122,39 @@ async def test_without_consent_nothing_of_the_profile_is_kept() -> None:
     assert (record.inputs.matrix, record.inputs.scores) == (None, None)
 
 
-async def test_an_objection_by_the_browser_asks_nobody_for_the_profile() -> None:
-    """With Sec-GPC neither consent nor features is asked."""
+async def test_what_a_signal_means_is_consents_to_say() -> None:
+    """The objection is consent's answer; the record says which signal it was, and keeps nothing of the profile."""
     harness = Harness(CERTAIN)
-    answer = await answer_of(harness, gpc=True)
+    answer = await answer_of(harness, gpc="1")
     assert answer.choice.fallback_reason is FallbackReason.DO_NOT_PERSONALIZE
-    assert (harness.consent.calls, harness.features.calls) == (0, 0)
+    record = await harness.logged(answer.decision_id)
+    assert (record.do_not_personalize, record.said) == (True, Said("gpc", "GLOBAL_PRIVACY_CONTROL"))
+    assert (record.evidence.subject, record.inputs.matrix) == (None, None)
+    assert (await answer_of(harness, gpc="0", request_id="r-2")).choice.reason is Reason.RANKED
+
+
+async def test_an_objection_in_the_ledger_is_told_as_one() -> None:
+    """Only where it is why the purpose is missing; anything else that is missing is no consent."""
+    harness = Harness(CERTAIN)
+    harness.consent.allowed, harness.consent.objected = frozenset(), frozenset({PROFILE})
+    objected = await answer_of(harness)
+    assert objected.choice.fallback_reason is FallbackReason.DO_NOT_PERSONALIZE
+    assert (await harness.logged(objected.decision_id)).said == Said()
+    harness.consent.objected = frozenset({"something else"})
+    assert (await answer_of(harness, request_id="r-2")).choice.fallback_reason is FallbackReason.NO_CONSENT
+
+
+async def test_a_retry_with_an_objection_gets_the_default() -> None:
+    """The signals of the retry are judged, not those of the first call; the decision in the log stays what it was."""
+    harness = Harness(CERTAIN)
+    first = await answer_of(harness)
+    assert first.choice.reason is Reason.RANKED
+    again = await answer_of(harness, gpc="1")
+    assert (again.decision_id, again.choice.slate.item_ids) == (first.decision_id, DEFAULT)
+    assert again.choice.fallback_reason is FallbackReason.DO_NOT_PERSONALIZE
+    assert not again.exposure_token
+    assert (await harness.logged(first.decision_id)).choice.reason is Reason.RANKED
+    assert (await answer_of(harness)).choice.slate == first.choice.slate
 
 
 async def test_the_holdout_gets_the_default() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from comity.common.v1 import types_pb2
+from comity.consent.v1 import consent_service_pb2 as consent_pb
 from comity.decision.v1 import decision_events_pb2 as events_pb
 from comity.decision.v1 import decision_service_pb2 as pb
 from comity.features.v1 import features_service_pb2
@@ -19,7 +20,7 @@ from services.decision.domain import vocabulary as words
 from services.decision.domain.record import DecisionRecord, Evidence
 from services.decision.domain.request import Answer, Answers
 from services.decision.domain.vocabulary import FallbackReason, Reason, StageOutcome
-from services.decision.wire.calls import answers_to_pb, decide_from_pb, digest_of
+from services.decision.wire.calls import answers_to_pb, consent_from_pb, decide_from_pb, digest_of, evaluate_query
 from services.decision.wire.record import record_from_bytes, record_to_bytes
 from services.decision.wire.site import item_columns_from_pb
 from tests.unit.decision.world import MEMBER, PROFILE, SUBJECT, decide, site
@@ -63,11 +64,52 @@ def test_a_record_comes_back_as_it_was(outcomes: dict[str, object]) -> None:
     assert again.decided_at == record.decided_at
 
 
-@given(gpc=st.text(max_size=3))
-def test_only_exactly_1_is_an_objection(gpc: str) -> None:
-    """Sec-GPC has one value that means something."""
-    request = pb.DecideRequest(consent_signals=types_pb2.ConsentSignals(gpc=gpc))
-    assert decide_from_pb(request).do_not_personalize is (gpc == "1")
+signals = st.builds(
+    types_pb2.ConsentSignals,
+    gpc=st.text(max_size=3),
+    tc_string=st.text(max_size=9),
+    gpp=st.text(max_size=9),
+    usp=st.text(max_size=9),
+    jurisdiction=st.text(max_size=9),
+    do_not_personalize=st.booleans(),
+)
+
+
+@given(message=signals)
+def test_signals_reach_consent_as_they_came(message: types_pb2.ConsentSignals) -> None:
+    """Consent is the one to judge them, malformed ones too."""
+    request = decide_from_pb(pb.DecideRequest(consent_signals=message))
+    assert evaluate_query((), (), request.signals).signals == message
+    assert not evaluate_query((), (), decide_from_pb(pb.DecideRequest()).signals).HasField("signals")
+
+
+@given(message=signals)
+def test_signals_are_no_part_of_what_a_retry_must_match(message: types_pb2.ConsentSignals) -> None:
+    """Nor does anything that is kept hold a trace of them."""
+    request = pb.DecideRequest(request_id="r", consent_signals=message)
+    told = decide_from_pb(request)
+    assert told.digest == decide_from_pb(pb.DecideRequest(request_id="r")).digest
+    assert request.consent_signals == message
+    assert not any(text in repr(told) for text in (message.tc_string, message.gpp, message.usp) if len(text) > 6)
+
+
+def test_what_consent_objects_to_and_why_is_taken_over() -> None:
+    """By purpose; a verdict that no signal decided names none."""
+    objected = consent_pb.PurposeVerdict(
+        purpose="a", state=consent_pb.CONSENT_STATE_OBJECTED, signal="gpc", signal_reason="GLOBAL_PRIVACY_CONTROL"
+    )
+    denied = consent_pb.PurposeVerdict(
+        purpose="b", state=consent_pb.CONSENT_STATE_DENIED, signal="tc_string", signal_reason="TOO_OLD"
+    )
+    granted = consent_pb.PurposeVerdict(
+        purpose="c", allowed=True, state=consent_pb.CONSENT_STATE_GRANTED, signal="tc_string", signal_reason="CONSENTED"
+    )
+    plain = consent_pb.PurposeVerdict(purpose="d", allowed=True, state=consent_pb.CONSENT_STATE_GRANTED)
+    consent = consent_from_pb(consent_pb.Evaluation(verdicts=[objected, denied, granted, plain]), "p1")
+    assert (consent.allowed, consent.objected) == (frozenset("cd"), frozenset("a"))
+    expected = {"ab": "GLOBAL_PRIVACY_CONTROL", "b": "TOO_OLD", "bd": "TOO_OLD", "c": "CONSENTED", "d": "", "": ""}
+    for asked, reason in expected.items():
+        assert consent.deciding(frozenset(asked)).reason == reason
 
 
 def test_a_request_digest_covers_all_of_it() -> None:

@@ -33,7 +33,7 @@ from services.decision.domain.layout import (
     SubjectColumn,
 )
 from services.decision.domain.plan import CompiledSite, compile_site
-from services.decision.domain.record import DecisionRecord, Evidence, Versions, digest_of
+from services.decision.domain.record import DecisionRecord, Evidence, Said, Versions, digest_of
 from services.decision.domain.rules import Verdict
 from services.decision.domain.site import Context, DefaultEntry, Item, Placement, Policy, Site
 from services.decision.domain.vocabulary import Activation, Level, Origin, StageOutcome
@@ -201,5 +201,6 @@ def decide(
             seed_key_id=SEED_KEY_ID,
             budget_ms=50,
             request_digest=b"d" * 32,
+            said=Said("tc_string", "CONSENTED"),
         )
     )
