@@ -20,7 +20,7 @@ adds to the counts with `count_in`; the answer is the sum. What is not idempoten
 Facts about an erasure itself are about nobody (empty subject_id): the log refuses facts about who is on the list.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol, TypeAlias
@@ -28,11 +28,14 @@ from typing import Any, Protocol, TypeAlias
 import grpc
 from comity.common.v1 import holdings_pb2 as pb
 from comity.common.v1 import holdings_pb2_grpc as pb_grpc
-from google.protobuf import json_format
+from google.protobuf import descriptor_pool, json_format, message_factory
+from google.protobuf.message import DecodeError, Message
 
 from services.chassis import metrics
 from services.chassis.erasure import POSTGRES, Counts, Erasure, Step, count_in, counts_in, suppress_in
-from services.chassis.errors import invalid
+from services.chassis.errors import ServiceError, invalid
+from services.chassis.events import RecordedEvent
+from services.chassis.log_rows import recorded
 from services.chassis.postgres import Pool, acquire, transaction
 from services.chassis.tracing import COMITY_ERASURE_STEP, span
 
@@ -43,6 +46,25 @@ PAGE_RECORDS_MAX = 100
 PAGE_BYTES_MAX = 512 * 2**10
 
 VALKEY = "valkey"
+
+# Which events are a person's is looked up at once (an id each), what is in them page by page.
+EVENT_IDS_SQL = """
+SELECT event_id FROM events WHERE subject_id = ANY($1::text[]) AND subject_id <> '' ORDER BY epoch, xid, position
+"""
+EVENTS_BY_ID_SQL = """
+SELECT epoch, xid, position, event_id, stream_id, version, type, subject_id, occurred_at,
+       key_id, nonce, payload, traceparent
+FROM events WHERE event_id = ANY($1::uuid[]) ORDER BY epoch, xid, position
+"""
+LETTERS_SQL = """
+SELECT subject_id, source, type, reason, received_at FROM dead_letters
+WHERE subject_id = ANY($1::text[]) AND subject_id <> '' ORDER BY id
+"""
+
+# Sealer.open_many is one.
+Open = Callable[[Sequence[RecordedEvent]], Awaitable[list[bytes | ServiceError]]]
+# What a record of the log says beside the message itself.
+Tell = Callable[[RecordedEvent, Message], Awaitable[Mapping[str, Any]]]
 
 _STEPS = {
     pb.ERASURE_STEP_SUPPRESS: Step.SUPPRESS,
@@ -195,6 +217,67 @@ class Eraser:
         async with transaction(self._pool) as connection:
             added = await suppress_in(connection, erasure.erasure_id, erasure.member_ids)
             await count_in(connection, erasure.erasure_id, Step.SUPPRESS, {(POSTGRES, "erased_members"): added})
+
+
+async def events_of(pool: Pool, member_ids: Sequence[str]) -> AsyncIterator[list[RecordedEvent]]:
+    """The log's events about these members in its order, a page at a time."""
+    async with acquire(pool) as connection:
+        ids = [row["event_id"] for row in await connection.fetch(EVENT_IDS_SQL, list(member_ids))]
+    for start in range(0, len(ids), PAGE_RECORDS_MAX):
+        async with acquire(pool) as connection:
+            rows = await connection.fetch(EVENTS_BY_ID_SQL, ids[start : start + PAGE_RECORDS_MAX])
+        yield [recorded(row) for row in rows]
+
+
+async def log_records(
+    pool: Pool, open_many: Open, member_ids: Sequence[str], *, tell: Tell | None = None
+) -> AsyncIterator[HeldRecord]:
+    """Everything in the log and among the dead letters about these members, for Holdings.export.
+
+    Args:
+        tell: what to add to a record's content.
+    """
+    async for page in events_of(pool, member_ids):
+        for event, plain in zip(page, await open_many(page), strict=True):
+            content: dict[str, Any] = {"event_id": event.event_id}
+            message = None if isinstance(plain, ServiceError) else _message_of(event.type, plain)
+            if message is None:
+                content["unreadable"] = plain.reason if isinstance(plain, ServiceError) else "UNDECODABLE"
+            else:
+                content |= to_json(message)
+                content |= {} if tell is None else await tell(event, message)
+            yield HeldRecord(POSTGRES, "events", event.type, event.subject_id, event.occurred_at, content)
+    async with acquire(pool) as connection:
+        letters = await connection.fetch(LETTERS_SQL, list(member_ids))
+    for row in letters:
+        content = {name: row[name] for name in ("source", "type", "reason")}
+        yield HeldRecord(POSTGRES, "dead_letters", "dead letter", row["subject_id"], row["received_at"], content)
+
+
+def log_holdings(
+    content: str, *, sealed: bool, purposes: tuple[str, ...], retention_days: int = 0, read_by: tuple[str, ...] = ()
+) -> list[Holding]:
+    """What every service with a log holds, for Holdings.describe; *content* says what its events tell about people."""
+    gone = "deleted with the commands of its streams"
+    return [
+        Holding(POSTGRES, "events", content, gone, sealed, purposes, retention_days, read_by),
+        Holding("nats", "ev.v1.*", f"{content}, on their way", "expires after 7 days, sealed", sealed, purposes, 7),
+        Holding(POSTGRES, "inbox", "ids of events taken in; no member", "kept: it names nobody", retention_days=14),
+        Holding(POSTGRES, "dead_letters", "events that could not be taken in, as they came", "deleted", sealed),
+        Holding(POSTGRES, "erased_members", "that the member was erased", "kept: it is what keeps the rest away"),
+        Holding(
+            "files", "traces, logs", "ids of decisions and calls; no member", "expires after 14 days", False, (), 14
+        ),
+    ]
+
+
+def _message_of(type_name: str, payload: bytes) -> Message | None:
+    """The payload as the message that its type names; None where it is none that is known here."""
+    try:
+        descriptor = descriptor_pool.Default().FindMessageTypeByName(type_name)
+        return message_factory.GetMessageClass(descriptor).FromString(payload)
+    except (KeyError, DecodeError):
+        return None
 
 
 def to_json(message: Any) -> dict[str, Any]:

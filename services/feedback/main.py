@@ -1,16 +1,22 @@
 """The feedback process: settings and wiring."""
 
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
 import grpc
-from comity.feedback.v1.feedback_service_pb2_grpc import add_FeedbackServiceServicer_to_server
+from comity.common.v1.holdings_pb2_grpc import add_HoldingsServiceServicer_to_server
+from comity.feedback.v1.feedback_service_pb2_grpc import (
+    add_FeedbackServiceServicer_to_server,
+    add_RectificationServiceServicer_to_server,
+)
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from services.chassis.bus import NatsBus
 from services.chassis.clock import SystemClock
 from services.chassis.eventstore import PostgresEventStore
+from services.chassis.holdings import HoldingsService
 from services.chassis.inbox import Subscription
 from services.chassis.key_client import GrpcKeyReader
 from services.chassis.lifecycle import App, run
@@ -25,13 +31,16 @@ from services.chassis.settings import ServiceSettings, read_secret
 from services.feedback.clients import ConsentAnswers, ExposureTokens, IdentitySubjects
 from services.feedback.handlers.join import AwaitJoined, JoinOutcomes
 from services.feedback.handlers.publish import PublishEventSchemas
+from services.feedback.handlers.rectify import RectifyBehavior
 from services.feedback.handlers.replay import ReplayLog
 from services.feedback.handlers.track import TrackBehavior
-from services.feedback.service import FeedbackService
+from services.feedback.service import FeedbackService, RectificationService
 from services.feedback.store import (
+    FeedbackHoldings,
     PostgresArchive,
     PostgresDecisions,
     PostgresProgress,
+    PostgresRecordedBehavior,
     PostgresSchemas,
     SealedBehaviorLog,
 )
@@ -95,6 +104,9 @@ async def build(settings: Settings, app: App) -> None:
     app.background("joiner", joiner.run)
     app.background("decisions", intake.run)
     app.server.add(add_FeedbackServiceServicer_to_server, parts.servicer(intake))
+    app.server.add(add_RectificationServiceServicer_to_server, parts.rectification(on_commit))
+    holdings = FeedbackHoldings(pool, parts.sealer)
+    app.server.add(add_HoldingsServiceServicer_to_server, HoldingsService(pool, holdings, forget=parts.sealer.forget))
 
 
 class _Parts:
@@ -111,7 +123,8 @@ class _Parts:
         timeout_s = settings.downstream_timeout_s
         self.settings = settings
         self.clock = SystemClock()
-        sealer = Sealer(GrpcKeyReader(identity, timeout_s=timeout_s))
+        self.sealer = sealer = Sealer(GrpcKeyReader(identity, timeout_s=timeout_s))
+        self.pool = pool
         self.subjects = IdentitySubjects(identity, timeout_s=timeout_s)
         self.consents = ConsentAnswers(consent, timeout_s=timeout_s)
         self.schemas = PostgresSchemas(pool, self.clock)
@@ -132,6 +145,11 @@ class _Parts:
             clock=self.clock,
             reward_window=timedelta(days=self.settings.reward_window_days),
         )
+
+    def rectification(self, on_commit: Callable[[], None]) -> RectificationService:
+        """The gRPC face that puts recorded behavior right."""
+        recorded = PostgresRecordedBehavior(self.pool, self.sealer, on_commit=on_commit)
+        return RectificationService(RectifyBehavior(schemas=self.schemas, recorded=recorded))
 
     def servicer(self, intake: Subscription) -> FeedbackService:
         """The gRPC face."""

@@ -8,14 +8,17 @@ from comity.feedback.v1 import feedback_service_pb2 as pb
 from comity.feedback.v1 import feedback_service_pb2_grpc as pb_grpc
 
 from services.chassis.envelope import from_position, to_position
+from services.chassis.tracing import span
 from services.feedback.handlers.join import AwaitJoined
 from services.feedback.handlers.publish import PublishEventSchemas
+from services.feedback.handlers.rectify import RectifyBehavior
 from services.feedback.handlers.replay import ReplayLog, ReplayPage
 from services.feedback.handlers.track import TrackBehavior
 from services.feedback.wire import (
     add_replayed,
     kinds_from_pb,
     range_from_pb,
+    rectification_from_pb,
     schema_from_pb,
     sent_from_pb,
     verdict_to_pb,
@@ -60,6 +63,7 @@ class FeedbackService(pb_grpc.FeedbackServiceServicer):
             range_from_pb(request),
             placement_id=request.placement_id,
             purpose=request.purpose,
+            member_ids=tuple(dict.fromkeys(request.member_ids)),
         )
         async for page in pages:
             for response in _responses(page):
@@ -83,6 +87,20 @@ class FeedbackService(pb_grpc.FeedbackServiceServicer):
         """Wait for decisions and their outcomes."""
         reached = await self._await_joined(from_position(request.position), timeout_s=AWAIT_MAX_S)
         return pb.AwaitPositionResponse(position=to_position(reached))
+
+
+class RectificationService(pb_grpc.RectificationServiceServicer):
+    """RectificationService over the use case."""
+
+    def __init__(self, rectify: RectifyBehavior) -> None:
+        self._rectify = rectify
+
+    async def RectifyBehavior(  # noqa: N802
+        self, request: pb.RectifyBehaviorRequest, context: Context
+    ) -> pb.RectifyBehaviorResponse:
+        """Put recorded behavior right."""
+        with span("feedback.rectify"):
+            return pb.RectifyBehaviorResponse(count=await self._rectify(rectification_from_pb(request)))
 
 
 def _responses(page: ReplayPage) -> list[pb.ReplayEventsResponse]:

@@ -28,6 +28,7 @@ from services.feedback.domain.behavior import (
     TrackedEvent,
     Verdict,
 )
+from services.feedback.domain.rectification import Rectification
 from services.feedback.domain.replay import Kind, Range, Replayed
 from services.feedback.domain.schemas import EventProperty, EventSchema, PropertyKind
 
@@ -120,6 +121,22 @@ def verdict_to_pb(verdict: Verdict) -> pb.TrackResult:
     return result
 
 
+# --- RectifyBehavior -------------------------------------------------------------------------------------
+
+
+def rectification_from_pb(request: pb.RectifyBehaviorRequest) -> Rectification:
+    """What is to be put right."""
+    value = request.value.WhichOneof("value")
+    return Rectification(
+        request_id=request.request_id,
+        member_ids=tuple(dict.fromkeys(request.member_ids)),
+        type=request.type,
+        property_name=request.property,
+        value=None if value is None else getattr(request.value, str(value)),
+        event_id=request.event_id,
+    )
+
+
 # --- what is kept ----------------------------------------------------------------------------------------
 
 
@@ -142,6 +159,20 @@ def encode_behavior(behavior: Behavior) -> bytes:
         else:
             entry.number_value = value
     return message.SerializeToString()
+
+
+def decode_behavior(plain: bytes) -> Behavior:
+    """BehaviorRecorded as it is kept."""
+    message = events_pb2.BehaviorRecorded.FromString(plain)
+    return Behavior(
+        type=message.type,
+        subject_id=message.subject_id,
+        item_ids=tuple(message.item_ids),
+        properties=properties_from_pb(message.properties),
+        decision_id=message.decision_id,
+        placement_id=message.placement_id,
+        decision_proven=message.decision_proven,
+    )
 
 
 def decode_answer(event: RecordedEvent, plain: bytes) -> Answer | None:

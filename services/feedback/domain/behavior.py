@@ -186,7 +186,7 @@ def _property_problem(values: Mapping[str, PropertyValue], schema: EventSchema) 
             return FieldProblem(
                 "properties", f"holds one that {schema.type} does not declare; {_declared_names(schema)}"
             )
-        problem = _value_problem(entry, value)
+        problem = value_problem(entry, value)
         if problem is not None:
             return problem
     for entry in schema.properties:
@@ -201,7 +201,8 @@ def _declared_names(schema: EventSchema) -> str:
     return "it declares " + ", ".join(entry.name for entry in schema.properties)
 
 
-def _value_problem(entry: EventProperty, value: PropertyValue) -> FieldProblem | None:
+def value_problem(entry: EventProperty, value: PropertyValue) -> FieldProblem | None:
+    """Why the value is none of this property; None when it is one."""
     field_name = f"properties.{entry.name}"
     if _kind_of(value) is not entry.kind:
         return FieldProblem(field_name, f"must be a {entry.kind.value}")

@@ -8,6 +8,7 @@ from services.chassis.errors import FieldProblem
 from services.chassis.events import LogPosition
 from services.feedback.domain.attribution import Answer, Arrival, Decided, Outcome, Waiting
 from services.feedback.domain.behavior import Claim, ConsentQuestion, NewBehavior, NotRecorded, Person, Subject
+from services.feedback.domain.rectification import Rectification
 from services.feedback.domain.replay import Kind, Range, Replayed
 from services.feedback.domain.schemas import EventSchema, SchemaBook
 
@@ -139,10 +140,31 @@ class Progress(Protocol):
 class Archive(Protocol):
     """The retained log, read in pages."""
 
-    def pages(self, kinds: frozenset[Kind], within: Range, *, placement_id: str) -> AsyncIterator[list[Replayed]]:
+    def pages(
+        self, kinds: frozenset[Kind], within: Range, *, placement_id: str, member_ids: Sequence[str] = ()
+    ) -> AsyncIterator[list[Replayed]]:
         """The facts of kinds that share a log, in its order, a bounded page at a time.
 
         It ends where the log ended when it began. What cannot be opened (erased people) is left out.
+
+        Args:
+            member_ids: only what is recorded under these; empty: everything.
+        """
+        ...
+
+
+class RecordedBehavior(Protocol):
+    """Behavior as it lies in the log, where it may be put right."""
+
+    async def holds(self, event_id: str, member_ids: Sequence[str], behavior_type: str) -> bool:
+        """Whether this behavior of one of these members, of this type, is recorded."""
+        ...
+
+    async def put_right(self, asked: Rectification) -> int:
+        """Put right what is asked, event by event; how many by this request in all.
+
+        Raises:
+            ServiceError: ALREADY_EXISTS (REQUEST_ID_REUSED); FAILED_PRECONDITION (SUBJECT_ERASED); UNAVAILABLE.
         """
         ...
 

@@ -26,11 +26,18 @@ class ReplayLog:
         self._consents = consents
 
     async def __call__(
-        self, kinds: Sequence[Kind], within: Range, *, placement_id: str, purpose: str
+        self,
+        kinds: Sequence[Kind],
+        within: Range,
+        *,
+        placement_id: str,
+        purpose: str,
+        member_ids: Sequence[str] = (),
     ) -> AsyncIterator[ReplayPage]:
         """Decisions first (by time), then behavior and outcomes (by position); memory does not grow with the log.
 
         Consent is asked for each page as it leaves: what is withheld is withheld by what people say now.
+        Only what is recorded under *member_ids*, where any are given; of suppressed people too, until it is deleted.
 
         Raises:
             ServiceError: INVALID for no kind or an empty range; UNAVAILABLE when identity or consent does not answer.
@@ -40,7 +47,7 @@ class ReplayLog:
         if within.is_empty:
             raise invalid("until", "must be later than since")
         for group in _groups(kinds):
-            async for page in self._archive.pages(group, within, placement_id=placement_id):
+            async for page in self._archive.pages(group, within, placement_id=placement_id, member_ids=member_ids):
                 yield await self._permitted(page, purpose)
 
     async def _permitted(self, page: Sequence[Replayed], purpose: str) -> ReplayPage:

@@ -3,13 +3,17 @@
 from services.feedback.store.archive import PostgresArchive
 from services.feedback.store.behavior import SealedBehaviorLog
 from services.feedback.store.decisions import PostgresDecisions, take_in
+from services.feedback.store.holdings import FeedbackHoldings
 from services.feedback.store.progress import PostgresProgress
+from services.feedback.store.rectification import PostgresRecordedBehavior
 from services.feedback.store.schemas import PostgresSchemas
 
 __all__ = [
+    "FeedbackHoldings",
     "PostgresArchive",
     "PostgresDecisions",
     "PostgresProgress",
+    "PostgresRecordedBehavior",
     "PostgresSchemas",
     "SealedBehaviorLog",
     "take_in",

@@ -34,6 +34,26 @@ ORDER BY epoch, xid, position LIMIT $10
 """
 
 
+# Of some members alone: which rows are theirs is looked up at once, and then they are read by their ids.
+DECISION_IDS_SQL = """
+SELECT decision_id FROM decision_facts
+WHERE member_id = ANY($1::text[]) AND member_id <> '' AND decided_at >= $2 AND decided_at < $3
+ORDER BY decided_at, decision_id
+"""
+DECISIONS_BY_ID_SQL = f"""
+SELECT {DECISION_COLUMNS} FROM decision_facts WHERE decision_id = ANY($1::text[]) ORDER BY decided_at, decision_id
+"""
+EVENT_IDS_SQL = """
+SELECT event_id FROM events
+WHERE subject_id = ANY($1::text[]) AND subject_id <> ''
+  AND type = ANY($2::text[]) AND occurred_at >= $3 AND occurred_at < $4
+ORDER BY epoch, xid, position
+"""
+EVENTS_BY_ID_SQL = f"""
+SELECT {EVENT_COLUMNS} FROM events WHERE event_id = ANY($1::uuid[]) ORDER BY epoch, xid, position
+"""
+
+
 class PostgresArchive:
     """handlers.ports.Archive."""
 
@@ -41,9 +61,14 @@ class PostgresArchive:
         self._pool = pool
         self._sealer = sealer
 
-    async def pages(self, kinds: frozenset[Kind], within: Range, *, placement_id: str) -> AsyncIterator[list[Replayed]]:
+    async def pages(
+        self, kinds: frozenset[Kind], within: Range, *, placement_id: str, member_ids: Sequence[str] = ()
+    ) -> AsyncIterator[list[Replayed]]:
         """See handlers.ports.Archive. No connection is held while the reader of a page takes its time."""
-        reads = self._decisions(within) if Kind.DECISION in kinds else self._events(kinds, within)
+        if Kind.DECISION in kinds:
+            reads = self._decisions_of(within, member_ids) if member_ids else self._decisions(within)
+        else:
+            reads = self._events_of(kinds, within, member_ids) if member_ids else self._events(kinds, within)
         async for events in reads:
             page = await self._opened(events)
             if placement_id:
@@ -76,6 +101,27 @@ class PostgresArchive:
                 return
             yield [recorded(row) for row in rows]
             after = position_of(rows[-1])
+
+    async def _decisions_of(self, within: Range, member_ids: Sequence[str]) -> AsyncIterator[list[RecordedEvent]]:
+        async with acquire(self._pool) as connection:
+            rows = await connection.fetch(DECISION_IDS_SQL, list(member_ids), *_bounds(within))
+        ids = [row["decision_id"] for row in rows]
+        for start in range(0, len(ids), DECISIONS_PAGE):
+            async with acquire(self._pool) as connection:
+                page = await connection.fetch(DECISIONS_BY_ID_SQL, ids[start : start + DECISIONS_PAGE])
+            yield [decision_of(row) for row in page]
+
+    async def _events_of(
+        self, kinds: frozenset[Kind], within: Range, member_ids: Sequence[str]
+    ) -> AsyncIterator[list[RecordedEvent]]:
+        types = sorted(TYPE_OF[kind] for kind in kinds)
+        async with acquire(self._pool) as connection:
+            rows = await connection.fetch(EVENT_IDS_SQL, list(member_ids), types, *_bounds(within))
+        ids = [row["event_id"] for row in rows]
+        for start in range(0, len(ids), EVENTS_PAGE):
+            async with acquire(self._pool) as connection:
+                page = await connection.fetch(EVENTS_BY_ID_SQL, ids[start : start + EVENTS_PAGE])
+            yield [recorded(row) for row in page]
 
     async def _end(self, newest_sql: str) -> LogPosition:
         async with acquire(self._pool) as connection:

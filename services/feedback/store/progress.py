@@ -16,9 +16,13 @@ INSERT INTO join_positions AS held (reader, epoch, xid, position) VALUES ($1, $2
 ON CONFLICT (reader) DO UPDATE SET epoch = EXCLUDED.epoch, xid = EXCLUDED.xid, position = EXCLUDED.position
 WHERE (held.epoch, held.xid, held.position) < (EXCLUDED.epoch, EXCLUDED.xid, EXCLUDED.position)
 """
+# Only behavior that is still there, of somebody who was not erased: nothing is to wait for what is gone.
 WAIT_SQL = """
 INSERT INTO pending_outcomes (behavior_id, decision_id, since)
-SELECT * FROM unnest($1::uuid[], $2::text[], $3::timestamptz[])
+SELECT w.behavior_id, w.decision_id, w.since
+FROM unnest($1::uuid[], $2::text[], $3::timestamptz[]) AS w (behavior_id, decision_id, since)
+JOIN events e ON e.event_id = w.behavior_id
+WHERE (SELECT true FROM erased_members m WHERE m.member_id = e.subject_id) IS NULL
 ON CONFLICT (behavior_id) DO NOTHING
 """
 WAITING_FOR_SQL = "SELECT behavior_id, decision_id, since FROM pending_outcomes WHERE decision_id = ANY($1::text[])"

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from comity.common.v1.holdings_pb2_grpc import HoldingsServiceStub
 from comity.common.v1.types_pb2 import Identity, Member, SubjectRef
 from comity.consent.v1 import consent_service_pb2 as consent_pb2
 from comity.consent.v1 import consent_service_pb2_grpc as consent_grpc
 from comity.decision.v1 import decision_events_pb2 as decision_pb2
 from comity.feedback.v1 import feedback_service_pb2 as pb
-from comity.feedback.v1.feedback_service_pb2_grpc import FeedbackServiceStub
+from comity.feedback.v1.feedback_service_pb2_grpc import FeedbackServiceStub, RectificationServiceStub
 from comity.identity.v1 import identity_service_pb2 as identity_pb2
 from comity.identity.v1 import identity_service_pb2_grpc as identity_grpc
 
@@ -135,6 +136,8 @@ class Feedback:
     """A running feedback service and what stands around it."""
 
     stub: FeedbackServiceStub
+    rectification: RectificationServiceStub
+    holdings: HoldingsServiceStub
     pool: Pool
     identity: IdentityStandIn
     consent: ConsentStandIn
@@ -269,4 +272,6 @@ async def feedback(database: Callable[[str], Awaitable[str]], nats_url: str, tmp
             schema("exposure"),
         ]
         await stub.PublishEventSchemas(pb.PublishEventSchemasRequest(schemas=declared), timeout=TIMEOUT_S)
-        yield Feedback(stub, pool, identity, consent, decisions)
+        yield Feedback(
+            stub, RectificationServiceStub(channel), HoldingsServiceStub(channel), pool, identity, consent, decisions
+        )

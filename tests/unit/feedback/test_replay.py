@@ -1,6 +1,6 @@
 """Giving the log out again."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
 
 import pytest
@@ -19,7 +19,9 @@ def fact(kind: Kind, number: int, who: str) -> Replayed:
 class FakeArchive:
     """Two logs, a page an event pair."""
 
-    async def pages(self, kinds: frozenset[Kind], within: Range, *, placement_id: str) -> AsyncIterator[list[Replayed]]:
+    async def pages(
+        self, kinds: frozenset[Kind], within: Range, *, placement_id: str, member_ids: Sequence[str] = ()
+    ) -> AsyncIterator[list[Replayed]]:
         """See handlers.ports.Archive."""
         facts = [
             fact(Kind.DECISION, 1, "ann"),
