@@ -62,9 +62,9 @@ class Person:
         response: consent_pb.RecordResponse = await self.services.consent.Record(request, timeout=CALL_S)
         return response
 
-    async def revoke(self) -> consent_pb.RevokeResponse:
-        """Take everything back."""
-        request = consent_pb.RevokeRequest(request_id=uuid.uuid4().hex, subject=self.subject)
+    async def revoke(self, *purposes: str) -> consent_pb.RevokeResponse:
+        """Take back the purposes, or everything."""
+        request = consent_pb.RevokeRequest(request_id=uuid.uuid4().hex, subject=self.subject, purposes=purposes)
         response: consent_pb.RevokeResponse = await self.services.consent.Revoke(request, timeout=CALL_S)
         return response
 
