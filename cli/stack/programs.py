@@ -17,6 +17,7 @@ ROOT = Path(services.__file__).parents[1]
 # Secrets that a service is handed, by the setting that names the file.
 SECRETS: Mapping[str, Mapping[str, str]] = {
     "identity": {"PEPPER_FILE": "pepper", "KEK_FILE": "kek"},
+    "consent": {"RECEIPT_KEY_FILE": "receipt_key"},
     "decision": {"SEED_KEY_FILE": "seed_key", "TOKEN_KEY_FILE": "token_key"},
     "feedback": {"TOKEN_KEY_FILE": "token_key"},
 }

@@ -37,11 +37,17 @@ def stream_of(subject_id: str) -> str:
 
 
 class PostgresAccessLog:
-    """ports.AccessLog over the service's own log."""
+    """ports.AccessLog over the service's own log.
 
-    def __init__(self, pool: Pool, clock: Clock) -> None:
+    Args:
+        outlives_erasure: the facts are recorded about nobody, in the person's stream all the same: they stay when the
+            person is erased, and can be added then. For a ledger that itself stays.
+    """
+
+    def __init__(self, pool: Pool, clock: Clock, *, outlives_erasure: bool = False) -> None:
         self._pool = pool
         self._clock = clock
+        self._outlives_erasure = outlives_erasure
 
     async def accessed(self, subject_id: str, access: Access, method: str) -> None:
         """See ports.AccessLog."""
@@ -56,6 +62,7 @@ class PostgresAccessLog:
                 version = await connection.fetchval(VERSION_SQL, stream_id)
                 # Read under the lock, so that no later read gets an earlier time.
                 now = self._clock.now()
-                event = NewEvent(uuid7(now), PERSONAL_DATA_ACCESSED, payload, now, subject_id, traceparent())
+                about = "" if self._outlives_erasure else subject_id
+                event = NewEvent(uuid7(now), PERSONAL_DATA_ACCESSED, payload, now, about, traceparent())
                 await append_in(connection, [Append(stream_id, version, (event,))])
         PERSONAL_DATA_ACCESSES.labels(method.rpartition("/")[2]).inc()

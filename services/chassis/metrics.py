@@ -36,6 +36,8 @@ BEHAVIOR_FOLDED = Counter("comity_behavior_folded", "Behavior events folded into
 STATES_UNREADABLE = Counter("comity_states_unreadable", "Stored states that were passed over, by why.", ("reason",))
 EVENTS_DROPPED = Counter("comity_events_dropped", "Events that were not stored, by why.", ("reason",))
 ERASURE_STEPS = Counter("comity_erasure_steps", "Steps of erasures that were taken, again included.", ("step",))
+ERASURES = Gauge("comity_erasures", "Erasures: that run now, and that this process completed.", ("state",))
+ERASURE_OLDEST_S = Gauge("comity_erasure_oldest_seconds", "Age of the oldest erasure that still runs.")
 PERSONAL_DATA_ACCESSES = Counter("comity_personal_data_accesses", "Reads of personal data by people.", ("method",))
 LOOP_RESTARTS = Counter("comity_loop_restarts", "Background loops that crashed and were started again.", ("loop",))
 

@@ -1,10 +1,14 @@
 """Consent: who may use what for which purpose, as the person said.
 
 Owns: the ledger of answers (granted, denied, objected, revoked, expired), the policy of the site (purposes, notices,
-jurisdictions) and its versions, and what consent signals (Sec-GPC, TCF, GPP, US Privacy) mean for it.
-Answers: Record, Revoke, Evaluate (the authority read), History, PublishPurposes.
-Emits: ConsentGranted, ConsentDenied, ConsentObjected, ConsentRevoked, ConsentExpired, PurposesPublished.
-Consumes: nothing. It asks identity who somebody is where a caller gives identities; a merge moves no answer.
+jurisdictions) and its versions, and what consent signals (Sec-GPC, TCF, GPP, US Privacy) mean for it; the ledger of
+erasures.
+Answers: Record, Revoke, Evaluate (the authority read), History, PublishPurposes; a person's rights over all services
+(PrivacyService): Export, Rectify, Erase, GetErasure, ListErasures, GetReceipt, Inventory.
+Emits: ConsentGranted, ConsentDenied, ConsentObjected, ConsentRevoked, ConsentExpired, PurposesPublished,
+ErasureRequested, ErasureStepTaken, ErasureCompleted, PersonalDataAccessed.
+Consumes: nothing. It asks identity who somebody is where a caller gives identities, and every service what it holds
+about a person; a merge moves no answer.
 
 It does not decide what is shown, and enforces nothing itself: whoever uses data asks it first.
 """

@@ -3,7 +3,9 @@
 import asyncio
 from pathlib import Path
 
+from comity.common.v1.holdings_pb2_grpc import add_HoldingsServiceServicer_to_server
 from comity.consent.v1.consent_service_pb2_grpc import add_ConsentServiceServicer_to_server
+from comity.consent.v1.privacy_service_pb2_grpc import add_PrivacyServiceServicer_to_server
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
@@ -11,6 +13,7 @@ from services.chassis.access import PostgresAccessLog
 from services.chassis.bus import NatsBus
 from services.chassis.clock import SystemClock
 from services.chassis.eventstore import PostgresEventStore
+from services.chassis.holdings import HoldingsService
 from services.chassis.lifecycle import App, run
 from services.chassis.metrics import RELAY_LAG_S
 from services.chassis.migrations import CHASSIS, migrate
@@ -18,13 +21,19 @@ from services.chassis.postgres import create_pool
 from services.chassis.reconciler import Reconciler
 from services.chassis.relay import Relay
 from services.chassis.rpc_client import connect
-from services.chassis.settings import ServiceSettings
-from services.consent.clients import GrpcIdentityReader
+from services.chassis.settings import ServiceSettings, read_secret
+from services.consent.clients import GrpcIdentityReader, GrpcParticipant, GrpcRectifier
+from services.consent.handlers.erasing import EraseWorker
 from services.consent.handlers.ledger import ConsentHandlers
-from services.consent.service import ConsentService
+from services.consent.handlers.privacy import PrivacyHandlers
+from services.consent.handlers.privacy_ports import Participant, Ports
+from services.consent.service import ConsentService, PrivacyService
+from services.consent.store.erasures import PostgresErasures
+from services.consent.store.holdings import ConsentHoldings, OwnParticipant
 from services.consent.store.ledger import PostgresLedger
 from services.consent.store.policies import PostgresPolicies
-from services.consent.subscribers import Expiries
+from services.consent.store.receipts import Ed25519Signer, PostgresReceipts
+from services.consent.subscribers import Erasures, Expiries
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -34,6 +43,9 @@ class Settings(ServiceSettings):
 
     Args:
         identity_address: of identity; it may be away.
+        features_address: of features, decision_address and feedback_address: export and erasure ask them.
+        receipt_key_file: the key that receipts are signed with.
+        controller: who answers to people for what is held about them, as receipts name it.
         decide_budget_ms_max: longest budget of a Decide anywhere; a revocation waits for it before it returns.
         evaluate_timeout_ms: after which Postgres gives a consent read up; the caller then has no consent.
         write_timeout_ms: the same for every other statement.
@@ -43,6 +55,11 @@ class Settings(ServiceSettings):
     model_config = SettingsConfigDict(env_prefix="COMITY_CONSENT_")
 
     identity_address: str
+    features_address: str
+    decision_address: str
+    feedback_address: str
+    receipt_key_file: Path
+    controller: str = "the operator of this site"
     decide_budget_ms_max: float = Field(default=50.0, ge=0.0)
     evaluate_timeout_ms: int = Field(default=25, ge=1)
     write_timeout_ms: int = Field(default=2000, ge=1)
@@ -70,17 +87,36 @@ async def build(settings: Settings, app: App) -> None:
     app.on_stop("identity", channel.close)
     clock = SystemClock()
     policies = PostgresPolicies(pool, clock)
-    handlers = ConsentHandlers(
-        PostgresLedger(pool, read_pool, policies),
-        policies,
-        GrpcIdentityReader(channel),
-        PostgresAccessLog(pool, clock),
-        clock,
-        drain_s=settings.decide_budget_ms_max / 1000,
-        pause=asyncio.sleep,
-    )
+    ledger = PostgresLedger(pool, read_pool, policies)
+    identity = GrpcIdentityReader(channel)
+    accesses = PostgresAccessLog(pool, clock, outlives_erasure=True)
+    drain_s = settings.decide_budget_ms_max / 1000
+    handlers = ConsentHandlers(ledger, policies, identity, accesses, clock, drain_s=drain_s, pause=asyncio.sleep)
     app.background("expiries", Expiries(pool, handlers).run)
     app.server.add(add_ConsentServiceServicer_to_server, ConsentService(handlers))
+    channels = {"identity": channel}
+    for name in ("features", "decision", "feedback"):
+        channels[name] = connect(getattr(settings, f"{name}_address"))
+        app.on_stop(name, channels[name].close)
+    holdings = ConsentHoldings(pool)
+    participants: dict[str, Participant] = {name: GrpcParticipant(name, one) for name, one in channels.items()}
+    ports = Ports(
+        erasures=PostgresErasures(pool, ledger, clock),
+        participants={**participants, "consent": OwnParticipant(pool, holdings)},
+        identity=identity,
+        receipts=PostgresReceipts(pool, policies),
+        rectifier=GrpcRectifier(channels["feedback"]),
+        accesses=accesses,
+        signer=Ed25519Signer(read_secret(settings.receipt_key_file)),
+        clock=clock,
+    )
+    erasures = Erasures(pool, EraseWorker(ports, controller=settings.controller))
+    app.background("erasures", erasures.run)
+    privacy = PrivacyHandlers(
+        ports, controller=settings.controller, drain_s=drain_s, pause=asyncio.sleep, wake=erasures.wake
+    )
+    app.server.add(add_PrivacyServiceServicer_to_server, PrivacyService(privacy))
+    app.server.add(add_HoldingsServiceServicer_to_server, HoldingsService(pool, holdings))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,17 @@
 """Consent's gRPC face: unpack, call, pack."""
 
+from collections.abc import AsyncIterator
 from typing import Any
 
 from comity.consent.v1 import consent_service_pb2 as pb
 from comity.consent.v1 import consent_service_pb2_grpc as pb_grpc
+from comity.consent.v1 import privacy_service_pb2 as privacy_pb
+from comity.consent.v1 import privacy_service_pb2_grpc as privacy_grpc
 
 from services.chassis.access import access_of
 from services.consent import wire
 from services.consent.handlers.ledger import ConsentHandlers
+from services.consent.handlers.privacy import PrivacyHandlers
 
 
 class ConsentService(pb_grpc.ConsentServiceServicer):
@@ -46,3 +50,57 @@ class ConsentService(pb_grpc.ConsentServiceServicer):
         """Declare the purposes, notices and jurisdictions of the site."""
         version = await self._handlers.publish(wire.declaration_of(request), validate_only=request.validate_only)
         return pb.PublishPurposesResponse(policy_version=version)
+
+
+class PrivacyService(privacy_grpc.PrivacyServiceServicer):
+    """comity.consent.v1.PrivacyService."""
+
+    def __init__(self, handlers: PrivacyHandlers) -> None:
+        self._handlers = handlers
+
+    async def Export(  # noqa: N802
+        self, request: privacy_pb.ExportRequest, context: Any
+    ) -> AsyncIterator[privacy_pb.ExportResponse]:
+        """Hand out everything that is held."""
+        async for service, records in self._handlers.export(wire.who_of(request.subject), access_of(request.access)):
+            yield privacy_pb.ExportResponse(service=service, records=records)
+
+    async def Rectify(self, request: privacy_pb.RectifyRequest, context: Any) -> privacy_pb.RectifyResponse:  # noqa: N802
+        """Put recorded behavior right."""
+        count = await self._handlers.rectify(wire.who_of(request.subject), request, access_of(request.access))
+        return privacy_pb.RectifyResponse(count=count)
+
+    async def Erase(self, request: privacy_pb.EraseRequest, context: Any) -> privacy_pb.EraseResponse:  # noqa: N802
+        """Begin an erasure."""
+        erasure_id = await self._handlers.erase(
+            request.request_id, wire.who_of(request.subject), access_of(request.access)
+        )
+        return privacy_pb.EraseResponse(erasure_id=erasure_id)
+
+    async def GetErasure(self, request: privacy_pb.GetErasureRequest, context: Any) -> privacy_pb.GetErasureResponse:  # noqa: N802
+        """Say how far an erasure is."""
+        return wire.erasure_response(await self._handlers.erasure(request.erasure_id))
+
+    async def ListErasures(  # noqa: N802
+        self, request: privacy_pb.ListErasuresRequest, context: Any
+    ) -> privacy_pb.ListErasuresResponse:
+        """Give the ledger of erasures."""
+        erasures = await self._handlers.erasures_after(request.after)
+        return privacy_pb.ListErasuresResponse(erasures=[wire.erasure_entry(one) for one in erasures])
+
+    async def GetReceipt(self, request: privacy_pb.GetReceiptRequest, context: Any) -> privacy_pb.GetReceiptResponse:  # noqa: N802
+        """Give the receipt of a change."""
+        return wire.receipt_response(
+            await self._handlers.receipt(
+                wire.who_of(request.subject), request.consent_version, access_of(request.access)
+            )
+        )
+
+    async def Inventory(self, request: privacy_pb.InventoryRequest, context: Any) -> privacy_pb.InventoryResponse:  # noqa: N802
+        """Give the record of processing."""
+        return privacy_pb.InventoryResponse(
+            services=[
+                privacy_pb.ServiceHoldings(service=name, holdings=holdings)
+                for name, holdings in await self._handlers.inventory()
+            ]
+        )

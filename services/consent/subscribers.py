@@ -1,4 +1,4 @@
-"""What happens without anybody asking: grants run out, and the ledger says so."""
+"""What happens without anybody asking: grants run out, and the ledger says so; erasures go on until they are done."""
 
 import asyncio
 
@@ -6,6 +6,7 @@ import structlog
 
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.postgres import Pool, leadership
+from services.consent.handlers.erasing import EraseWorker
 from services.consent.handlers.ledger import ConsentHandlers
 
 _log = structlog.get_logger(__name__)
@@ -14,6 +15,9 @@ _log = structlog.get_logger(__name__)
 POLL_S = 5.0
 RETRY_S = 1.0
 LEADERSHIP = "comity.consent.expiries"
+# Another replica may have begun an erasure, or a service that was away may be back.
+ERASURES_POLL_S = 0.5
+ERASURES_LEADERSHIP = "comity.consent.erasures"
 
 
 class Expiries:
@@ -38,3 +42,40 @@ class Expiries:
                     raise
                 _log.warning("recording expiries waits", reason=error.reason)
                 await asyncio.sleep(RETRY_S)
+
+
+class Erasures:
+    """Continues erasures, while this replica is the one to do it."""
+
+    def __init__(self, pool: Pool, worker: EraseWorker, *, poll_s: float = ERASURES_POLL_S) -> None:
+        self._pool = pool
+        self._worker = worker
+        self._poll_s = poll_s
+        self._news = asyncio.Event()
+
+    def wake(self) -> None:
+        """There is something to do: look now and not at the next poll."""
+        self._news.set()
+
+    async def run(self) -> None:
+        """Continue until cancelled; outages are waited out."""
+        while True:
+            try:
+                # Who lost the lead without noticing does no harm: steps can be taken twice, and are recorded once.
+                async with leadership(self._pool, ERASURES_LEADERSHIP) as connection:
+                    while not connection.is_closed():
+                        self._news.clear()
+                        if not await self._worker.step():
+                            await self._wait()
+            except ServiceError as error:
+                if error.kind not in (Kind.UNAVAILABLE, Kind.CONFLICT):
+                    raise
+                _log.warning("erasing waits", reason=error.reason)
+                await asyncio.sleep(RETRY_S)
+
+    async def _wait(self) -> None:
+        try:
+            async with asyncio.timeout(self._poll_s):
+                await self._news.wait()
+        except TimeoutError:
+            return

@@ -7,6 +7,9 @@ from enum import IntEnum
 
 # A consent that does not expire says so: the latest time there is, not the absence of one.
 NEVER = datetime.max.replace(tzinfo=UTC)
+# In the place of a purpose: what stands for an erased member, to every purpose that there is or will be. No purpose is
+# named so.
+EVERY_PURPOSE = ""
 
 
 class State(IntEnum):

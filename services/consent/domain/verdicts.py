@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from services.consent.domain.ledger import NEVER, Standing, State
+from services.consent.domain.ledger import EVERY_PURPOSE, NEVER, Standing, State
 from services.consent.domain.policy import Policy
 from services.consent.domain.purposes import Purpose
 from services.consent.domain.regimes import ANYWHERE, Jurisdiction, is_allowed_unasked, jurisdiction_of, rule_of
@@ -109,6 +109,10 @@ def evaluate(query: Query, standings: Standings, policy: Policy, now: datetime) 
     """The verdicts on a query, in the order of its purposes."""
     known = [(one.merged_at, standings[one.member_id]) for one in query.members if one.member_id in standings]
     stood = [one for _, by_purpose in known for one in by_purpose.values()]
+    if any(EVERY_PURPOSE in by_purpose for _, by_purpose in known):
+        # Erased: whatever the request itself says, and whatever was declared since.
+        refused = tuple(Verdict(name, allowed=False, state=State.REVOKED) for name in query.purposes)
+        return Evaluation(refused, max(one.consent_version for one in stood))
     place = ANYWHERE
     if policy.jurisdictions:
         stated = "" if query.stated is None else query.stated.jurisdiction

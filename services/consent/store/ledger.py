@@ -19,8 +19,8 @@ from services.chassis.ids import uuid7
 from services.chassis.postgres import Connection, Pool, acquire, transaction
 from services.chassis.tracing import traceparent
 from services.consent import wire
-from services.consent.domain.commands import Change, Decide, View
-from services.consent.domain.ledger import NEVER, Answer, Standing, State, evolve
+from services.consent.domain.commands import Change, Decide, RevokeCommand, View, revoke
+from services.consent.domain.ledger import EVERY_PURPOSE, NEVER, Answer, Standing, State, evolve
 from services.consent.domain.verdicts import Snapshot
 from services.consent.store.policies import PostgresPolicies
 
@@ -60,6 +60,13 @@ HISTORY_SQL = """
 SELECT epoch, xid, position, event_id, stream_id, version, type, subject_id, occurred_at, key_id, nonce, payload,
        traceparent
 FROM events WHERE stream_id = ANY($1::text[]) ORDER BY occurred_at, stream_id, version LIMIT $2
+"""
+# See domain.ledger.EVERY_PURPOSE.
+CLOSE_SQL = """
+INSERT INTO consent_state
+    (member_id, purpose, state, consent_version, recorded_at, answered_at, expires_at, purpose_version)
+SELECT $1, $2, 3, $3, statement_timestamp(), statement_timestamp(), 'infinity', 0
+ON CONFLICT (member_id, purpose) DO NOTHING
 """
 # Members with a grant that ran out and is not recorded to have; the condition is the index's, so that it is used.
 RAN_OUT_SQL = """
@@ -115,6 +122,19 @@ class PostgresLedger:
                 await connection.execute(LOCK_SQL, member_id)
                 await self._decide(connection, member_id, decide)
         return len(rows)
+
+    async def close_in(self, connection: Connection, member_id: str) -> None:
+        """Revoke every purpose and close the member's ledger for good, in the caller's transaction.
+
+        What the caller does to keep facts about the member out comes after it in the same transaction.
+        """
+        await connection.execute(LOCK_SQL, member_id)
+
+        def revoke_all(view: View) -> tuple[Answer, ...]:
+            return revoke(RevokeCommand(""), view) if view.policy.purposes else ()
+
+        closed = await self._decide(connection, member_id, revoke_all)
+        await connection.execute(CLOSE_SQL, member_id, EVERY_PURPOSE, closed.consent_version)
 
     async def _change(
         self, connection: Connection, member_id: str, request_id: str, digest: bytes, decide: Decide

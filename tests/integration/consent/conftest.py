@@ -28,6 +28,7 @@ from services.identity.handlers import IdentityHandlers
 from services.identity.service import IdentityService
 from services.identity.store.links import PostgresLinks
 from services.identity.store.subjects import PostgresSubjects
+from tests.integration.consent.rights_world import Rights, rights_over
 
 DRAIN_S = 0.05
 # The production value is 25; a loaded test machine is no reason to fail.
@@ -169,7 +170,7 @@ async def consent_over(database: MakeDatabase) -> AsyncIterator[Callable[..., Aw
             PostgresLedger(pool, read_pool, policies),
             policies,
             GrpcIdentityReader(identity_channel),
-            PostgresAccessLog(pool, clock),
+            PostgresAccessLog(pool, clock, outlives_erasure=True),
             clock,
             drain_s=DRAIN_S,
             pause=pauses,
@@ -207,6 +208,13 @@ async def stitched(
     made = await consent_over(identity_address=address, port=consent_port)
     await made.publish("ads", "measurement", "identity_linking")
     return stub, made
+
+
+@pytest.fixture
+async def rights(consent: Consent) -> AsyncIterator[Rights]:
+    """The rights of a person over the ledger of the fixture `consent`."""
+    async with rights_over(consent, _settings(consent.url)) as made:
+        yield made
 
 
 def _settings(url: str, port: int = 0) -> ServiceSettings:
