@@ -30,6 +30,10 @@ SETTINGS = {
     "max_wal_senders": "0",
     "checkpoint_timeout": "15min",
     "max_wal_size": "2GB",
+    # What was erased leaves the log of changes at the next checkpoint: its files are deleted and not used again, and
+    # none are kept in stock beyond the least that there can be.
+    "wal_recycle": "off",
+    "min_wal_size": "32MB",
     "jit": "off",  # every query is small; compiling one costs more than running it
     "max_parallel_workers_per_gather": "0",
     "idle_in_transaction_session_timeout": "5s",  # an open transaction holds back every reader of every log

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from services.chassis.clock import Clock
@@ -9,13 +10,22 @@ from services.chassis.errors import Kind, ServiceError, invalid
 from services.chassis.ids import uuid7
 from services.chassis.metrics import DATA_KEYS_MINTED, LINKS
 from services.chassis.tracing import COMITY_BATCH_SIZE, span
-from services.identity.domain.identities import Contradiction, Identity, Level, pseudonyms
+from services.identity.domain.identities import (
+    Contradiction,
+    Identity,
+    Level,
+    Pseudonym,
+    next_generation,
+    pseudonyms,
+)
 from services.identity.domain.keys import DataKey
 from services.identity.domain.linking import LinkCommand, Linked, UnlinkCommand
 from services.identity.domain.permission import IDENTITY_LINKING, Denial, Side, Word, denial, required_purposes, sides
-from services.identity.domain.resolution import Found, Query, Resolved, Sought, answer, seek, seek_strongest
+from services.identity.domain.resolution import ERASED, Found, Query, Resolved, Sought, answer, seek, seek_strongest
 from services.identity.domain.subjects import LinkNote, People
 
+# A person who was erased and came back is looked for in this many later generations at once.
+GENERATIONS_TOGETHER = 8
 MEMBER_ID = re.compile(r"[a-z2-7]{26}")
 # Somebody may be linked from elsewhere while consent is asked: each try asks again, about the people of that moment.
 # Of those that race one gets through each time, so this is how many logins of one person may come at once.
@@ -27,7 +37,7 @@ class SubjectReader(Protocol):
     """Who the members are now."""
 
     async def subjects(self, member_ids: Sequence[str]) -> Found:
-        """The members of the subjects of these members, in one round trip; those that no link names are absent."""
+        """The subjects of these members and who of them was erased, in one round trip."""
         ...
 
     async def links(self, member_ids: Sequence[str]) -> list[LinkNote]:
@@ -135,14 +145,15 @@ class IdentityHandlers:
                 UNAVAILABLE (CONSENT_UNAVAILABLE); see LinkStore.link. Whatever is raised, nothing was linked, but for
                 an unknown outcome.
         """
-        named = pseudonyms(self._pepper, identities)
-        if isinstance(named, Contradiction):
-            raise invalid("identities", named.problem)
+        presented = pseudonyms(self._pepper, identities)
+        if isinstance(presented, Contradiction):
+            raise invalid("identities", presented.problem)
         with span("identity.link"):
-            command = LinkCommand(request_id, uuid7(self._clock.now()), named)
+            named = await self._living(presented)
+            command = LinkCommand(request_id, uuid7(self._clock.now()), named, presented)
             linked = await self._links.made(command) or await self._link(command)
             LINKS.labels("merged" if linked.merged else "kept").inc()
-            (resolved,) = await self._resolved([seek_strongest(named)])
+            (resolved,) = await self._resolved([seek_strongest(presented)])
             return linked, resolved
 
     async def unlink(self, request_id: str, link_id: str) -> list[Resolved]:
@@ -165,6 +176,8 @@ class IdentityHandlers:
         """
         with span("identity.describe_subject"):
             (resolved,) = await self._answers([seek(self._pepper, query)])
+            if resolved is ERASED:
+                raise ServiceError(Kind.FAILED_PRECONDITION, ERASED.reason, f"subject: {ERASED.problem}")
             if isinstance(resolved, Contradiction):
                 raise invalid("subject", resolved.problem)
             if resolved.required_purposes:
@@ -199,9 +212,34 @@ class IdentityHandlers:
             raise _not_allowed(denied)
 
     async def _answers(self, sought: Sequence[Sought | Contradiction]) -> list[Resolved | Contradiction]:
+        answers = await self._look_up(sought)
+        number = 1
+        # Only somebody who was erased and came back costs another round trip, for their next generations all at once.
+        while again := [k for k, one in enumerate(sought) if _has_generations(one) and answers[k] is ERASED]:
+            numbers = range(number, number + GENERATIONS_TOGETHER)
+            tried = [(k, _later(self._pepper, sought[k], each)) for k in again for each in numbers]
+            found = await self._look_up([one for _, one in tried])
+            for (k, _), one in reversed(list(zip(tried, found, strict=True))):
+                if one is not ERASED:
+                    answers[k] = one
+            number = numbers.stop
+        return answers
+
+    async def _look_up(self, sought: Sequence[Sought | Contradiction]) -> list[Resolved | Contradiction]:
         wanted = {one.member_id for one in sought if isinstance(one, Sought)}
-        found = await self._subjects.subjects(list(wanted)) if wanted else {}
+        found = await self._subjects.subjects(list(wanted)) if wanted else Found()
         return [one if isinstance(one, Contradiction) else answer(one, found, self._salt) for one in sought]
+
+    async def _living(self, presented: tuple[Pseudonym, ...]) -> tuple[Pseudonym, ...]:
+        """The generations of now: of whoever was erased the first that was not."""
+        living, number = list(presented), 1
+        while erased := (await self._subjects.subjects([one.member_id for one in living])).erased:
+            living = [
+                next_generation(self._pepper, first, number) if one.member_id in erased else one
+                for one, first in zip(living, presented, strict=True)
+            ]
+            number += 1
+        return tuple(sorted(living, key=lambda one: one.rank))
 
     async def _resolved(self, sought: Sequence[Sought]) -> list[Resolved]:
         return [one for one in await self._answers(sought) if isinstance(one, Resolved)]
@@ -216,6 +254,17 @@ def _not_allowed(denied: Denial) -> ServiceError:
         else f"none of those whom it would join has granted {purpose}: declare the purpose, ask, and record the answer"
     )
     return ServiceError(Kind.FAILED_PRECONDITION, reason, f"the link may not be made, {why}")
+
+
+def _has_generations(one: Sought | Contradiction) -> bool:
+    """Whether an answer of "erased" means that a later generation is to be looked for: not of a pseudonym."""
+    return isinstance(one, Sought) and one.first is not None
+
+
+def _later(pepper: bytes, sought: Sought | Contradiction, number: int) -> Sought:
+    assert isinstance(sought, Sought), "only who was looked up can be erased"
+    assert sought.first is not None, "asked before"
+    return replace(sought, member_id=next_generation(pepper, sought.first, number).member_id)
 
 
 class KeyHandlers:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from comity.common.v1.holdings_pb2_grpc import add_HoldingsServiceServicer_to_server
 from comity.identity.v1.identity_service_pb2_grpc import (
     add_IdentityServiceServicer_to_server,
     add_KeyServiceServicer_to_server,
@@ -11,6 +12,7 @@ from pydantic_settings import SettingsConfigDict
 from services.chassis.bus import NatsBus
 from services.chassis.clock import SystemClock
 from services.chassis.eventstore import PostgresEventStore
+from services.chassis.holdings import HoldingsService
 from services.chassis.lifecycle import App, run
 from services.chassis.metrics import RELAY_LAG_S
 from services.chassis.migrations import CHASSIS, migrate
@@ -22,6 +24,7 @@ from services.chassis.settings import ServiceSettings, read_secret
 from services.identity.clients import GrpcConsentReader
 from services.identity.handlers import IdentityHandlers, KeyHandlers
 from services.identity.service import IdentityService, KeyService
+from services.identity.store.holdings import IdentityHoldings
 from services.identity.store.keys import PostgresKeys, Wrapping
 from services.identity.store.links import PostgresLinks
 from services.identity.store.secrets import require_same_secrets
@@ -83,6 +86,7 @@ async def build(settings: Settings, app: App) -> None:
     app.server.add(add_IdentityServiceServicer_to_server, IdentityService(handlers))
     keys = KeyHandlers(PostgresKeys(pool, Wrapping(kek), clock))
     app.server.add(add_KeyServiceServicer_to_server, KeyService(keys))
+    app.server.add(add_HoldingsServiceServicer_to_server, HoldingsService(pool, IdentityHoldings(pool, clock)))
 
 
 if __name__ == "__main__":

@@ -11,14 +11,16 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.identity.domain.facts import (
+    DataKeyDestroyed,
     DataKeyMinted,
     Fact,
     IdentityLinked,
     IdentityUnlinked,
+    SubjectErased,
     SubjectsMerged,
     SubjectsUnmerged,
 )
-from services.identity.domain.identities import Contradiction, Identity
+from services.identity.domain.identities import NAMESPACES, Contradiction, Identity, Pseudonym
 from services.identity.domain.keys import DataKey
 from services.identity.domain.permission import Side, Word
 from services.identity.domain.resolution import Query, Resolved, SubjectMember
@@ -82,6 +84,13 @@ def linked_member_ids(payload: bytes) -> tuple[str, ...]:
     return tuple(one.member_id for one in events_pb.IdentityLinked.FromString(payload).identities)
 
 
+def linked_of(payload: bytes) -> IdentityLinked:
+    """An IdentityLinked payload as the fact."""
+    message = events_pb.IdentityLinked.FromString(payload)
+    named = (Pseudonym(NAMESPACES[one.namespace], one.identity_hash, one.member_id) for one in message.identities)
+    return IdentityLinked(message.link_id, message.subject_id, tuple(named))
+
+
 IDENTITY_LINKED = events_pb.IdentityLinked.DESCRIPTOR.full_name
 SUBJECTS_MERGED = events_pb.SubjectsMerged.DESCRIPTOR.full_name
 
@@ -109,8 +118,11 @@ def _message(fact: Fact) -> Message:
             return events_pb.SubjectsUnmerged(
                 link_id=fact.link_id, subject_id=fact.subject_id, member_ids=fact.member_ids
             )
-        case DataKeyMinted():
-            return events_pb.DataKeyMinted(member_id=fact.member_id, key_id=fact.key_id)
+        case DataKeyMinted() | DataKeyDestroyed():
+            kind = events_pb.DataKeyMinted if isinstance(fact, DataKeyMinted) else events_pb.DataKeyDestroyed
+            return kind(member_id=fact.member_id, key_id=fact.key_id)
+        case SubjectErased():
+            return events_pb.SubjectErased(erasure_id=fact.erasure_id, member_ids=fact.member_ids)
 
 
 # An answer that has expired is no refusal, and neither is none at all.

@@ -56,4 +56,49 @@ class DataKeyMinted:
         return self.member_id
 
 
-Fact: TypeAlias = IdentityLinked | SubjectsMerged | IdentityUnlinked | SubjectsUnmerged | DataKeyMinted
+@dataclass(frozen=True, slots=True)
+class DataKeyDestroyed:
+    """A member's data key is gone for ever. The fact is about nobody: nothing about the member is recorded any more."""
+
+    member_id: str
+    key_id: str
+
+    @property
+    def subject_id(self) -> str:
+        """Nobody."""
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class SubjectErased:
+    """Members are gone with their links. The fact is about nobody, as DataKeyDestroyed."""
+
+    erasure_id: str
+    member_ids: tuple[str, ...]
+
+    @property
+    def subject_id(self) -> str:
+        """Nobody."""
+        return ""
+
+
+Fact: TypeAlias = (
+    IdentityLinked
+    | SubjectsMerged
+    | IdentityUnlinked
+    | SubjectsUnmerged
+    | DataKeyMinted
+    | DataKeyDestroyed
+    | SubjectErased
+)
+
+
+def named_in(fact: Fact) -> tuple[str, ...]:
+    """The members that a fact about links names."""
+    match fact:
+        case IdentityLinked():
+            return (fact.subject_id, *(one.member_id for one in fact.named))
+        case SubjectsMerged() | SubjectsUnmerged():
+            return (fact.subject_id, *fact.member_ids)
+        case _:
+            return (fact.subject_id,)

@@ -73,7 +73,8 @@ class Pseudonym:
     """What is kept of an identity.
 
     Args:
-        identity_hash: HMAC-SHA256 of namespace and value under the pepper, 32 bytes.
+        identity_hash: HMAC-SHA256 of namespace and value under the pepper, 32 bytes; of a later generation, of the
+            first one's hash and its number.
         member_id: the first half of that, as 26 characters of base32.
     """
 
@@ -107,6 +108,17 @@ def pseudonym(pepper: bytes, identity: Identity) -> Pseudonym:
     message = f"{identity.namespace}\0{identity.value}".encode()
     identity_hash = hmac.digest(pepper, message, hashlib.sha256)
     return Pseudonym(NAMESPACES[identity.namespace], identity_hash, member_id_of(identity_hash))
+
+
+def next_generation(pepper: bytes, first: Pseudonym, number: int) -> Pseudonym:
+    """The pseudonym of the same identity after its person was erased *number* times, *number* > 0.
+
+    Nobody without the pepper can tell that the two belong together. A message that begins with a zero byte is none of
+    `pseudonym`'s: namespaces are not empty.
+    """
+    message = b"\0generation\0%d\0%b" % (number, first.identity_hash)
+    identity_hash = hmac.digest(pepper, message, hashlib.sha256)
+    return Pseudonym(first.namespace, identity_hash, member_id_of(identity_hash))
 
 
 def member_id_of(identity_hash: bytes) -> str:

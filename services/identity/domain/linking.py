@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from services.identity.domain.facts import Fact, IdentityLinked, IdentityUnlinked, SubjectsMerged, SubjectsUnmerged
 from services.identity.domain.identities import Pseudonym
@@ -21,22 +21,24 @@ class LinkCommand:
 
     Args:
         link_id: for the link, if it is a new one.
-        named: distinct, strongest first.
+        named: distinct, strongest first; the generations of now.
+        presented: the first generations of the same: what the caller said, whoever was erased since.
     """
 
     request_id: str
     link_id: str
     named: tuple[Pseudonym, ...]
+    presented: tuple[Pseudonym, ...]
 
     @property
     def statement(self) -> bytes:
         """What is stated, whatever the order: SHA-256 of the identities' keyed hashes."""
-        return hashlib.sha256(b"".join(sorted(one.identity_hash for one in self.named))).digest()
+        return _statement(self.named)
 
     @property
     def digest(self) -> bytes:
         """Tells this command from others under the same request id."""
-        return hashlib.sha256(b"link\0" + self.statement).digest()
+        return hashlib.sha256(b"link\0" + _statement(self.presented)).digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,20 @@ def unlink(link_id: str, links: Iterable[Link]) -> Change:
     anchor = min(taken_back.named, key=lambda one: one.rank)
     unlinked = IdentityUnlinked(link_id, before[anchor.member_id].subject_id)
     return Change(after, (unlinked, *_consequences(link_id, before, after)))
+
+
+def without(links: Iterable[Link], member_ids: frozenset[str]) -> list[Link]:
+    """The links as though these members had never been: they name the others only; one that names nobody is gone.
+
+    A link that names a single member states nothing, and stays: it says since when that member is known, so that who is
+    earliest, and with that the name and the holdout bucket of those who stay, does not change.
+    """
+    left = [replace(link, named=tuple(one for one in link.named if one.member_id not in member_ids)) for link in links]
+    return [link for link in left if link.named]
+
+
+def _statement(named: Iterable[Pseudonym]) -> bytes:
+    return hashlib.sha256(b"".join(sorted(one.identity_hash for one in named))).digest()
 
 
 def _consequences(link_id: str, before: People, after: People) -> list[Fact]:

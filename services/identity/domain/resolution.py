@@ -25,11 +25,14 @@ class Sought:
     Args:
         gated: the kind of identity that only recognizes who was linked to it, and only where its purpose is allowed;
             None for all others.
+        first: the identity's first pseudonym, from which its later generations follow; None where a pseudonym is
+            sought: whoever was erased is not found by it again.
     """
 
     member_id: str
     level: Level
     gated: Namespace | None = None
+    first: Pseudonym | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +43,17 @@ class SubjectMember:
     merged_at: datetime | None = None
 
 
-# The members of the subjects that were looked up, by each member; absent for one that no link names.
-Found = Mapping[str, tuple[SubjectMember, ...]]
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What was looked up.
+
+    Args:
+        subjects: the members of the subjects, by each member; absent for one that no link names.
+        erased: those of the members looked up who were erased.
+    """
+
+    subjects: Mapping[str, tuple[SubjectMember, ...]] = field(default_factory=dict)
+    erased: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +98,14 @@ def seek_strongest(found: tuple[Pseudonym, ...]) -> Sought:
     """
     strongest = found[0]
     gated = strongest.namespace if strongest.namespace.purpose else None
-    return Sought(strongest.member_id, strongest.namespace.level, gated)
+    return Sought(strongest.member_id, strongest.namespace.level, gated, strongest)
 
 
 def answer(sought: Sought, found: Found, holdout_salt: str) -> Resolved | Contradiction:
     """Who it is, from what was found."""
-    linked = found.get(sought.member_id)
+    if sought.member_id in found.erased:
+        return ERASED
+    linked = found.subjects.get(sought.member_id)
     if sought.gated is not None and linked is None:
         return _nobody(sought.gated)
     members = linked or (SubjectMember(sought.member_id),)
@@ -99,6 +113,12 @@ def answer(sought: Sought, found: Found, holdout_salt: str) -> Resolved | Contra
     bucket = holdout_bucket(holdout_salt, subject_id)
     required = () if sought.gated is None else (sought.gated.purpose,)
     return Resolved(subject_id, sought.member_id, sought.level, bucket, members, required)
+
+
+# To whom an erased pseudonym belonged is not known any more; a person who comes back is another subject.
+ERASED = Contradiction(
+    "the person was erased: give the identities as they come, which name a new subject from then on", "SUBJECT_ERASED"
+)
 
 
 def _nobody(gated: Namespace) -> Contradiction:

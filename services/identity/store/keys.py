@@ -23,11 +23,18 @@ from services.identity.domain.keys import KEY_BYTES, DataKey
 
 NONCE_BYTES = 12
 
-KEYS_SQL = "SELECT member_id, key_id, wrapped FROM data_keys WHERE member_id = ANY($1::text[])"
+# A member who was erased before it had a key has none for ever, as though it had been destroyed.
+KEYS_SQL = """
+SELECT member_id, key_id, wrapped FROM data_keys WHERE member_id = ANY($1::text[])
+UNION ALL
+SELECT e.member_id, '', NULL FROM erased_members e
+WHERE e.member_id = ANY($1::text[]) AND (SELECT true FROM data_keys k WHERE k.member_id = e.member_id) IS NULL
+"""
 # In order of member, so that two that mint the same members wait for each other in one direction only.
 MINT_SQL = """
 INSERT INTO data_keys (member_id, key_id, wrapped)
-SELECT m, k, w FROM unnest($1::text[], $2::text[], $3::bytea[]) AS a(m, k, w) ORDER BY m
+SELECT m, k, w FROM unnest($1::text[], $2::text[], $3::bytea[]) AS a(m, k, w)
+WHERE (SELECT true FROM erased_members e WHERE e.member_id = a.m) IS NULL ORDER BY m
 ON CONFLICT (member_id) DO NOTHING
 RETURNING member_id, key_id, wrapped
 """

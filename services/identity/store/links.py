@@ -14,14 +14,15 @@ from itertools import count
 
 import asyncpg
 
+from services.chassis.erasure import erased_in
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.events import Append, NewEvent
-from services.chassis.eventstore import append_in, command_applied, find_command
+from services.chassis.eventstore import append_in, command_applied, find_command, subject_erased
 from services.chassis.ids import uuid7
 from services.chassis.postgres import Connection, Pool, acquire, transaction
 from services.chassis.tracing import traceparent
 from services.identity import wire
-from services.identity.domain.facts import Fact
+from services.identity.domain.facts import Fact, named_in
 from services.identity.domain.identities import NAMESPACES
 from services.identity.domain.linking import (
     LINKS_FOLDED_MAX,
@@ -74,7 +75,7 @@ DELETE_LINK_SQL = "DELETE FROM links WHERE link_id = $1"
 # Everything that hangs together with a link through the members that links name, one row a member of a link.
 TANGLE_SQL = """
 WITH RECURSIVE reached (link_id) AS (
-    SELECT link_id FROM links WHERE link_id = $1
+    SELECT link_id FROM links WHERE link_id = ANY($1::text[])
     UNION
     SELECT other.link_id FROM reached
     JOIN link_members mine USING (link_id)
@@ -84,6 +85,13 @@ SELECT l.link_id, l.link_order, l.linked_at, m.namespace, m.member_id
 FROM (SELECT link_id FROM reached LIMIT $2) r JOIN links l USING (link_id) JOIN link_members m USING (link_id)
 """
 
+NOTE_STREAM_SQL = """
+INSERT INTO link_streams (member_id, link_id) SELECT m, $1 FROM unnest($2::text[]) AS m ORDER BY m
+ON CONFLICT DO NOTHING
+"""
+NAMES_ERASED_SQL = """
+SELECT EXISTS (SELECT FROM link_streams s JOIN erased_members e USING (member_id) WHERE s.link_id = $1)
+"""
 COMMAND_STREAM_SQL = "SELECT stream_id FROM commands WHERE request_id = $1"
 WAS_MERGED_SQL = "SELECT EXISTS (SELECT FROM events WHERE stream_id = $1 AND version <= $2 AND type = $3)"
 FIRST_PAYLOAD_SQL = "SELECT payload FROM events WHERE stream_id = $1 AND version = 1"
@@ -130,7 +138,11 @@ class PostgresLinks:
         if made is not None:
             return made
         await _require_room(connection, command)
-        people = await read_people(connection, [one.member_id for one in command.named])
+        member_ids = [one.member_id for one in command.named]
+        if await erased_in(connection, member_ids):
+            # Erased since the handler looked: a new try names the next generation.
+            raise subject_erased()
+        people = await read_people(connection, member_ids)
         if sides(command.named, people) != asked:
             raise _moved()
         row = await connection.fetchrow(INSERT_LINK_SQL, command.link_id, command.statement)
@@ -140,13 +152,14 @@ class PostgresLinks:
         if change.is_full:
             raise _full()
         await append_in(connection, [_append(command.link_id, 0, change, row["linked_at"], command)])
+        await note_streams(connection, command.link_id, change.facts)
         await connection.execute(
             INSERT_LINK_MEMBERS_SQL,
             command.link_id,
             [one.member_id for one in named],
             [one.namespace.name for one in named],
         )
-        await _put(connection, change.people)
+        await put_people(connection, change.people)
         return Linked(command.link_id, change.merged)
 
     async def unlink(self, command: UnlinkCommand) -> Sequence[str]:
@@ -163,17 +176,18 @@ class PostgresLinks:
 
     async def _unlink(self, connection: Connection, command: UnlinkCommand) -> Sequence[str]:
         if await find_command(connection, command.request_id, command.digest) is not None:
-            payload = await connection.fetchval(FIRST_PAYLOAD_SQL, _stream_id(command.link_id))
+            payload = await connection.fetchval(FIRST_PAYLOAD_SQL, stream_id_of(command.link_id))
             return wire.linked_member_ids(payload)
         links = await _read_tangle(connection, command.link_id)
         change = unlink(command.link_id, links)
-        version = await connection.fetchval(VERSION_SQL, _stream_id(command.link_id))
+        version = await connection.fetchval(VERSION_SQL, stream_id_of(command.link_id))
         now = await connection.fetchval(NOW_SQL)
         await append_in(connection, [_append(command.link_id, version, change, now, command)])
+        await note_streams(connection, command.link_id, change.facts)
         await connection.execute(DELETE_LINK_SQL, command.link_id)
         concerned = {one.member_id for one_link in links for one in one_link.named}
         await connection.execute(DELETE_MEMBERS_SQL, sorted(concerned - set(change.people)))
-        await _put(connection, change.people)
+        await put_people(connection, change.people)
         taken_back = next(one for one in links if one.link_id == command.link_id)
         return [one.member_id for one in sorted(taken_back.named, key=lambda one: one.rank)]
 
@@ -191,6 +205,8 @@ async def _made(connection: Connection, command: LinkCommand) -> Linked | None:
     done = await find_command(connection, command.request_id, command.digest)
     if done is not None:
         stream_id = await connection.fetchval(COMMAND_STREAM_SQL, command.request_id)
+        if await connection.fetchval(NAMES_ERASED_SQL, _link_id(stream_id)):
+            raise subject_erased()
         merged = await connection.fetchval(WAS_MERGED_SQL, stream_id, done.version, wire.SUBJECTS_MERGED)
         return Linked(_link_id(stream_id), merged)
     standing = await connection.fetchval(STANDING_SQL, command.statement)
@@ -223,16 +239,26 @@ async def _require_room(connection: Connection, command: LinkCommand) -> None:
 
 
 async def _read_tangle(connection: Connection, link_id: str) -> list[Link]:
-    rows = await connection.fetch(TANGLE_SQL, link_id, LINKS_FOLDED_MAX + 1)
-    grouped: dict[str, list[asyncpg.Record]] = {}
-    for row in rows:
-        grouped.setdefault(row["link_id"], []).append(row)
-    if link_id not in grouped:
+    found = await read_tangle(connection, [link_id])
+    if all(one.link_id != link_id for one in found):
         raise ServiceError(
             Kind.NOT_FOUND,
             "LINK_UNKNOWN",
             "no such link stands: it was never made, or has been taken back; DescribeSubject lists a person's links",
         )
+    return found
+
+
+async def read_tangle(connection: Connection, link_ids: Sequence[str]) -> list[Link]:
+    """The links that stand of these, and all that hang together with them.
+
+    Raises:
+        ServiceError: EXHAUSTED (LINKS_TANGLED).
+    """
+    rows = await connection.fetch(TANGLE_SQL, list(link_ids), LINKS_FOLDED_MAX + 1)
+    grouped: dict[str, list[asyncpg.Record]] = {}
+    for row in rows:
+        grouped.setdefault(row["link_id"], []).append(row)
     if len(grouped) > LINKS_FOLDED_MAX:
         raise ServiceError(
             Kind.EXHAUSTED,
@@ -251,7 +277,12 @@ async def _read_tangle(connection: Connection, link_id: str) -> list[Link]:
     ]
 
 
-async def _put(connection: Connection, people: People) -> None:
+async def note_streams(connection: Connection, link_id: str, facts: Sequence[Fact]) -> None:
+    """Keep whom the link's stream names, for an erasure to find it by."""
+    await connection.execute(NOTE_STREAM_SQL, link_id, sorted({one for fact in facts for one in named_in(fact)}))
+
+
+async def put_people(connection: Connection, people: People) -> None:
     """Make the table say what the fold says."""
     members = {one.member_id: (subject, one) for subject in people.values() for one in subject.members}
     rows = [
@@ -265,20 +296,22 @@ async def _put(connection: Connection, people: People) -> None:
 
 def _append(link_id: str, version: int, change: Change, at: datetime, command: LinkCommand | UnlinkCommand) -> Append:
     return Append(
-        stream_id=_stream_id(link_id),
+        stream_id=stream_id_of(link_id),
         expected_version=version,
-        events=tuple(_event(fact, at) for fact in change.facts),
+        events=tuple(event_of(fact, at) for fact in change.facts),
         request_id=command.request_id,
         request_digest=command.digest,
     )
 
 
-def _event(fact: Fact, at: datetime) -> NewEvent:
+def event_of(fact: Fact, at: datetime) -> NewEvent:
+    """A fact as an event."""
     event_type, payload = wire.encode(fact)
     return NewEvent(uuid7(at), event_type, payload, at, fact.subject_id, traceparent())
 
 
-def _stream_id(link_id: str) -> str:
+def stream_id_of(link_id: str) -> str:
+    """The stream of a link's facts."""
     return f"link-{link_id}"
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import grpc
 import pytest
+from comity.common.v1 import holdings_pb2_grpc as holdings_pb_grpc
 from comity.common.v1 import types_pb2 as common_pb
 from comity.consent.v1 import consent_service_pb2 as consent_pb
 from comity.consent.v1 import consent_service_pb2_grpc as consent_pb_grpc
@@ -13,6 +14,7 @@ from comity.identity.v1 import identity_service_pb2 as pb
 from comity.identity.v1 import identity_service_pb2_grpc as pb_grpc
 
 from services.chassis.clock import SystemClock
+from services.chassis.holdings import HoldingsService
 from services.chassis.postgres import Pool, create_pool
 from services.chassis.rpc_client import connect
 from services.chassis.rpc_server import RpcServer
@@ -20,6 +22,7 @@ from services.chassis.settings import ServiceSettings
 from services.identity.clients import GrpcConsentReader
 from services.identity.handlers import IdentityHandlers, KeyHandlers
 from services.identity.service import IdentityService, KeyService
+from services.identity.store.holdings import IdentityHoldings
 from services.identity.store.keys import PostgresKeys, Wrapping
 from services.identity.store.links import PostgresLinks
 from services.identity.store.subjects import PostgresSubjects
@@ -81,6 +84,7 @@ class Identity:
     consent_server: RpcServer
     service: pb_grpc.IdentityServiceStub
     keys: pb_grpc.KeyServiceStub
+    holdings: holdings_pb_grpc.HoldingsServiceStub
 
     async def resolve(self, *presented: str) -> pb.ResolvedSubject:
         """Who `user_id:1`, `anonymous_id:a` … are, as one query."""
@@ -131,9 +135,13 @@ async def identity(database: Callable[[str], Awaitable[str]]) -> AsyncIterator[I
     server.add(pb_grpc.add_IdentityServiceServicer_to_server, IdentityService(handlers))
     keys = KeyHandlers(PostgresKeys(pool, Wrapping(KEK), clock))
     server.add(pb_grpc.add_KeyServiceServicer_to_server, KeyService(keys))
+    server.add(
+        holdings_pb_grpc.add_HoldingsServiceServicer_to_server, HoldingsService(pool, IdentityHoldings(pool, clock))
+    )
     channel: grpc.aio.Channel = connect(f"127.0.0.1:{await server.start()}")
     stub, key_stub = pb_grpc.IdentityServiceStub(channel), pb_grpc.KeyServiceStub(channel)
-    yield Identity(url, pool, consent, consent_server, stub, key_stub)
+    holdings_stub = holdings_pb_grpc.HoldingsServiceStub(channel)
+    yield Identity(url, pool, consent, consent_server, stub, key_stub, holdings_stub)
     await channel.close()
     await server.stop()
     await consent_channel.close()

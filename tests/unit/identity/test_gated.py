@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from services.identity.domain.identities import NAMESPACES, Contradiction, Identity, Level, pseudonym, pseudonyms
 from services.identity.domain.permission import IDENTITY_LINKING, required_purposes
-from services.identity.domain.resolution import Query, Resolved, Sought, SubjectMember, answer, seek
+from services.identity.domain.resolution import Found, Query, Resolved, Sought, SubjectMember, answer, seek
 
 PEPPER = b"p" * 32
 GATED = [one for one in NAMESPACES.values() if one.purpose]
@@ -34,7 +34,7 @@ def test_beside_any_other_identity_a_gated_one_says_nothing(ungated: list[object
     sought = seek(PEPPER, Query(others + own))
     assert sought == seek(PEPPER, Query(own))
     assert isinstance(sought, Sought)
-    found = {pseudonym(PEPPER, one).member_id: (SubjectMember("s" * 26),) for one in others}
+    found = Found({pseudonym(PEPPER, one).member_id: (SubjectMember("s" * 26),) for one in others})
     resolved = answer(sought, found, "salt")
     assert isinstance(resolved, Resolved)
     assert resolved.required_purposes == ()
@@ -47,13 +47,14 @@ def test_a_gated_identity_alone_recognizes_only_who_was_linked_to_it(namespace: 
     identity = Identity(namespace.name, "canary")  # type: ignore[attr-defined]
     sought = seek(PEPPER, Query((identity,)))
     assert isinstance(sought, Sought)
-    nobody = answer(sought, {}, "salt")
+    nobody = answer(sought, Found(), "salt")
     assert isinstance(nobody, Contradiction)
     assert nobody.reason == "NAMESPACE_NOT_ALLOWED"
     assert namespace.purpose in nobody.problem  # type: ignore[attr-defined]
     assert "link" in nobody.problem
     assert "canary" not in nobody.problem
-    linked = answer(sought, {sought.member_id: (SubjectMember("s" * 26), SubjectMember(sought.member_id))}, "salt")
+    both = (SubjectMember("s" * 26), SubjectMember(sought.member_id))
+    linked = answer(sought, Found({sought.member_id: both}), "salt")
     assert isinstance(linked, Resolved)
     assert linked.subject_id == "s" * 26
     assert linked.required_purposes == (namespace.purpose,)  # type: ignore[attr-defined]

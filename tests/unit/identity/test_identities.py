@@ -15,7 +15,16 @@ from services.identity.domain.identities import (
     pseudonym,
     pseudonyms,
 )
-from services.identity.domain.resolution import Query, Resolved, Sought, SubjectMember, answer, holdout_bucket, seek
+from services.identity.domain.resolution import (
+    Found,
+    Query,
+    Resolved,
+    Sought,
+    SubjectMember,
+    answer,
+    holdout_bucket,
+    seek,
+)
 
 PEPPER = b"p" * 32
 
@@ -95,7 +104,8 @@ def test_the_strongest_identity_decides_who_it_is(namespaces: tuple[str, ...], l
     """Facts go under the strongest identity's member, and its kind is the level."""
     presented = tuple(Identity(name, "x") for name in namespaces)
     strongest = min(namespaces, key=list(NAMESPACES).index)
-    assert seek(PEPPER, Query(presented)) == Sought(pseudonym(PEPPER, Identity(strongest, "x")).member_id, level)
+    first = pseudonym(PEPPER, Identity(strongest, "x"))
+    assert seek(PEPPER, Query(presented)) == Sought(first.member_id, level, first=first)
 
 
 def test_a_pseudonym_is_resolved_without_identities() -> None:
@@ -111,7 +121,7 @@ def test_a_query_means_exactly_one_thing(query: Query) -> None:
 
 def test_an_unlinked_member_is_a_person_of_its_own() -> None:
     """Nothing has to be stored for somebody to be resolved."""
-    resolved = answer(Sought("m" * 26, Level.KNOWN), {}, "salt")
+    resolved = answer(Sought("m" * 26, Level.KNOWN), Found(), "salt")
     assert isinstance(resolved, Resolved)
     assert resolved.subject_id == resolved.member_id == "m" * 26
     assert resolved.members == (SubjectMember("m" * 26),)

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from services.identity.domain.identities import NAMESPACES
-from services.identity.domain.linking import unlink
+from services.identity.domain.linking import unlink, without
 from services.identity.domain.resolution import holdout_bucket
 from services.identity.domain.subjects import (
     MEMBERS_MAX,
@@ -255,3 +255,23 @@ def test_changes_say_exactly_what_moved(standing: list[Link], said: str) -> None
 def test_a_link_of_one_identity_states_nothing(said: str) -> None:
     """It is allowed, and nobody joins anybody."""
     assert persons(links(said)) == {one_person(said)}
+
+
+@given(standing=histories, whom=st.integers(0, 20))
+@example(standing=links("u1 d1", "u2 d1 a1", "u1 a2 d1"), whom=0)
+def test_those_who_stay_are_as_though_the_erased_had_never_been(standing: list[Link], whom: int) -> None:
+    """Erasing a person changes nobody else: names, members, times, buckets; also over shared devices and addresses."""
+    people = fold(standing)
+    if not people:
+        return
+    erased = frozenset(one.member_id for one in people[sorted(people)[whom % len(people)]].members)
+    stay = {name: subject for name, subject in people.items() if name not in erased}
+    assert fold(without(standing, erased)) == stay
+
+
+@given(visits=st.lists(st.sampled_from(["u1 a2", "u1 d1", "u1 e1", "u1 a3 d2", "e1 a4", "u1 a1"]), max_size=6))
+def test_the_bucket_of_the_first_visit_stays_through_every_login(visits: list[str]) -> None:
+    """Who began as a1 is a1 on every device that they log in on, and has its bucket."""
+    people = fold(links("u1 a1", *visits))
+    assert people["u1"].subject_id == "a1"
+    assert people["a1"].subject_id == "a1"
