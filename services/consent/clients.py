@@ -18,6 +18,7 @@ from services.consent.domain.commands import Person, Who
 from services.consent.domain.erasure import Step
 from services.consent.domain.receipts import Counts
 
+SUBJECT_ERASED = "SUBJECT_ERASED"
 TIMEOUT_S = 1.0
 STEP_TIMEOUT_S = 60.0
 EXPORT_TIMEOUT_S = 300.0
@@ -43,6 +44,8 @@ class GrpcIdentityReader:
                 "who the person is cannot be told now: try again, or give the subject_id",
                 retry_after_s=1.0,
             ) from error
+        if response.subjects[0].error_reason == SUBJECT_ERASED:
+            raise ServiceError(Kind.FAILED_PRECONDITION, SUBJECT_ERASED, f"subject: {response.subjects[0].error}")
         person = wire.person_of(response)
         if isinstance(person, str):
             raise invalid("subject", person, reason="SUBJECT_INVALID")

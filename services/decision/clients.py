@@ -47,12 +47,7 @@ class IdentityClient:
     async def _send(self, batch: list[identity_service_pb2.ResolveQuery]) -> Sequence[Person | Exception]:
         request = identity_service_pb2.ResolveRequest(queries=batch)
         response = await call(self._stub.Resolve, request, BATCH_TIMEOUT_S)
-        return [
-            invalid("identities", subject.error, reason="IDENTITIES_REFUSED")
-            if subject.error
-            else person_from_pb(subject)
-            for subject in response.subjects
-        ]
+        return [_refused(subject) if subject.error else person_from_pb(subject) for subject in response.subjects]
 
 
 class ConsentClient:
@@ -145,6 +140,12 @@ class FeaturesClient:
             profile_from_pb(features) if features.subject_id == person.subject_id else _mixed_up()
             for features, (_, person, _) in zip(response.subjects, questions, strict=True)
         ]
+
+
+def _refused(subject: identity_service_pb2.ResolvedSubject) -> ServiceError:
+    if subject.error_reason == "SUBJECT_ERASED":
+        return ServiceError(Kind.FAILED_PRECONDITION, subject.error_reason, subject.error)
+    return invalid("identities", subject.error, reason="IDENTITIES_REFUSED")
 
 
 def _mixed_up() -> ServiceError:

@@ -111,6 +111,9 @@ def person_of(response: identity_pb.ResolveResponse) -> Person | str:
     (found,) = response.subjects
     if found.error:
         return found.error
+    if found.required_purposes:
+        # Whoever presents a fingerprint can neither answer for the person nor read what they answered.
+        return "is recognized without their help only: present an identity of their own, or the subject_id"
     return Person(found.subject_id, found.member_id, tuple(one.subject_id for one in found.members))
 
 

@@ -239,6 +239,23 @@ async def test_consent_follows_a_person_through_merge_and_unmerge(stitched: Any)
     assert await consent.states(await members(user), "ads", "measurement") == ["GRANTED", "UNSPECIFIED"]
 
 
+async def test_nobody_answers_for_a_person_by_a_fingerprint(stitched: Any) -> None:
+    """It was linked with the person's consent, and still it neither records their answers nor reads them."""
+    identity, consent = stitched
+    allowed = {"identity_linking": "GRANTED", "device_recognition": "GRANTED"}
+    await consent.publish("device_recognition")
+    await consent.record("r1", known_as("anonymous_id:a"), **allowed)
+    names = known_as("anonymous_id:a", "device_fingerprint:f").identities
+    await identity.Link(identity_pb.LinkRequest(request_id="l1", identities=names), timeout=10)
+    for call in (
+        consent.record("r2", known_as("device_fingerprint:f"), ads="GRANTED"),
+        consent.service.History(pb.HistoryRequest(subject=known_as("device_fingerprint:f")), timeout=10),
+    ):
+        error = await refusal(call)
+        assert (error.kind, error.problems[0].field) == (Kind.INVALID, "subject")
+        assert "identity of their own" in error.message
+
+
 async def test_nobody_is_linked_against_their_consent(stitched: Any) -> None:
     """With the real ledger: unasked is no, one side's yes is enough, a no or a revocation of either side is a no."""
     identity, consent = stitched
