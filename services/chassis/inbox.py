@@ -34,6 +34,7 @@ HANDLE_TIMEOUT_S = 60.0
 POLL_S = 0.05
 # Twice as long as a stream keeps its messages (chassis.bus): nothing older is delivered again.
 KEEP = "14 days"
+KEEP_S = 14 * 86_400.0
 PRUNE_EVERY_S = 3600.0
 PRUNE_MAX = 50_000
 

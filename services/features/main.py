@@ -3,6 +3,7 @@
 from functools import partial
 from pathlib import Path
 
+from comity.common.v1.holdings_pb2_grpc import add_HoldingsServiceServicer_to_server
 from comity.features.v1.features_service_pb2_grpc import add_FeatureServiceServicer_to_server
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
@@ -11,6 +12,7 @@ from services.chassis.bus import NatsBus
 from services.chassis.cache import RedisCache
 from services.chassis.clock import SystemClock
 from services.chassis.eventstore import PostgresEventStore
+from services.chassis.holdings import HoldingsService
 from services.chassis.inbox import Subscription
 from services.chassis.key_client import GrpcKeyReader
 from services.chassis.lifecycle import App, run
@@ -22,10 +24,12 @@ from services.chassis.relay import Relay
 from services.chassis.rpc_client import connect
 from services.chassis.sealing import Sealer
 from services.chassis.settings import ServiceSettings
+from services.features.clients import FeedbackLog
 from services.features.domain.requests import Source
 from services.features.handlers import AwaitFolded, ItemColumns, ReadFeatures, Settled, keep_fresh
 from services.features.service import FeatureService
 from services.features.store import CONSUMER, Books, ItemStore, MemberStates
+from services.features.store.holdings import FeaturesHoldings
 from services.features.subscribers import BehaviorIntake, on_decision_events
 from services.features.wire import CATALOG_CHANGED
 
@@ -37,6 +41,8 @@ class Settings(ServiceSettings):
 
     Args:
         identity_address: host:port of identity, for data keys.
+        feedback_address: host:port of feedback: what erased members did is subtracted from the counts of items.
+        consent_address: host:port of consent, which has the erasure ledger.
         columns_every_ms: how often item columns are brought up to date.
         pool_size: most connections to Postgres.
     """
@@ -44,6 +50,8 @@ class Settings(ServiceSettings):
     model_config = SettingsConfigDict(env_prefix="COMITY_FEATURES_")
 
     identity_address: str
+    feedback_address: str
+    consent_address: str
     columns_every_ms: int = Field(default=250, ge=10, le=10_000)
     pool_size: int = Field(default=8, ge=5, le=64)
 
@@ -64,12 +72,15 @@ async def build(settings: Settings, app: App) -> None:
         await bus.ensure_stream(service)
     identity = connect(settings.identity_address)
     app.on_stop("identity", identity.close)
+    feedback = connect(settings.feedback_address)
+    app.on_stop("feedback", feedback.close)
 
     clock, settled = SystemClock(), Settled()
     books, states = Books(pool, clock), MemberStates(pool, cache)
     await books.refresh()
     columns = ItemColumns(books, ItemStore(pool))
-    behavior = BehaviorIntake(books, Sealer(GrpcKeyReader(identity)), states, settled)
+    sealer = Sealer(GrpcKeyReader(identity))
+    behavior = BehaviorIntake(books, sealer, states, settled, clock)
     intakes = {
         Source.FEEDBACK: Subscription(pool, bus, Source.FEEDBACK, CONSUMER, behavior.handle, behavior.after_commit),
         # Decisions are many, and nothing of them is needed here.
@@ -90,6 +101,8 @@ async def build(settings: Settings, app: App) -> None:
             await_folded=AwaitFolded(intakes, columns, settled),
         ),
     )
+    holdings = FeaturesHoldings(pool, cache, books, sealer, FeedbackLog(feedback))
+    app.server.add(add_HoldingsServiceServicer_to_server, HoldingsService(pool, holdings, forget=sealer.forget))
 
 
 if __name__ == "__main__":

@@ -6,10 +6,13 @@ after newer ones, and must still count. What is counted does not depend on the o
 
 from collections.abc import Sequence
 from dataclasses import replace
+from uuid import UUID
 
 from services.chassis import metrics
+from services.chassis.clock import Clock, SystemClock
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.events import ORIGIN, RecordedEvent
+from services.chassis.inbox import KEEP_S
 from services.chassis.postgres import Connection
 from services.chassis.sealing import Sealer
 from services.features.domain.book import Book
@@ -32,7 +35,10 @@ from services.features.wire import BEHAVIOR_RECORDED, CATALOG_CHANGED, behavior_
 class BehaviorIntake:
     """Folds behavior into the states of members and items, in the inbox's transaction; then into the cache."""
 
-    def __init__(self, books: Books, sealer: Sealer, states: MemberStates, settled: Settled) -> None:
+    def __init__(
+        self, books: Books, sealer: Sealer, states: MemberStates, settled: Settled, clock: Clock | None = None
+    ) -> None:
+        self._clock = clock or SystemClock()
         self._books = books
         self._sealer = sealer
         self._states = states
@@ -44,7 +50,10 @@ class BehaviorIntake:
         Raises:
             ServiceError: UNAVAILABLE when their keys cannot be had.
         """
-        behavior = await self._opened([event for event in events if event.type == BEHAVIOR_RECORDED])
+        now_s = self._clock.now().timestamp()
+        behavior = await self._opened(
+            [event for event in events if event.type == BEHAVIOR_RECORDED and not _rectified_long_after(event, now_s)]
+        )
         if not behavior:
             return
         self._settled.begin()
@@ -69,6 +78,14 @@ class BehaviorIntake:
             elif payload.kind is not Kind.NOT_FOUND:
                 raise payload
         return opened
+
+
+def _rectified_long_after(event: RecordedEvent, now_s: float) -> bool:
+    """Whether it is a later version of an event that was folded so long ago that the inbox has forgotten it.
+
+    A rectified event keeps its id, so that the inbox knows it; and what is counted no rectification changes.
+    """
+    return event.version > 1 and (UUID(event.event_id).int >> 80) / 1000 < now_s - KEEP_S
 
 
 async def on_decision_events(connection: Connection, events: list[RecordedEvent]) -> None:

@@ -1,14 +1,15 @@
 """Protobuf ↔ domain, the only translator of features."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC
 from typing import Any
 
 from comity.decision.v1 import decision_events_pb2, site_pb2
 from comity.features.v1 import feature_set_pb2, features_events_pb2
 from comity.features.v1 import features_service_pb2 as pb
-from comity.feedback.v1 import feedback_events_pb2
+from comity.feedback.v1 import feedback_events_pb2, feedback_service_pb2
 
-from services.chassis.envelope import to_position
+from services.chassis.envelope import from_position, to_position
 from services.chassis.events import RecordedEvent
 from services.features.domain import declared
 from services.features.domain.aggregates import Float32s
@@ -131,6 +132,18 @@ def behavior_from(event: RecordedEvent, payload: bytes) -> Behavior:
         occurred_s=event.occurred_at.timestamp(),
         position=event.position,
     )
+
+
+def replayed_from_pb(event: feedback_service_pb2.ReplayedEvent) -> tuple[str, Behavior]:
+    """An event that feedback gave out again, with its id."""
+    behavior = Behavior(
+        member_id=event.subject_id,
+        type=event.behavior.type,
+        item_ids=tuple(event.behavior.item_ids),
+        occurred_s=event.occurred_at.ToDatetime(tzinfo=UTC).timestamp(),
+        position=from_position(event.position),
+    )
+    return event.event_id, behavior
 
 
 def items_from(payload: bytes) -> dict[str, bytes]:

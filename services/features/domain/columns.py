@@ -19,10 +19,15 @@ ISSUED_MAX = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How far the columns have come: positions of the behavior log and of the catalog's."""
+    """How far the columns have come: positions of the behavior log and of the catalog's, and who was taken out since.
+
+    Args:
+        withdrawn: number of the last erased member whose part was subtracted.
+    """
 
     behavior: LogPosition = ORIGIN
     catalog: LogPosition = ORIGIN
+    withdrawn: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -42,7 +42,13 @@ ACTIVATE_SQL = """
 INSERT INTO active_feature_set (version) VALUES ($1) ON CONFLICT (one) DO UPDATE SET version = excluded.version
 """
 
-STATES_SQL = "SELECT member_id, version, state FROM member_states WHERE member_id = ANY($1::text[])"
+# Of somebody who was erased no state is read, and none is to be kept in the cache.
+STATES_SQL = """
+SELECT s.member_id, s.version, s.state FROM member_states s
+WHERE s.member_id = ANY($1::text[]) AND NOT EXISTS (SELECT FROM erased_members e WHERE e.member_id = s.member_id)
+UNION ALL
+SELECT member_id, -1, NULL FROM erased_members WHERE member_id = ANY($1::text[])
+"""
 # In a fixed order, so that two consumers of one message never wait for each other.
 STATES_TO_CHANGE_SQL = """
 SELECT member_id, state FROM member_states WHERE member_id = ANY($1::text[]) ORDER BY member_id FOR UPDATE
@@ -70,7 +76,12 @@ SELECT id, item FROM unnest($1::text[], $2::bytea[]) AS put (id, item) ORDER BY 
 ON CONFLICT (id) DO UPDATE SET item = excluded.item, xid = pg_current_xact_id()
 """
 
-POSITIONS_SQL = "SELECT source, epoch, xid, position FROM inbox_positions WHERE consumer = $1"
+# With how many members were subtracted: blocks change by that, too.
+POSITIONS_SQL = """
+SELECT source, epoch, xid, position, 0::bigint AS withdrawn FROM inbox_positions WHERE consumer = $1
+UNION ALL
+SELECT '', 0, '0'::xid8, 0, coalesce(max(number), 0) FROM withdrawn_members
+"""
 XMIN_SQL = "SELECT pg_snapshot_xmin(pg_current_snapshot())"
 CHANGED_ITEMS_SQL = "SELECT id, item FROM items WHERE xid >= $1"
 CHANGED_BLOCKS_SQL = "SELECT item_id, partition, state FROM item_blocks WHERE xid >= $1"
@@ -162,7 +173,7 @@ class MemberStates:
 
     async def _cached(self, member_ids: Sequence[str]) -> Sequence[bytes | None]:
         try:
-            return await self._cache.get_many([_key(member_id) for member_id in member_ids])
+            return await self._cache.get_many([cache_key(member_id) for member_id in member_ids])
         except ServiceError as outage:
             _log.warning("cache passed over", reason=outage.reason)
             return [None] * len(member_ids)
@@ -186,17 +197,21 @@ class MemberStates:
         async with acquire(self._pool) as connection:
             rows = await connection.fetch(STATES_SQL, list(member_ids))
         fill = {
-            _key(member_id): (0, encode(book.member_layout, empty(book.member_layout, member_id)))
+            cache_key(member_id): (0, encode(book.member_layout, empty(book.member_layout, member_id)))
             for member_id in member_ids
         }
         found: dict[str, MemberState | None] = dict.fromkeys(member_ids)
         for row in rows:
-            fill[_key(row["member_id"])] = (row["version"], row["state"])
+            if row["state"] is None:
+                del fill[cache_key(row["member_id"])]
+                continue
+            fill[cache_key(row["member_id"])] = (row["version"], row["state"])
             found[row["member_id"]] = _readable(book, row["state"], row["member_id"])
         return found, fill
 
 
-def _key(member_id: str) -> str:
+def cache_key(member_id: str) -> str:
+    """The cache's key of a member's state."""
     return f"member:{member_id}"
 
 
@@ -305,8 +320,7 @@ class ItemStore:
 
 
 async def _standing(connection: Connection) -> Standing:
-    at = {
-        row["source"]: LogPosition(row["epoch"], row["xid"], row["position"])
-        for row in await connection.fetch(POSITIONS_SQL, CONSUMER)
-    }
-    return Standing(at.get(Source.FEEDBACK, ORIGIN), at.get(Source.DECISION, ORIGIN))
+    rows = await connection.fetch(POSITIONS_SQL, CONSUMER)
+    at = {row["source"]: LogPosition(row["epoch"], row["xid"], row["position"]) for row in rows}
+    withdrawn = max(row["withdrawn"] for row in rows)
+    return Standing(at.get(Source.FEEDBACK, ORIGIN), at.get(Source.DECISION, ORIGIN), withdrawn)
