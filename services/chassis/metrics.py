@@ -39,6 +39,11 @@ ERASURE_STEPS = Counter("comity_erasure_steps", "Steps of erasures that were tak
 ERASURES = Gauge("comity_erasures", "Erasures: that run now, and that this process completed.", ("state",))
 ERASURE_OLDEST_S = Gauge("comity_erasure_oldest_seconds", "Age of the oldest erasure that still runs.")
 PERSONAL_DATA_ACCESSES = Counter("comity_personal_data_accesses", "Reads of personal data by people.", ("method",))
+EVENTS_WITHOUT_CONSENT = Counter(
+    "comity_events_without_consent",
+    "Events whose person did not agree to them, by what became of them and why.",
+    ("effect", "reason", "signal"),
+)
 LOOP_RESTARTS = Counter("comity_loop_restarts", "Background loops that crashed and were started again.", ("loop",))
 
 

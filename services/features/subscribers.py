@@ -64,7 +64,7 @@ class BehaviorIntake:
 
     async def after_commit(self, events: Sequence[RecordedEvent]) -> None:
         """Bring the cache up to date; a message that comes again repairs what was lost of it."""
-        members = sorted({event.subject_id for event in events if event.type == BEHAVIOR_RECORDED})
+        members = sorted({event.subject_id for event in events if event.type == BEHAVIOR_RECORDED and event.subject_id})
         if members:
             await self._states.write_through(self._books.book, members)
         self._settled.end()
@@ -102,6 +102,8 @@ async def on_decision_events(connection: Connection, events: list[RecordedEvent]
 
 async def _fold_members(connection: Connection, book: Book, behavior: Sequence[Behavior]) -> None:
     layout = book.member_layout
+    # What was stored without its person counts for the items alone.
+    behavior = [one for one in behavior if one.member_id]
     spread = {item_id for one in behavior if one.type in layout.spreads_of for item_id in one.item_ids}
     items = await items_by_id(connection, spread) if spread else {}
     contributions = {item_id: contribution(layout, item) for item_id, item in items.items()}

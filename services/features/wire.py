@@ -131,6 +131,7 @@ def behavior_from(event: RecordedEvent, payload: bytes) -> Behavior:
         item_ids=tuple(told.item_ids),
         occurred_s=event.occurred_at.timestamp(),
         position=event.position,
+        stream_id=event.stream_id,
     )
 
 

@@ -14,8 +14,8 @@ from comity.identity.v1.identity_service_pb2_grpc import IdentityServiceStub
 from services.chassis.errors import FieldProblem, Kind, ServiceError
 from services.chassis.exposure_token import verify
 from services.chassis.rpc_client import call
-from services.feedback.domain.behavior import Claim, ConsentQuestion, Person, Subject
-from services.feedback.wire import allowed_from_pb, consent_query_to_pb, query_to_pb, subject_from_pb
+from services.feedback.domain.behavior import Claim, ConsentQuestion, Permission, Person, Subject
+from services.feedback.wire import consent_query_to_pb, permission_from_pb, query_to_pb, subject_from_pb
 
 # What both services take in one call, and how many such calls one batch of events has under way.
 QUERIES_MAX = 256
@@ -55,17 +55,17 @@ class ConsentAnswers:
         self._stub = ConsentServiceStub(channel)
         self._timeout_s = timeout_s
 
-    async def allowed(self, questions: Sequence[ConsentQuestion]) -> list[frozenset[str]]:
+    async def allowed(self, questions: Sequence[ConsentQuestion]) -> list[Permission]:
         """See handlers.ports.Consents."""
         return await _in_chunks(questions, self._allowed)
 
-    async def _allowed(self, questions: Sequence[ConsentQuestion]) -> list[frozenset[str]]:
-        request = EvaluateRequest(queries=[consent_query_to_pb(entry.members, entry.purposes) for entry in questions])
+    async def _allowed(self, questions: Sequence[ConsentQuestion]) -> list[Permission]:
+        request = EvaluateRequest(queries=[consent_query_to_pb(question) for question in questions])
         try:
             response: EvaluateResponse = await call(self._stub.Evaluate, request, self._timeout_s)
         except ServiceError as error:
             raise _outage(error, "CONSENT_UNAVAILABLE", "Consent does not answer; nothing was stored.") from error
-        return [allowed_from_pb(evaluation) for evaluation in response.evaluations]
+        return [permission_from_pb(evaluation) for evaluation in response.evaluations]
 
 
 class ExposureTokens:

@@ -1,5 +1,6 @@
 """The feedback process: settings and wiring."""
 
+import hmac
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -123,6 +124,9 @@ class _Parts:
         timeout_s = settings.downstream_timeout_s
         self.settings = settings
         self.clock = SystemClock()
+        self.token_key = read_secret(settings.token_key_file)
+        # Of one key two, neither of which tells the other.
+        self.blinding_key = hmac.digest(self.token_key, b"comity anonymous behavior", "sha256")
         self.sealer = sealer = Sealer(GrpcKeyReader(identity, timeout_s=timeout_s))
         self.pool = pool
         self.subjects = IdentitySubjects(identity, timeout_s=timeout_s)
@@ -143,6 +147,7 @@ class _Parts:
             subjects=self.subjects,
             consents=self.consents,
             clock=self.clock,
+            blinding_key=self.blinding_key,
             reward_window=timedelta(days=self.settings.reward_window_days),
         )
 
@@ -156,11 +161,12 @@ class _Parts:
         track = TrackBehavior(
             subjects=self.subjects,
             consents=self.consents,
-            tokens=ExposureTokens(read_secret(self.settings.token_key_file)),
+            tokens=ExposureTokens(self.token_key),
             schemas=self.schemas,
             log=self.log,
             decisions=self.decisions,
             clock=self.clock,
+            blinding_key=self.blinding_key,
             decision_wait_s=self.settings.decision_wait_s,
         )
         return FeedbackService(

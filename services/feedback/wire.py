@@ -19,10 +19,14 @@ from services.chassis.limits import problems_of
 from services.feedback.domain.attribution import Answer, Decided, Outcome
 from services.feedback.domain.behavior import (
     Behavior,
+    ConsentQuestion,
     Identity,
     Member,
+    Permission,
     Person,
     PropertyValue,
+    Refusal,
+    Signals,
     Status,
     Subject,
     TrackedEvent,
@@ -56,7 +60,16 @@ _STATUSES = {
     Status.DUPLICATE: pb.TRACK_STATUS_DUPLICATE,
     Status.REFUSED: pb.TRACK_STATUS_REFUSED,
     Status.DROPPED_NO_CONSENT: pb.TRACK_STATUS_DROPPED_NO_CONSENT,
+    Status.ANONYMIZED: pb.TRACK_STATUS_ANONYMIZED,
 }
+# Labels of a counter: words that a newer consent might send do not become new ones.
+_REFUSED_AS = {
+    consent_pb2.CONSENT_STATE_DENIED: "DENIED",
+    consent_pb2.CONSENT_STATE_REVOKED: "REVOKED",
+    consent_pb2.CONSENT_STATE_EXPIRED: "EXPIRED",
+    consent_pb2.CONSENT_STATE_OBJECTED: "OBJECTED",
+}
+_SIGNALS = frozenset({"gpc", "tc_string", "gpp", "usp", "do_not_personalize"})
 
 
 # --- times -----------------------------------------------------------------------------------------------
@@ -96,6 +109,18 @@ def sent_from_pb(event: pb.TrackedEvent) -> TrackedEvent | Verdict:
         properties=properties_from_pb(event.properties),
         decision_id=event.decision_id,
         exposure_token=event.exposure_token,
+        signals=_signals_from_pb(event.consent_signals) if event.HasField("consent_signals") else None,
+    )
+
+
+def _signals_from_pb(message: types_pb2.ConsentSignals) -> Signals:
+    return Signals(
+        gpc=message.gpc,
+        tc_string=message.tc_string,
+        gpp=message.gpp,
+        usp=message.usp,
+        jurisdiction=message.jurisdiction,
+        do_not_personalize=message.do_not_personalize,
     )
 
 
@@ -237,6 +262,7 @@ def encode_schema(schema: EventSchema) -> bytes:
         retention_days=schema.retention_days,
         item_required=schema.item_required,
         reward=schema.reward,
+        anonymize_without_consent=schema.anonymize_without_consent,
     )
     for entry in schema.properties:
         message.properties.add(name=entry.name, kind=_PROPERTY_KINDS_BACK[entry.kind], required=entry.required)
@@ -262,6 +288,7 @@ def schema_from_pb(message: pb.EventSchema) -> EventSchema:
             EventProperty(entry.name, _PROPERTY_KINDS[entry.kind], entry.required) for entry in message.properties
         ),
         reward=message.reward,
+        anonymize_without_consent=message.anonymize_without_consent,
     )
 
 
@@ -338,16 +365,36 @@ def subject_from_pb(message: identity_pb2.ResolvedSubject) -> Subject | FieldPro
     )
 
 
-def consent_query_to_pb(members: Sequence[Member], purposes: Sequence[str]) -> consent_pb2.EvaluateQuery:
+def consent_query_to_pb(question: ConsentQuestion) -> consent_pb2.EvaluateQuery:
     """The question to consent: which of these purposes does this person allow."""
-    query = consent_pb2.EvaluateQuery(purposes=purposes)
-    for member in members:
+    query = consent_pb2.EvaluateQuery(purposes=question.purposes)
+    if question.signals is not None:
+        query.signals.CopyFrom(_signals_to_pb(question.signals))
+    for member in question.members:
         entry = query.members.add(subject_id=member.member_id)
         if member.merged_at is not None:
             entry.merged_at.FromDatetime(member.merged_at)
     return query
 
 
-def allowed_from_pb(evaluation: consent_pb2.Evaluation) -> frozenset[str]:
-    """The purposes that consent's answer allows."""
-    return frozenset(verdict.purpose for verdict in evaluation.verdicts if verdict.allowed)
+def _signals_to_pb(signals: Signals) -> types_pb2.ConsentSignals:
+    return types_pb2.ConsentSignals(
+        gpc=signals.gpc,
+        tc_string=signals.tc_string,
+        gpp=signals.gpp,
+        usp=signals.usp,
+        jurisdiction=signals.jurisdiction,
+        do_not_personalize=signals.do_not_personalize,
+    )
+
+
+def permission_from_pb(evaluation: consent_pb2.Evaluation) -> Permission:
+    """What consent's answer allows, and why not the rest."""
+    return Permission(
+        frozenset(verdict.purpose for verdict in evaluation.verdicts if verdict.allowed),
+        {verdict.purpose: _refusal(verdict) for verdict in evaluation.verdicts if not verdict.allowed},
+    )
+
+
+def _refusal(verdict: consent_pb2.PurposeVerdict) -> Refusal:
+    return Refusal(_REFUSED_AS.get(verdict.state, "NEVER_ASKED"), verdict.signal if verdict.signal in _SIGNALS else "")

@@ -13,7 +13,6 @@ from typing import TypeAlias
 import numpy as np
 
 from services.chassis.events import ORIGIN, LogPosition
-from services.chassis.ids import partition_of
 from services.features.domain.aggregates import Float64s, ItemLayout
 from services.features.domain.members import Behavior, UnreadableStateError
 
@@ -52,7 +51,7 @@ class ItemTotals:
 
 def blocks_of(events: Iterable[Behavior]) -> set[Block]:
     """The blocks that these events count in."""
-    return {(item_id, partition_of(event.member_id)) for event in events for item_id in event.item_ids}
+    return {(item_id, event.partition) for event in events for item_id in event.item_ids}
 
 
 def fold_items(
@@ -72,8 +71,7 @@ def fold_items(
         if state is not None:
             counts[row] = state.counts
     for event in events:
-        partition = partition_of(event.member_id)
-        named = [row_of[item_id, partition] for item_id in dict.fromkeys(event.item_ids)]
+        named = [row_of[item_id, event.partition] for item_id in dict.fromkeys(event.item_ids)]
         rows = [row for row in named if positions[row] < event.position]
         if rows:
             _count(layout, counts, reference_s, np.array(rows), event)

@@ -14,6 +14,7 @@ from typing import TypeAlias
 import numpy as np
 
 from services.chassis.events import ORIGIN, LogPosition
+from services.chassis.ids import partition_of
 from services.features.domain.aggregates import Float32s, Float64s, Indices, MemberLayout, Spread
 from services.features.domain.catalog import CatalogItem, bucket_counts
 
@@ -45,6 +46,7 @@ class Behavior:
         item_ids: what it is about; each counts once.
         occurred_s: seconds since 1970, UTC.
         position: in the behavior log; decides whether it has been folded.
+        stream_id: in the behavior log.
     """
 
     member_id: str
@@ -52,6 +54,12 @@ class Behavior:
     item_ids: tuple[str, ...]
     occurred_s: float
     position: LogPosition
+    stream_id: str = ""
+
+    @property
+    def partition(self) -> int:
+        """Of the blocks that it counts in: its member's; what is nobody's is spread by its stream."""
+        return partition_of(self.member_id or self.stream_id)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,9 +1,10 @@
 """Behavior as it is sent, and whether it can be taken in; consent is asked elsewhere."""
 
 import hashlib
+import hmac
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import Enum, StrEnum
 
@@ -26,6 +27,7 @@ class Status(StrEnum):
     DUPLICATE = "DUPLICATE"
     REFUSED = "REFUSED"
     DROPPED_NO_CONSENT = "DROPPED_NO_CONSENT"
+    ANONYMIZED = "ANONYMIZED"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +56,25 @@ class Person:
 
 
 @dataclass(frozen=True, slots=True)
+class Signals:
+    """What the person's browser or consent platform says with an event; passed on to consent and kept nowhere.
+
+    Args:
+        jurisdiction: where the person is; empty: the event does not say.
+        do_not_personalize: the person objects to personalization.
+    """
+
+    gpc: str = field(default="", repr=False)
+    tc_string: str = field(default="", repr=False)
+    gpp: str = field(default="", repr=False)
+    usp: str = field(default="", repr=False)
+    jurisdiction: str = ""
+    do_not_personalize: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class TrackedEvent:
-    """An event as the caller sent it; *occurred_at* is None where it was left to us."""
+    """An event as the caller sent it; *occurred_at* and *signals* are None where none came."""
 
     event_id: str
     type: str
@@ -65,6 +84,7 @@ class TrackedEvent:
     properties: Mapping[str, PropertyValue] = field(default_factory=dict)
     decision_id: str = ""
     exposure_token: bytes = b""
+    signals: Signals | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,12 +138,19 @@ class Behavior:
 
 @dataclass(frozen=True, slots=True)
 class NewBehavior:
-    """A behavior to record, under whom, when, and in which stream (it can be there once)."""
+    """A behavior to record, under whom, when, and in which stream (it can be there once).
+
+    Args:
+        member_id: empty: it is nobody's, and is not sealed.
+        twin_stream_id: where the same behavior would lie that was recorded with the person (without, if this is with):
+            what is there already is not recorded a second time when the person changes their mind between two tries.
+    """
 
     stream_id: str
     member_id: str
     occurred_at: datetime
     behavior: Behavior
+    twin_stream_id: str = ""
 
 
 class NotRecorded(Enum):
@@ -135,10 +162,37 @@ class NotRecorded(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ConsentQuestion:
-    """Which of these purposes the person with these members allows."""
+    """Which of these purposes the person with these members allows, by the ledger and by what came with the event."""
 
     members: tuple[Member, ...]
     purposes: tuple[str, ...]
+    signals: Signals | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a purpose is not allowed, in consent's own words, of which there are few.
+
+    Args:
+        state: NEVER_ASKED, DENIED, REVOKED, EXPIRED or OBJECTED.
+        signal: that decided it; empty where the ledger did.
+    """
+
+    state: str = "NEVER_ASKED"
+    signal: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Permission:
+    """What a person allows of what was asked, and why not the rest."""
+
+    allowed: frozenset[str]
+    refusals: Mapping[str, Refusal] = field(default_factory=dict)
+
+    def refusal_of(self, purposes: frozenset[str]) -> Refusal | None:
+        """Why these purposes are not all allowed; None when they are."""
+        missing = sorted(purposes - self.allowed)
+        return self.refusals.get(missing[0], Refusal()) if missing else None
 
 
 def problem_of(event: TrackedEvent, book: SchemaBook, now: datetime) -> FieldProblem | None:
@@ -239,6 +293,14 @@ def behavior_of(event: TrackedEvent, subject: Subject, claim: Claim | None) -> B
     )
 
 
+def anonymous(behavior: Behavior) -> Behavior:
+    """What is left of a behavior without the person: its type and its items.
+
+    A decision is made for somebody: its id would lead back to the person, as any property might.
+    """
+    return Behavior(type=behavior.type, subject_id="", item_ids=behavior.item_ids)
+
+
 def stream_of(member_id: str, event_id: str) -> str:
     """The stream that can hold this event of this member once: sending it again finds it taken.
 
@@ -251,6 +313,25 @@ def stream_of(member_id: str, event_id: str) -> str:
 def exposure_stream_of(decision_id: str) -> str:
     """The stream of the exposure of a decision's whole slate."""
     return "behavior-" + hashlib.sha256(f"exposure\0{decision_id}".encode()).hexdigest()[:32]
+
+
+def blinded(stream_id: str, key: bytes) -> str:
+    """The stream of the same behavior without the person.
+
+    Whoever sends it again finds it taken, and nobody without the key can tell whose it is by trying members and ids.
+    """
+    return "behavior-" + hmac.digest(key, stream_id.encode(), "sha256").hex()[:32]
+
+
+def two_ways(plain: NewBehavior, schema: EventSchema, key: bytes, *, is_anonymous: bool) -> NewBehavior:
+    """The behavior as it is to be recorded: with the person, or without; of a type that can be both, never both."""
+    if is_anonymous:
+        return NewBehavior(
+            blinded(plain.stream_id, key), "", plain.occurred_at, anonymous(plain.behavior), plain.stream_id
+        )
+    if schema.anonymize_without_consent:
+        return replace(plain, twin_stream_id=blinded(plain.stream_id, key))
+    return plain
 
 
 def first_of_each(keys: Sequence[str]) -> list[bool]:

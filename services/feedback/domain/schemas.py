@@ -46,6 +46,7 @@ class EventSchema:
         item_required: an event names an item; an exposure may name the decision that chose its items instead.
         purposes: all of them must be allowed before an event of the type is stored.
         reward: what one event is worth when it is joined to a decision; 0: it is no outcome.
+        anonymize_without_consent: without the purposes an event is stored without the person, else not at all.
     """
 
     type: str
@@ -57,6 +58,7 @@ class EventSchema:
     item_required: bool = False
     properties: tuple[EventProperty, ...] = ()
     reward: float = 0.0
+    anonymize_without_consent: bool = False
 
 
 SchemaBook = Mapping[str, EventSchema]
@@ -139,4 +141,7 @@ def canonical(book: SchemaBook) -> bytes:
     for row in rows:
         row["properties"] = sorted(row["properties"], key=lambda entry: str(entry["name"]))
         row["purposes"] = sorted(row["purposes"])
+        # Only where declared: the version of a site that does not declare it stays what it was.
+        if not row["anonymize_without_consent"]:
+            del row["anonymize_without_consent"]
     return json.dumps(rows, sort_keys=True, separators=(",", ":")).encode()

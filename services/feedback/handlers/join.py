@@ -26,11 +26,15 @@ from services.feedback.domain.behavior import (
     Behavior,
     ConsentQuestion,
     NewBehavior,
+    Permission,
     Person,
+    Refusal,
     Subject,
     exposure_stream_of,
+    two_ways,
 )
 from services.feedback.domain.schemas import EXPOSURE, EventSchema, SchemaBook
+from services.feedback.handlers.gating import count_refused
 from services.feedback.handlers.ports import (
     Arrived,
     BehaviorLog,
@@ -54,6 +58,7 @@ class JoinOutcomes:
     """The joiner; run by one replica at a time.
 
     Args:
+        blinding_key: see domain.behavior.blinded.
         reward_window: how long after a decision an answer still counts.
     """
 
@@ -67,6 +72,7 @@ class JoinOutcomes:
         subjects: Subjects,
         consents: Consents,
         clock: Clock,
+        blinding_key: bytes,
         reward_window: timedelta,
     ) -> None:
         self._log = log
@@ -76,6 +82,7 @@ class JoinOutcomes:
         self._subjects = subjects
         self._consents = consents
         self._clock = clock
+        self._blinding_key = blinding_key
         self._reward_window = reward_window
         self._expired_at: datetime | None = None
 
@@ -145,12 +152,20 @@ class JoinOutcomes:
         """Record the exposure that an immediate decision is by itself, as far as the person allows it."""
         decided = await self._decisions.decided([arrival.decision_id for arrival in arrivals])
         shown = [entry for entry in decided.values() if entry.immediate and entry.item_ids]
-        if shown and schema.purposes:
-            shown = await self._allowed(shown, schema)
-        if shown:
-            await self._log.record([_exposure_of(entry) for entry in shown])
+        refusals = await self._refusals(shown, schema) if shown and schema.purposes else {}
+        exposures: list[NewBehavior] = []
+        for entry in shown:
+            refusal = refusals.get(entry.member_id)
+            if refusal is not None:
+                count_refused(refusal, is_anonymized=schema.anonymize_without_consent)
+            if refusal is None or schema.anonymize_without_consent:
+                plain = _exposure_of(entry)
+                exposures.append(two_ways(plain, schema, self._blinding_key, is_anonymous=refusal is not None))
+        if exposures:
+            await self._log.record(exposures)
 
-    async def _allowed(self, shown: Sequence[Decided], schema: EventSchema) -> list[Decided]:
+    async def _refusals(self, shown: Sequence[Decided], schema: EventSchema) -> dict[str, Refusal]:
+        """Why members do not agree; who agrees is absent, and who cannot be told any more never agreed."""
         member_ids = list({entry.member_id: None for entry in shown})
         resolved = await self._subjects.resolve([Person(subject_id=member_id) for member_id in member_ids])
         people: dict[str, Subject] = {
@@ -160,10 +175,12 @@ class JoinOutcomes:
         }
         questions = [ConsentQuestion(subject.members, schema.purposes) for subject in people.values()]
         answers = await self._consents.allowed(questions) if questions else []
-        willing = {
-            member_id for member_id, allowed in zip(people, answers, strict=True) if allowed.issuperset(schema.purposes)
+        permissions = dict(zip(people, answers, strict=True))
+        refusals = {
+            member_id: permissions.get(member_id, Permission(frozenset())).refusal_of(frozenset(schema.purposes))
+            for member_id in member_ids
         }
-        return [entry for entry in shown if entry.member_id in willing]
+        return {member_id: refusal for member_id, refusal in refusals.items() if refusal is not None}
 
     async def _expire(self) -> None:
         now = self._clock.now()

@@ -7,7 +7,15 @@ from typing import Protocol
 from services.chassis.errors import FieldProblem
 from services.chassis.events import LogPosition
 from services.feedback.domain.attribution import Answer, Arrival, Decided, Outcome, Waiting
-from services.feedback.domain.behavior import Claim, ConsentQuestion, NewBehavior, NotRecorded, Person, Subject
+from services.feedback.domain.behavior import (
+    Claim,
+    ConsentQuestion,
+    NewBehavior,
+    NotRecorded,
+    Permission,
+    Person,
+    Subject,
+)
 from services.feedback.domain.rectification import Rectification
 from services.feedback.domain.replay import Kind, Range, Replayed
 from services.feedback.domain.schemas import EventSchema, SchemaBook
@@ -28,8 +36,8 @@ class Subjects(Protocol):
 class Consents(Protocol):
     """What people agreed to (consent), read from the authority."""
 
-    async def allowed(self, questions: Sequence[ConsentQuestion]) -> list[frozenset[str]]:
-        """The purposes allowed, one set a question, in that order.
+    async def allowed(self, questions: Sequence[ConsentQuestion]) -> list[Permission]:
+        """What is allowed, one answer a question, in that order.
 
         Raises:
             ServiceError: UNAVAILABLE (CONSENT_UNAVAILABLE): nobody may be assumed to have agreed.
@@ -65,7 +73,7 @@ class BehaviorLog(Protocol):
     """The log of behavior and outcomes; what it holds about people is sealed."""
 
     async def record(self, behaviors: Sequence[NewBehavior]) -> list[LogPosition | NotRecorded]:
-        """Record each, durably; one answer each, in that order."""
+        """Record each, durably, and none whose twin is there; one answer each, in that order."""
         ...
 
     async def record_outcomes(self, outcomes: Sequence[tuple[Outcome, ...]]) -> None:

@@ -68,7 +68,7 @@ class ReplayLog:
         }
         questions = [ConsentQuestion(subject.members, (purpose,)) for subject in people.values()]
         answers = await self._consents.allowed(questions) if questions else []
-        return frozenset(member for member, allowed in zip(people, answers, strict=True) if purpose in allowed)
+        return frozenset(member for member, answer in zip(people, answers, strict=True) if purpose in answer.allowed)
 
 
 def _groups(kinds: Sequence[Kind]) -> list[frozenset[Kind]]:

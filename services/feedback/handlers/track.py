@@ -18,6 +18,7 @@ from services.feedback.domain.behavior import (
     NewBehavior,
     NotRecorded,
     Person,
+    Signals,
     Status,
     Subject,
     TrackedEvent,
@@ -28,8 +29,10 @@ from services.feedback.domain.behavior import (
     first_of_each,
     problem_of,
     stream_of,
+    two_ways,
 )
 from services.feedback.domain.schemas import EXPOSURE, SchemaBook
+from services.feedback.handlers.gating import count_refused
 from services.feedback.handlers.ports import (
     BehaviorLog,
     Consents,
@@ -59,6 +62,7 @@ class _Candidate:
     claim: Claim | None = None
     subject: Subject | None = None
     behavior: Behavior | None = None
+    is_anonymous: bool = False
 
     @property
     def person(self) -> Subject:
@@ -99,6 +103,7 @@ class TrackBehavior:
     """The use case.
 
     Args:
+        blinding_key: see domain.behavior.blinded.
         decision_wait_s: how long an exposure without items waits for its decision to come in.
     """
 
@@ -112,6 +117,7 @@ class TrackBehavior:
         log: BehaviorLog,
         decisions: Decisions,
         clock: Clock,
+        blinding_key: bytes,
         decision_wait_s: float = 1.0,
     ) -> None:
         self._subjects = subjects
@@ -121,6 +127,7 @@ class TrackBehavior:
         self._log = log
         self._decisions = decisions
         self._clock = clock
+        self._blinding_key = blinding_key
         self._decision_wait_s = decision_wait_s
 
     async def __call__(self, sent: Sequence[TrackedEvent | Verdict]) -> Tracked:
@@ -135,9 +142,9 @@ class TrackBehavior:
         batch = _Batch(sent)
         self._judge(batch, book, now)
         await self._name_people(batch)
-        await self._drop_without_consent(batch, book)
+        await self._ask_consent(batch, book)
         await self._name_shown_items(batch)
-        position = await self._record(batch, now)
+        position = await self._record(batch, book, now)
         return Tracked(batch.answered(), position)
 
     def _judge(self, batch: _Batch, book: SchemaBook, now: datetime) -> None:
@@ -174,24 +181,34 @@ class TrackBehavior:
             candidate.behavior = behavior_of(candidate.event, subject, candidate.claim)
         batch.refuse(problems)
 
-    async def _drop_without_consent(self, batch: _Batch, book: SchemaBook) -> None:
-        """The authority read is sent after the call began: what was revoked before the call is never stored."""
-        wanted: dict[Subject, set[str]] = {}
+    async def _ask_consent(self, batch: _Batch, book: SchemaBook) -> None:
+        """Drop, or store without the person, what they do not agree to.
+
+        The authority read is sent after the call began: what was revoked before the call is never stored.
+        """
+        wanted: dict[tuple[Subject, Signals | None], set[str]] = {}
         needed: dict[int, frozenset[str]] = {}
         for place, candidate in batch.open.items():
             # Whoever was recognized by an identity that needs a purpose is nobody without it.
             purposes = candidate.person.required_purposes.union(book[candidate.event.type].purposes)
             needed[place] = purposes
             if purposes:
-                wanted.setdefault(candidate.person, set()).update(purposes)
-        questions = [ConsentQuestion(subject.members, tuple(sorted(p))) for subject, p in wanted.items()]
+                wanted.setdefault((candidate.person, candidate.event.signals), set()).update(purposes)
+        questions = [
+            ConsentQuestion(subject.members, tuple(sorted(purposes)), signals)
+            for (subject, signals), purposes in wanted.items()
+        ]
         answers = await self._consents.allowed(questions) if questions else []
-        allowed = dict(zip(wanted, answers, strict=True))
+        permissions = dict(zip(wanted, answers, strict=True))
         for place, candidate in list(batch.open.items()):
-            purposes = needed[place]
-            if purposes and not allowed[candidate.person].issuperset(purposes):
-                EVENTS_DROPPED.labels(reason="no_consent").inc()
-                batch.close(place, Status.DROPPED_NO_CONSENT)
+            if not needed[place]:
+                continue
+            refusal = permissions[candidate.person, candidate.event.signals].refusal_of(needed[place])
+            if refusal is not None:
+                candidate.is_anonymous = book[candidate.event.type].anonymize_without_consent
+                count_refused(refusal, is_anonymized=candidate.is_anonymous)
+                if not candidate.is_anonymous:
+                    batch.close(place, Status.DROPPED_NO_CONSENT)
 
     async def _name_shown_items(self, batch: _Batch) -> None:
         """An exposure that names its decision and no items was of the whole slate."""
@@ -230,36 +247,33 @@ class TrackBehavior:
             decided |= await self._decisions.decided(missing)
         return decided
 
-    async def _record(self, batch: _Batch, now: datetime) -> LogPosition:
+    async def _record(self, batch: _Batch, book: SchemaBook, now: datetime) -> LogPosition:
         streams = {place: _stream_of(candidate) for place, candidate in batch.open.items()}
         for place, is_first in zip(list(streams), first_of_each(list(streams.values())), strict=True):
             if not is_first:
                 batch.close(place, Status.DUPLICATE)
         places = list(batch.open)
-        behaviors = [
-            NewBehavior(
-                stream_id=streams[place],
-                member_id=batch.open[place].person.member_id,
-                occurred_at=batch.open[place].event.occurred_at or now,
-                behavior=batch.open[place].fact,
-            )
-            for place in places
-        ]
+        behaviors = [self._new(batch.open[place], streams[place], book, now) for place in places]
         answers = await self._log.record(behaviors) if behaviors else []
         position = ORIGIN
         repeated: list[str] = []
-        for place, answer in zip(places, answers, strict=True):
+        for place, new, answer in zip(places, behaviors, answers, strict=True):
             if isinstance(answer, LogPosition):
                 position = max(position, answer)
-                batch.close(place, Status.ACCEPTED)
+                batch.close(place, Status.ANONYMIZED if batch.open[place].is_anonymous else Status.ACCEPTED)
             elif answer is NotRecorded.DUPLICATE:
-                repeated.append(streams[place])
+                repeated += [stream for stream in (new.stream_id, new.twin_stream_id) if stream]
                 batch.close(place, Status.DUPLICATE)
             else:
                 EVENTS_DROPPED.labels(reason="erased").inc()
                 batch.close(place, Status.REFUSED, FieldProblem("subject", "was erased; nothing is stored about it"))
         # A caller that repeats a call whose answer was lost waits for what the first one stored.
         return max(position, await self._log.position_of(repeated)) if repeated else position
+
+    def _new(self, candidate: _Candidate, stream_id: str, book: SchemaBook, now: datetime) -> NewBehavior:
+        schema = book[candidate.event.type]
+        plain = NewBehavior(stream_id, candidate.person.member_id, candidate.event.occurred_at or now, candidate.fact)
+        return two_ways(plain, schema, self._blinding_key, is_anonymous=candidate.is_anonymous)
 
 
 def _stream_of(candidate: _Candidate) -> str:

@@ -1,6 +1,7 @@
 """The log of behavior and outcomes: sealed under the member's key, each in a stream that can hold it once."""
 
 from collections.abc import Sequence
+from datetime import datetime
 
 from services.chassis.clock import Clock
 from services.chassis.errors import Kind, ServiceError
@@ -27,6 +28,7 @@ STREAMS_SQL = """
 SELECT epoch, xid, position FROM events WHERE stream_id = ANY($1::text[])
 ORDER BY epoch DESC, xid DESC, position DESC LIMIT 1
 """
+HELD_SQL = "SELECT stream_id FROM events WHERE stream_id = ANY($1::text[])"
 BY_ID_SQL = f"SELECT {EVENT_COLUMNS} FROM events WHERE event_id = ANY($1::uuid[])"
 
 
@@ -45,28 +47,45 @@ class SealedBehaviorLog:
         Raises:
             ServiceError: UNAVAILABLE.
         """
-        sealed = await self._sealer.seal_many(
-            [ToSeal(entry.member_id, BEHAVIOR_RECORDED, encode_behavior(entry.behavior)) for entry in behaviors]
-        )
+        held = await self._held([entry.twin_stream_id for entry in behaviors if entry.twin_stream_id])
+        payloads = await self._payloads(behaviors)
         now, trace = self._clock.now(), traceparent()
         appends = [
-            Append(
-                entry.stream_id,
-                0,
-                (NewEvent(uuid7(now), BEHAVIOR_RECORDED, payload, entry.occurred_at, entry.member_id, trace),),
-            )
-            for entry, payload in zip(behaviors, sealed, strict=True)
-            if isinstance(payload, Sealed)
+            _append(entry, payload, now, trace)
+            for entry, payload in zip(behaviors, payloads, strict=True)
+            if entry.twin_stream_id not in held and not isinstance(payload, ServiceError)
         ]
         appended = iter(await self._store.append_many(appends) if appends else ())
         answers: list[LogPosition | NotRecorded] = []
-        for payload in sealed:
-            if isinstance(payload, Sealed):
+        for entry, payload in zip(behaviors, payloads, strict=True):
+            if entry.twin_stream_id in held:
+                answers.append(NotRecorded.DUPLICATE)
+            elif isinstance(payload, ServiceError):
+                answers.append(_refused(payload))
+            else:
                 result = next(appended)
                 answers.append(_refused(result) if isinstance(result, ServiceError) else result.position)
-            else:
-                answers.append(_refused(payload))
         return answers
+
+    async def _payloads(self, behaviors: Sequence[NewBehavior]) -> list[Sealed | bytes | ServiceError]:
+        """Each sealed for its member; what is nobody's has no key to be sealed with, and nothing to hide."""
+        sealed = iter(
+            await self._sealer.seal_many(
+                [
+                    ToSeal(entry.member_id, BEHAVIOR_RECORDED, encode_behavior(entry.behavior))
+                    for entry in behaviors
+                    if entry.member_id
+                ]
+            )
+        )
+        return [next(sealed) if entry.member_id else encode_behavior(entry.behavior) for entry in behaviors]
+
+    async def _held(self, stream_ids: Sequence[str]) -> frozenset[str]:
+        """Those of these streams that hold something."""
+        if not stream_ids:
+            return frozenset()
+        async with acquire(self._pool) as connection:
+            return frozenset(row["stream_id"] for row in await connection.fetch(HELD_SQL, list(stream_ids)))
 
     async def record_outcomes(self, outcomes: Sequence[tuple[Outcome, ...]]) -> None:
         """See handlers.ports.BehaviorLog.
@@ -130,6 +149,13 @@ class SealedBehaviorLog:
             decode_answer(event, plain) for event, plain in zip(events, opened, strict=True) if isinstance(plain, bytes)
         )
         return [answer for answer in answers if answer is not None]
+
+
+def _append(entry: NewBehavior, payload: Sealed | bytes, now: datetime, trace: str) -> Append:
+    # A trace knows who made the call: what is nobody's does not lead there.
+    traced = trace if entry.member_id else ""
+    event = NewEvent(uuid7(now), BEHAVIOR_RECORDED, payload, entry.occurred_at, entry.member_id, traced)
+    return Append(entry.stream_id, 0, (event,))
 
 
 def _refused(error: ServiceError) -> NotRecorded:

@@ -18,6 +18,7 @@ from services.chassis.ids import uuid7
 from services.chassis.memory import MemoryKeys
 from services.chassis.postgres import Pool, create_pool, transaction
 from services.chassis.sealing import Sealer
+from services.features.domain.item_counts import decode
 from services.features.domain.requests import FeatureQuery
 from services.features.handlers import ItemColumns, ReadFeatures, Settled, checked_set
 from services.features.store import Books, ItemStore, MemberStates
@@ -162,3 +163,15 @@ async def test_an_unknown_feature_set_is_refused_with_the_active_one(features: F
     with pytest.raises(ServiceError, match=active) as refused:
         await features.clicks()
     assert refused.value.reason == "FEATURE_SET_UNKNOWN"
+
+
+async def test_behavior_of_nobody_counts_for_the_item_and_for_no_member(features: Features) -> None:
+    """What was stored without its person is not sealed, has no member, and is part of the item's count."""
+    payload = feedback_events_pb2.BehaviorRecorded(type="click", item_ids=["book"]).SerializeToString()
+    nobodys = RecordedEvent(uuid7(START), BEHAVIOR_RECORDED, payload, START, "", "", "s9", 1, LogPosition(1, 9, 9))
+    await features.take(await features.click(1), nobodys)
+    assert await features.clicks() == 1.0
+    assert await features.pool.fetchval("SELECT count(*) FROM member_states") == 1
+    blocks = await features.pool.fetch("SELECT state FROM item_blocks WHERE item_id = 'book'")
+    layout = features.books.book.item_layout
+    assert sum(decode(layout, row["state"]).counts.sum() for row in blocks) == 2.0

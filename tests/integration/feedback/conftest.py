@@ -92,6 +92,7 @@ class ConsentStandIn(consent_grpc.ConsentServiceServicer):
 
     def __init__(self) -> None:
         self.refused: set[tuple[str, str]] = set()
+        self.queries: list[consent_pb2.EvaluateQuery] = []
         self.down = False
 
     async def Evaluate(self, request: consent_pb2.EvaluateRequest, context: Any) -> consent_pb2.EvaluateResponse:  # noqa: N802
@@ -100,9 +101,11 @@ class ConsentStandIn(consent_grpc.ConsentServiceServicer):
             raise ServiceError(Kind.UNAVAILABLE, "DATABASE_UNAVAILABLE", "The database cannot be reached.")
         response = consent_pb2.EvaluateResponse()
         for query in request.queries:
+            self.queries.append(query)
             evaluation = response.evaluations.add()
             for purpose in query.purposes:
                 refused = any((one.subject_id, purpose) in self.refused for one in query.members)
+                refused = refused or query.signals.gpc == "1"
                 evaluation.verdicts.add(purpose=purpose, allowed=not refused)
         return response
 

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import grpc
 import pytest
-from comity.common.v1.types_pb2 import SubjectRef
+from comity.common.v1.types_pb2 import ConsentSignals, SubjectRef
 from comity.feedback.v1 import feedback_events_pb2
 from comity.feedback.v1 import feedback_service_pb2 as pb
 
@@ -16,6 +16,7 @@ ACCEPTED = pb.TRACK_STATUS_ACCEPTED
 DUPLICATE = pb.TRACK_STATUS_DUPLICATE
 REFUSED = pb.TRACK_STATUS_REFUSED
 DROPPED = pb.TRACK_STATUS_DROPPED_NO_CONSENT
+READER = pb.EventProperty(name="reader", kind=pb.PROPERTY_KIND_STRING)
 
 
 def statuses(response: pb.TrackResponse) -> list[pb.TrackStatus.ValueType]:
@@ -142,3 +143,36 @@ async def test_schemas_are_published_for_the_next_event(feedback: Feedback) -> N
         await feedback.stub.PublishEventSchemas(bad, timeout=10)
     assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert statuses(await feedback.track(event("2", "fine"))) == [REFUSED]
+
+
+async def test_what_a_person_did_not_agree_to_is_kept_without_the_person(feedback: Feedback) -> None:
+    """Where its type says so: no member, no key, no property, no link; the answer says what became of it."""
+    declared = schema("read", anonymize_without_consent=True, properties=[READER])
+    await feedback.stub.PublishEventSchemas(pb.PublishEventSchemasRequest(schemas=[declared]), timeout=10)
+    feedback.consent.refused.add((member("ann"), "measurement"))
+    canary = feedback_events_pb2.PropertyValue(string_value="canary")
+    sent = event("canary-id", "read", item_ids=["7"], properties={"reader": canary}, decision_id="canary-decision")
+    response = await feedback.track(sent, sent, event("2"))
+    assert statuses(response) == [pb.TRACK_STATUS_ANONYMIZED, DUPLICATE, DROPPED]
+    (row,) = await feedback.pool.fetch("SELECT * FROM events WHERE type LIKE '%BehaviorRecorded'")
+    assert (row["subject_id"], row["key_id"], row["traceparent"]) == ("", None, "")
+    assert feedback_events_pb2.BehaviorRecorded.FromString(row["payload"]) == feedback_events_pb2.BehaviorRecorded(
+        type="read", item_ids=["7"]
+    )
+    assert not any("canary" in str(value) or member("ann") in str(value) for value in row.values())
+    # The person changes their mind and the backend sends it again: it is the same event.
+    feedback.consent.refused.clear()
+    again = await feedback.track(sent, event("2"))
+    assert statuses(again) == [DUPLICATE, ACCEPTED]
+    events, withheld = await feedback.replay(pb.REPLAY_KIND_BEHAVIOR, purpose="measurement")
+    assert ([one.behavior.type for one in events], withheld) == (["read", "click"], 0)
+
+
+async def test_signals_of_an_event_reach_consent(feedback: Feedback) -> None:
+    """As they came, with the question about their own event; an event without any asks with none."""
+    signals = ConsentSignals(gpc="1", tc_string="x", jurisdiction="eu", do_not_personalize=True)
+    response = await feedback.track(event("1", consent_signals=signals), event("2"))
+    assert statuses(response) == [DROPPED, ACCEPTED]
+    asked = [query.signals for query in feedback.consent.queries]
+    assert sorted(one.gpc for one in asked) == ["", "1"]
+    assert signals in asked

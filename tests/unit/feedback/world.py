@@ -15,7 +15,9 @@ from services.feedback.domain.behavior import (
     Member,
     NewBehavior,
     NotRecorded,
+    Permission,
     Person,
+    Refusal,
     Subject,
     TrackedEvent,
 )
@@ -72,6 +74,9 @@ def event(event_id: str, kind: str = "click", *, who: str = "ann", **changes: ob
     return replace(plain, **changes)  # type: ignore[arg-type]
 
 
+BLINDING_KEY = b"blinding"
+
+
 class FakeSubjects:
     """People by user id; `merged` joins two of them."""
 
@@ -111,19 +116,22 @@ class FakeConsents:
         self.calls: list[int] = []
         self.down = False
 
-    async def allowed(self, questions: Sequence[ConsentQuestion]) -> list[frozenset[str]]:
+    async def allowed(self, questions: Sequence[ConsentQuestion]) -> list[Permission]:
         """See handlers.ports.Consents."""
         if self.down:
             raise ServiceError(Kind.UNAVAILABLE, "CONSENT_UNAVAILABLE", "down")
         self.calls.append(len(questions))
-        return [
-            frozenset(
-                purpose
-                for purpose in question.purposes
-                if not any((one.member_id, purpose) in self.refused for one in question.members)
-            )
-            for question in questions
-        ]
+        return [self._answer(question) for question in questions]
+
+    def _answer(self, question: ConsentQuestion) -> Permission:
+        if question.signals is not None and question.signals.gpc == "1":
+            return Permission(frozenset(), dict.fromkeys(question.purposes, Refusal("OBJECTED", "gpc")))
+        refused = {
+            purpose
+            for purpose in question.purposes
+            if any((one.member_id, purpose) in self.refused for one in question.members)
+        }
+        return Permission(frozenset(question.purposes) - refused, dict.fromkeys(refused, Refusal("DENIED")))
 
 
 class FakeTokens:
@@ -179,7 +187,7 @@ class FakeLog:
         for entry in behaviors:
             if entry.member_id in self.erased:
                 answers.append(NotRecorded.ERASED)
-            elif entry.stream_id in self.streams:
+            elif entry.stream_id in self.streams or entry.twin_stream_id in self.streams:
                 answers.append(NotRecorded.DUPLICATE)
             else:
                 position = self._next()
@@ -198,7 +206,7 @@ class FakeLog:
 
     async def position_of(self, stream_ids: Sequence[str]) -> LogPosition:
         """See handlers.ports.BehaviorLog."""
-        return max(self.streams[stream_id] for stream_id in stream_ids)
+        return max((self.streams[one] for one in stream_ids if one in self.streams), default=ORIGIN)
 
     async def newest(self) -> LogPosition:
         """See handlers.ports.BehaviorLog."""
@@ -313,6 +321,7 @@ class World:
             log=self.log,
             decisions=self.decisions,
             clock=self.clock,
+            blinding_key=BLINDING_KEY,
             decision_wait_s=0.0,
         )
         self.join = JoinOutcomes(
@@ -323,6 +332,7 @@ class World:
             subjects=self.subjects,
             consents=self.consents,
             clock=self.clock,
+            blinding_key=BLINDING_KEY,
             reward_window=WINDOW,
         )
 
