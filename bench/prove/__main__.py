@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from bench.prove import cancelled_reads, consent_strings, draws, kills, replays, revocation
+from bench.prove import cancelled_reads, consent_strings, draws, kills, merges, replays, revocation
 from bench.prove.proof import Proof
 from bench.prove.proxy import slow_answers
 from bench.ranker import activate_noise
@@ -33,6 +33,7 @@ SLOW_S = 0.3
 SLOW_BUDGET_MS = 1_000
 STRINGS_SEED = 1
 CANCELS_SEED = 1
+MERGES_SEED = 1
 
 
 class Sizes:
@@ -53,6 +54,8 @@ class Sizes:
         self.strings = 100_000 if quick else 1_000_000
         self.vectors_dir = vectors_dir
         self.cancels = 5_000 if quick else 100_000
+        self.merges = 5_000 if quick else 50_000
+        self.teeth_merges = 500
         self.teeth_cancels = 500 if quick else 2_000
 
 
@@ -186,6 +189,11 @@ async def granted_by_valid_alone(sizes: Sizes) -> Proof:
     return await asyncio.to_thread(consent_strings.prove_strings, sizes.vectors_dir, sizes.strings, STRINGS_SEED)
 
 
+async def unmerged(sizes: Sizes) -> Proof:
+    """Merge and unmerge: a link that is taken back leaves everybody as they would be without it."""
+    return await asyncio.to_thread(merges.prove, sizes.merges, sizes.teeth_merges, MERGES_SEED)
+
+
 PROOFS: dict[str, Callable[[Sizes], Awaitable[Proof]]] = {
     "G1_G3_G10": survive,
     "G7": revoked,
@@ -193,6 +201,7 @@ PROOFS: dict[str, Callable[[Sizes], Awaitable[Proof]]] = {
     "G13": granted_by_valid_alone,
     "G15": replayed,
     "propensity": drawn_truly,
+    "merge_unmerge": unmerged,
 }
 
 
