@@ -1,12 +1,10 @@
 """Folders for stacks that begin anew: what an earlier run left there is stopped and removed, and nothing else is."""
 
 import os
-import shutil
 from pathlib import Path
 
-from cli.stack import Stack
+from cli.stack import Stack, discard
 from cli.stack.external import VARIABLES
-from cli.stack.state import DataDir
 from services.chassis.errors import Kind, ServiceError
 
 
@@ -18,7 +16,7 @@ async def make_room(folder: Path) -> None:
     """
     if holds_stack(folder):
         await Stack(folder).stop()
-        remove_stack(folder)
+        discard(folder)
 
 
 def embedded_only() -> None:
@@ -44,11 +42,3 @@ def holds_stack(folder: Path) -> bool:
             f"{folder} holds something that is no stack; name another folder with --data-dir",
         )
     return False
-
-
-def remove_stack(folder: Path) -> None:
-    """Remove the folder, and root's Postgres where that lies outside."""
-    state = DataDir(folder).read()
-    if state is not None:
-        shutil.rmtree(DataDir(folder).postgres(state.stack_id).parent, ignore_errors=True)
-    shutil.rmtree(folder, ignore_errors=True)

@@ -9,8 +9,7 @@ import pytest
 
 from cli.bundle import apply_bundle
 from cli.connections import Services
-from cli.fresh import remove_stack
-from cli.stack import Stack
+from cli.stack import Stack, discard
 from tests.e2e.people import Person, ranking_shop
 
 # A busy machine must not turn a test of what is decided into one of how fast; deadlines have tests of their own.
@@ -41,7 +40,7 @@ def stack() -> Iterator[Stack]:
         yield running
     finally:
         asyncio.run(running.stop())
-        remove_stack(folder / "stack")
+        discard(folder / "stack")
         folder.rmdir()
 
 

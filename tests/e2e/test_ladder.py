@@ -1,15 +1,28 @@
-"""With a service dead or standing still, Decide answers inside its deadline and says what was missing."""
+"""With a service dead or standing still, or a ranker too slow, Decide answers in time and says what was missing."""
 
 import asyncio
 import time
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import grpc
 import pytest
+from comity.decision.v1 import decision_events_pb2 as events_pb
+from comity.decision.v1 import decision_service_pb2 as decision_pb
+from comity.decision.v1 import site_pb2 as site_pb
+from comity.features.v1 import features_service_pb2 as features_pb
+from comity.feedback.v1 import feedback_service_pb2 as feedback_pb
+from comity_client import ComityClient
 
+from cli.bundle import apply_bundle
 from cli.connections import Services
 from cli.stack import Stack
-from tests.e2e.people import DEFAULTS, Person, item_ids, ranked_person, reason
+from learning.register import activate, register
+from services.chassis.errors import Kind
+from services.chassis.status import from_call_error
+from tests.e2e.people import CALL_S, DEFAULTS, Person, item_ids, ranked_person, ranking_shop, reason
+from tests.e2e.slow_model import slow_model
 
 EXPECTED = {
     "identity": "DEFAULT/IDENTITY_UNAVAILABLE",
@@ -17,9 +30,13 @@ EXPECTED = {
     "features": "POPULAR/FEATURES_UNAVAILABLE",
 }
 DEADLINE_S = 0.5
+# A model is tried a dozen times before it serves, so one that is slow for longer would be slow to test.
+SLOW_DEADLINE_S = 0.3
 # What gRPC and a busy machine may add before the caller has the answer in hand.
 SLACK_S = 0.25
 RECOVERY_S = 30.0
+# Of the shop that can be shown.
+ITEMS_COUNT = 45
 
 
 @asynccontextmanager
@@ -55,6 +72,65 @@ async def test_decide_answers_on_time_without_a_service(
             if service != "features":
                 assert item_ids(hero) == DEFAULTS["home_hero"]
     await until_ranked(somebody)
+
+
+@pytest.mark.usefixtures("site_restored")
+async def test_decide_answers_on_time_with_a_ranker_that_is_too_slow(services: Services) -> None:
+    """What cannot be scored in time is not waited for: what is popular answers, and the log says what was late."""
+    somebody = await ranked_person(services)
+    described = await services.features.DescribeFeatureSet(features_pb.DescribeFeatureSetRequest(), timeout=CALL_S)
+    columns = tuple(column.name for column in described.feature_set.columns)
+    slow = slow_model(len(columns), rows_count=ITEMS_COUNT, seconds=1.3 * SLOW_DEADLINE_S)
+    version = described.feature_set.version
+    await register(services.release, slow, name="slow", feature_set=version, columns=columns, metrics={})
+    await activate(services.release, name="slow", sha256=slow.sha256)
+    bundle = ranking_shop()
+    hero = site_pb.Policy()
+    hero.CopyFrom(next(policy.message for policy in bundle.policies if policy.message.id == "hero"))
+    hero.ranker.model = "slow"
+    applied = await apply_bundle(bundle.with_policies({"hero": hero}), services)
+    until = time.monotonic() + RECOVERY_S
+    while (await somebody.decide()).decisions[0].versions.site != applied.versions["site"]:
+        assert time.monotonic() < until, "the site was applied and does not decide"
+    for _ in range(3):
+        started_s = time.monotonic()
+        (shown,) = (await somebody.decide(timeout_s=SLOW_DEADLINE_S)).decisions
+        assert time.monotonic() - started_s < SLOW_DEADLINE_S + SLACK_S
+        assert reason(shown) == "POPULAR/MODEL_UNAVAILABLE"
+        assert not shown.learnable
+        logged = await services.decision.GetDecision(
+            decision_pb.GetDecisionRequest(decision_id=shown.decision_id), timeout=CALL_S
+        )
+        assert logged.decision.inputs.ranker == events_pb.STAGE_OUTCOME_LATE
+    # The loop is not held up: beside it a placement that a column ranks goes on.
+    waiting = asyncio.create_task(somebody.decide(timeout_s=SLOW_DEADLINE_S))
+    (beside,) = (await somebody.decide("checkout_addon")).decisions
+    assert reason(beside) in ("RANKED", "EXPLORED")
+    await waiting
+
+
+async def test_tracking_without_feedback_is_told_and_never_raised(stack: Stack, services: Services) -> None:
+    """A backend learns that nothing was delivered, sends the same event again, and it counts once."""
+    somebody = await ranked_person(services)
+    event_id = uuid.uuid4().hex
+    async with ComityClient(
+        stack.addresses["decision"], feedback_address=stack.addresses["feedback"], track_deadline_s=DEADLINE_S
+    ) as comity:
+        async with broken(stack, "feedback", "dead"):
+            lost = await comity.track("click", identities=somebody.identities, item_ids=["kite"], event_id=event_id)
+            assert (lost.event_id, lost.status) == (event_id, "NOT_DELIVERED")
+            assert lost.problem
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await services.feedback.Track(feedback_pb.TrackRequest(), timeout=DEADLINE_S)
+            assert from_call_error(caught.value).kind in (Kind.UNAVAILABLE, Kind.DEADLINE)
+        until, status = time.monotonic() + RECOVERY_S, lost.status
+        while status == "NOT_DELIVERED":
+            assert time.monotonic() < until, "feedback did not recover"
+            again = await comity.track("click", identities=somebody.identities, item_ids=["kite"], event_id=event_id)
+            status = again.status
+        assert status == "ACCEPTED"
+        twice = await comity.track("click", identities=somebody.identities, item_ids=["kite"], event_id=event_id)
+        assert twice.status == "DUPLICATE"
 
 
 async def until_ranked(person: Person) -> None:
