@@ -1,6 +1,6 @@
 """`comity train` and `comity eval`: learn from the log, and hold the platform against real people's choices."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,13 +15,20 @@ from cli.output import console, print_json
 from cli.stack import temporary_folder
 from services.chassis.errors import Kind, ServiceError
 
+LIST_TIMEOUT_S = 10.0
+# What an erasure's receipt promises of models.
+RETRAIN_WITHIN = timedelta(days=30)
+
 if TYPE_CHECKING:
+    from comity.decision.v1.decision_service_pb2 import RegisteredModel
+
     from learning.pipeline import TrainReport, TrainRequest
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the app."""
     app.command()(train)
+    app.command()(models)
     evaluate = typer.Typer(help="Hold the platform against data whose answers are known.")
     evaluate.command()(ranklens)
     app.add_typer(evaluate, name="eval")
@@ -58,6 +65,30 @@ def train(
         _show_report(report)
 
 
+def models(
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    address: Address = NO_ADDRESSES,
+    as_json: AsJson = False,
+) -> None:
+    """List the registered models, which of them decide, and which knew people who were erased since."""
+    listed = run(_models(data_dir, address), as_json=as_json)
+    if as_json:
+        print_json({"models": listed})
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("MODEL", "REGISTERED", "ACTIVE", "ERASED", "TRAIN AGAIN BEFORE"):
+        table.add_column(column)
+    for model in listed:
+        table.add_row(
+            f"{model['name']}@{model['sha256'][:12]}",
+            model["registered_at"],
+            "yes" if model["active"] else "",
+            str(model["erased_subjects_count"] or ""),
+            model["retrain_before"] or "",
+        )
+    console.print(table)
+
+
 def ranklens(
     file: Annotated[
         list[Path],
@@ -92,6 +123,31 @@ def ranklens(
     for name, row in (("comity", figures), *figures["baselines"].items()):
         table.add_row(name, f"{row['ndcg@5']:.4f}", f"{row['ndcg@10']:.4f}")
     console.print(table)
+
+
+async def _models(data_dir: Path, address: list[str]) -> list[dict[str, Any]]:
+    from comity.decision.v1 import decision_service_pb2 as pb
+
+    from services.chassis.rpc_client import call
+
+    async with Services(resolve_addresses(data_dir, address)) as services:
+        response = await call(services.release.ListModels, pb.ListModelsRequest(), LIST_TIMEOUT_S)
+    return [_listed(model) for model in response.models]
+
+
+def _listed(model: "RegisteredModel") -> dict[str, Any]:
+    since = model.retrain_since.ToDatetime(tzinfo=UTC) if model.HasField("retrain_since") else None
+    return {
+        "name": model.name,
+        "sha256": model.sha256,
+        "feature_set_version": model.feature_set_version,
+        "registered_at": model.registered_at.ToDatetime(tzinfo=UTC).isoformat(timespec="seconds"),
+        "active": model.active,
+        "metrics": dict(model.metrics),
+        "erased_subjects_count": model.erased_subjects_count,
+        "retrain_since": None if since is None else since.isoformat(timespec="seconds"),
+        "retrain_before": None if since is None else (since + RETRAIN_WITHIN).isoformat(timespec="seconds"),
+    }
 
 
 async def _train(request: "TrainRequest", data_dir: Path, address: list[str], *, quiet: bool) -> "TrainReport":

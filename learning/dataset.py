@@ -64,6 +64,9 @@ class Examples:
     decision_ids: tuple[str, ...]
     decided_at_ms: Integers
     counts: Counts = field(compare=False)
+    # Pseudonyms whose decisions these are, each once, ascending: an erasure marks the models that knew one. Not in the
+    # matrix; a part of the examples has all of them.
+    member_ids: tuple[str, ...] = ()
 
     @property
     def rows_count(self) -> int:
@@ -91,6 +94,7 @@ class Examples:
             decision_ids=self.decision_ids[first:end],
             decided_at_ms=self.decided_at_ms[first:end],
             counts=self.counts,
+            member_ids=self.member_ids,
         )
 
 
@@ -110,25 +114,28 @@ class ExamplesBuilder:
         self._groups: list[int] = []
         self._decision_ids: list[str] = []
         self._decided_at_ms: list[int] = []
-        self._simultaneous: list[decision_pb2.DecisionMade] = []
+        self._simultaneous: list[tuple[decision_pb2.DecisionMade, str]] = []
+        self._member_ids: set[str] = set()
         self.counts = Counts()
 
-    def add(self, decision: decision_pb2.DecisionMade) -> None:
-        """Take a decision; they come in order of time."""
+    def add(self, decision: decision_pb2.DecisionMade, member_id: str = "") -> None:
+        """Take a decision, and whom it was made for; they come in order of time."""
         self.counts.decisions += 1
-        if self._simultaneous and self._simultaneous[0].decided_at != decision.decided_at:
+        if self._simultaneous and self._simultaneous[0][0].decided_at != decision.decided_at:
             self._take_simultaneous()
-        self._simultaneous.append(decision)
+        self._simultaneous.append((decision, member_id))
 
     def _take_simultaneous(self) -> None:
         """Take what was decided at one moment in order of content: ids are keyed, and differ between stacks."""
-        for decision in sorted(self._simultaneous, key=_content):
-            self._take(decision)
+        for decision, member_id in sorted(self._simultaneous, key=lambda entry: _content(entry[0])):
+            if self._take(decision) and member_id:
+                self._member_ids.add(member_id)
         self._simultaneous.clear()
 
-    def _take(self, decision: decision_pb2.DecisionMade) -> None:
-        """Make examples of a decision, if it can be learned from; count why not."""
+    def _take(self, decision: decision_pb2.DecisionMade) -> bool:
+        """Make examples of a decision, if it can be learned from; count why not. Whether it was."""
         counts = self.counts
+        used_before = counts.used
         recorded = decision.origin == decision_pb2.ORIGIN_RECORDED
         if not (decision.learnable or recorded):
             # What a fallback showed says nothing about the policy.
@@ -141,6 +148,7 @@ class ExamplesBuilder:
             counts.without_outcome += 1
         else:
             self._add_shown(decision, matrix, rewards)
+        return counts.used > used_before
 
     def _add_shown(self, decision: decision_pb2.DecisionMade, matrix: Floats, rewards: Mapping[str, float]) -> None:
         row_of = row_by_candidate(decision.inputs)
@@ -190,6 +198,7 @@ class ExamplesBuilder:
             item_ids=tuple(self._item_ids),
             decision_ids=tuple(self._decision_ids),
             decided_at_ms=np.array(self._decided_at_ms, dtype=np.int64),
+            member_ids=tuple(sorted(self._member_ids)),
             counts=self.counts,
         )
 
@@ -258,7 +267,7 @@ async def replay_examples(
     async for response in _responses(stub, request):
         builder.counts.withheld += response.withheld_count
         for event in response.events:
-            builder.add(event.decision)
+            builder.add(event.decision, event.subject_id)
         progress(builder.counts.decisions)
     return builder.build()
 

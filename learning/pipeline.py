@@ -118,6 +118,7 @@ async def train(services: Services, request: TrainRequest, *, progress: Progress
         feature_set=feature_set.version,
         columns=examples.columns,
         metrics=metrics_of(examples, trained, exported),
+        member_ids=examples.member_ids,
     )
     if request.activate:
         await activate(services.release, name=request.name, sha256=exported.sha256)

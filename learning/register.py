@@ -1,6 +1,6 @@
 """Hands a model to the platform: registered whole or not at all, then made the one that decides."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import grpc
 from comity.decision.v1 import decision_service_pb2 as pb
@@ -12,6 +12,7 @@ from services.chassis.status import from_call_error
 
 # Half of what one message may carry.
 CHUNK_BYTES = 64 * 1024
+MEMBERS_MAX = 4096
 REGISTER_TIMEOUT_S = 60.0
 ACTIVATE_TIMEOUT_S = 30.0
 
@@ -24,8 +25,12 @@ async def register(
     feature_set: str,
     columns: tuple[str, ...],
     metrics: Mapping[str, float],
+    member_ids: Sequence[str] = (),
 ) -> str:
     """The version that the model was registered as; registering the same one again gives the same version.
+
+    Args:
+        member_ids: pseudonyms of those whose decisions it was trained on.
 
     Raises:
         ServiceError: INVALID when the model does not fit the site's features; nothing of it is kept then.
@@ -34,14 +39,17 @@ async def register(
         name=name, sha256=exported.sha256, feature_set_version=feature_set, columns=columns, metrics=dict(metrics)
     )
     try:
-        response = await stub.RegisterModel(_parts(header, exported.model), timeout=REGISTER_TIMEOUT_S)
+        response = await stub.RegisterModel(_parts(header, exported.model, member_ids), timeout=REGISTER_TIMEOUT_S)
     except grpc.aio.AioRpcError as error:
         raise from_call_error(error) from error
     return response.model_version
 
 
-def _parts(header: pb.ModelHeader, model: bytes) -> Iterator[pb.RegisterModelRequest]:
+def _parts(header: pb.ModelHeader, model: bytes, member_ids: Sequence[str]) -> Iterator[pb.RegisterModelRequest]:
     yield pb.RegisterModelRequest(header=header)
+    for start in range(0, len(member_ids), MEMBERS_MAX):
+        members = pb.TrainingMembers(member_ids=member_ids[start : start + MEMBERS_MAX])
+        yield pb.RegisterModelRequest(training_members=members)
     for start in range(0, len(model), CHUNK_BYTES):
         yield pb.RegisterModelRequest(chunk=model[start : start + CHUNK_BYTES])
 

@@ -39,6 +39,7 @@ from services.chassis.postgres import (
 
 __all__ = ["PostgresEventStore", "append_in", "command_applied", "find_command", "recorded"]
 
+SUBJECT_ERASED = "SUBJECT_ERASED"
 APPENDS_MAX = 500
 BATCH_BYTES_MAX = 8 * 2**20
 # What fits one message of the bus with its envelope; refused here, where the caller can still do something about it.
@@ -290,7 +291,7 @@ def subject_erased() -> ServiceError:
     """The refusal to store anything about somebody who was erased."""
     return ServiceError(
         Kind.FAILED_PRECONDITION,
-        "SUBJECT_ERASED",
+        SUBJECT_ERASED,
         "The subject was erased, and nothing about it is stored any more: resolve the person's identities anew.",
     )
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import grpc
+from comity.common.v1.holdings_pb2_grpc import add_HoldingsServiceServicer_to_server
 from comity.decision.v1 import decision_service_pb2_grpc as pb_grpc
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
@@ -12,6 +13,7 @@ from services.chassis.bus import NatsBus
 from services.chassis.clock import SystemClock
 from services.chassis.eventstore import PostgresEventStore
 from services.chassis.gather import Load
+from services.chassis.holdings import HoldingsService
 from services.chassis.key_client import GrpcKeyReader
 from services.chassis.lifecycle import App, run
 from services.chassis.metrics import RELAY_LAG_S
@@ -36,6 +38,7 @@ from services.decision.handlers.scoring import Scoring
 from services.decision.ranker import OnnxLoader
 from services.decision.service import CatalogService, DecisionService, ReleaseService
 from services.decision.store import (
+    DecisionHoldings,
     PostgresCatalog,
     PostgresModels,
     PostgresSites,
@@ -96,6 +99,7 @@ async def build(settings: Settings, app: App) -> None:
     app.server.add(pb_grpc.add_DecisionServiceServicer_to_server, parts.decisions())
     app.server.add(pb_grpc.add_CatalogServiceServicer_to_server, parts.catalogs())
     app.server.add(pb_grpc.add_ReleaseServiceServicer_to_server, parts.releases())
+    app.server.add(add_HoldingsServiceServicer_to_server, parts.holdings())
 
 
 class _Parts:
@@ -103,6 +107,7 @@ class _Parts:
 
     def __init__(self, settings: Settings, app: App, pool: Pool, store: PostgresEventStore) -> None:
         self.settings = settings
+        self.pool = pool
         self.clock = SystemClock()
         self.load = Load()
         self.keys = Keys(read_secret(settings.seed_key_file), read_secret(settings.token_key_file))
@@ -118,10 +123,20 @@ class _Parts:
         self.catalog = PostgresCatalog(pool, self.clock)
         self.models = PostgresModels(pool, self.clock)
         self.loader = OnnxLoader()
-        self.log = SealedDecisionLog(store, Sealer(GrpcKeyReader(identity, self.load)), self.clock)
+        self.sealer = Sealer(GrpcKeyReader(identity, self.load))
+        self.log = SealedDecisionLog(store, self.sealer, self.clock)
         self.accesses = PostgresAccessLog(pool, self.clock)
         self.corrections = Corrections(self.log)
         app.on_stop("corrections", self.corrections.drain)
+        self.inspect = InspectDecisions(
+            log=self.log,
+            sites=self.sites,
+            catalog=self.catalog,
+            models=self.models,
+            loader=self.loader,
+            keys=self.keys,
+            accesses=self.accesses,
+        )
         self.scoring = Scoring(inline_cost_s=settings.inline_cost_us / 1e6)
         self.refresher = Refresher(
             standing=PostgresStanding(pool),
@@ -157,16 +172,12 @@ class _Parts:
             load=self.load,
             clock=self.clock,
         )
-        inspect = InspectDecisions(
-            log=self.log,
-            sites=self.sites,
-            catalog=self.catalog,
-            models=self.models,
-            loader=self.loader,
-            keys=self.keys,
-            accesses=self.accesses,
-        )
-        return DecisionService(decide=decide, record=record, inspect=inspect)
+        return DecisionService(decide=decide, record=record, inspect=self.inspect)
+
+    def holdings(self) -> HoldingsService:
+        """The face of what is held about people."""
+        held = DecisionHoldings(self.pool, self.sealer, self.inspect.explained)
+        return HoldingsService(self.pool, held, forget=self.sealer.forget)
 
     def catalogs(self) -> CatalogService:
         """The face of the catalog."""

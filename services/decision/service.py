@@ -15,7 +15,7 @@ from services.decision.handlers.decide import Decide
 from services.decision.handlers.inspect import InspectDecisions
 from services.decision.handlers.past import RecordDecisions
 from services.decision.handlers.refresh import Refresher
-from services.decision.handlers.releases import ActivateModel, ListModels, RegisterModel
+from services.decision.handlers.releases import ActivateModel, ListModels, Part, RegisterModel
 from services.decision.wire.calls import (
     answers_to_pb,
     decide_from_pb,
@@ -121,7 +121,7 @@ class ReleaseService(pb_grpc.ReleaseServiceServicer):
         first = await anext(aiter(request_iterator), None)
         if first is None or first.WhichOneof("part") != "header":
             raise invalid("header", "is missing; the first message holds it")
-        model, already = await self._register(announced_from_pb(first.header), _chunks(request_iterator))
+        model, already = await self._register(announced_from_pb(first.header), _parts(request_iterator))
         return pb.RegisterModelResponse(model_version=model.version, already_registered=already)
 
     async def ActivateModel(self, request: pb.ActivateModelRequest, context: Context) -> pb.ActivateModelResponse:  # noqa: N802
@@ -133,8 +133,12 @@ class ReleaseService(pb_grpc.ReleaseServiceServicer):
         return pb.ListModelsResponse(models=[model_to_pb(model) for model in await self._models()])
 
 
-async def _chunks(requests: AsyncIterator[pb.RegisterModelRequest]) -> AsyncIterator[bytes]:
+async def _parts(requests: AsyncIterator[pb.RegisterModelRequest]) -> AsyncIterator[Part]:
     async for request in requests:
-        if request.WhichOneof("part") != "chunk":
-            raise invalid("header", "comes once, with the first message; the others hold chunks")
-        yield request.chunk
+        part = request.WhichOneof("part")
+        if part == "chunk":
+            yield request.chunk
+        elif part == "training_members":
+            yield tuple(request.training_members.member_ids)
+        else:
+            raise invalid("header", "comes once, with the first message; the others hold chunks or training members")

@@ -33,6 +33,7 @@ class NewModel:
         sha256: of the bytes, lower-case hex.
         columns: names of its input columns, in order; empty where only their number is kept.
         metrics: how it was trained; numbers only.
+        trained_on: fingerprints of the members whose decisions it was trained on (domain.training_members).
     """
 
     name: str
@@ -42,6 +43,7 @@ class NewModel:
     onnx: bytes = field(repr=False)
     columns: tuple[str, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
+    trained_on: frozenset[bytes] = field(default=frozenset(), repr=False)
 
     @property
     def version(self) -> str:
@@ -51,7 +53,12 @@ class NewModel:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A registered model, without its bytes."""
+    """A registered model, without its bytes.
+
+    Args:
+        erased_subjects_count: of the people it was trained on, how many were erased since.
+        retrain_since: when the first of them was; None: none was.
+    """
 
     name: str
     sha256: str
@@ -59,6 +66,8 @@ class Model:
     registered_at: datetime
     active: bool
     metrics: Mapping[str, float]
+    erased_subjects_count: int = 0
+    retrain_since: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,10 @@ class Corrections:
         for pause_s in PAUSES_S:
             try:
                 await self._log.add(record, correction=True)
-            except ServiceError:
+            except ServiceError as error:
+                if error.reason == "SUBJECT_ERASED":
+                    # Neither the record nor its correction is in the log, and neither will be.
+                    return
                 await asyncio.sleep(pause_s)
             else:
                 return

@@ -86,9 +86,17 @@ class InspectDecisions:
             ServiceError: NOT_FOUND, as of get, and when the pinned site is not kept; UNAVAILABLE.
         """
         record = await self._find(decision_id)
-        explanation = explain(record, _plan_of(await self._site_of(record), record))
+        explanation = await self.explained(record)
         await self._read(record, access, EXPLAIN_METHOD)
         return record, explanation
+
+    async def explained(self, record: DecisionRecord) -> Explanation:
+        """Why a decision that is at hand came out as it did.
+
+        Raises:
+            ServiceError: NOT_FOUND when the pinned site is not kept.
+        """
+        return explain(record, _plan_of(await self._site_of(record), record))
 
     async def replay(self, decision_id: str) -> Replayed:
         """The decision, made again.

@@ -141,7 +141,10 @@ class ModelStore(Protocol):
     """Models that were registered, kept for ever."""
 
     async def register(self, model: NewModel) -> bool:
-        """Keep the model; False when it is kept already."""
+        """Keep the model and whom it was trained on; False when it is kept already, with more people if need be.
+
+        Of those who were erased it keeps none, and marks the model instead.
+        """
         ...
 
     async def activate(self, name: str, sha256: str, feature_set_version: str) -> None:

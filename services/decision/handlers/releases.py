@@ -3,15 +3,22 @@
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator
+from typing import TypeAlias
 
 from services.chassis.errors import Kind, ServiceError, invalid
 from services.decision.domain.plan import CompiledSite
 from services.decision.domain.release import Model, NewModel
+from services.decision.domain.training_members import fingerprint
 from services.decision.handlers.ports import ModelLoader, ModelStore
 from services.decision.handlers.refresh import Refresher
 
 # Thousands of trees fit; what is larger is not a ranker that answers in milliseconds.
 MODEL_BYTES_MAX = 32 * 2**20
+# A set of them takes some hundred megabytes while a model is registered.
+TRAINING_MEMBERS_MAX = 2_000_000
+
+# A chunk of the file, or members it was trained on.
+Part: TypeAlias = bytes | tuple[str, ...]
 
 
 class RegisterModel:
@@ -22,25 +29,28 @@ class RegisterModel:
         self._loader = loader
         self._refresher = refresher
 
-    async def __call__(self, announced: NewModel, chunks: AsyncIterator[bytes]) -> tuple[NewModel, bool]:
+    async def __call__(self, announced: NewModel, parts: AsyncIterator[Part]) -> tuple[NewModel, bool]:
         """The model, and whether it had been registered before.
 
         Args:
             announced: the model without its bytes.
+            parts: chunks of the file, in order, and members that it was trained on, anywhere between them.
 
         Raises:
             ServiceError: INVALID, naming the field and the remedy.
         """
         site = _site_of(self._refresher)
         _check_columns(announced, site)
+        onnx, trained_on = await _receive(parts, announced.sha256)
         model = NewModel(
             name=announced.name,
             sha256=announced.sha256,
             feature_set_version=announced.feature_set_version,
             columns_count=len(announced.columns),
-            onnx=await _receive(chunks, announced.sha256),
+            onnx=onnx,
             columns=announced.columns,
             metrics=announced.metrics,
+            trained_on=trained_on,
         )
         # Parsing and trying it takes a while, and the calls that run must not wait for it.
         await asyncio.to_thread(self._loader.load, model)
@@ -78,21 +88,27 @@ class ListModels:
         return await self._models.all()
 
 
-async def _receive(chunks: AsyncIterator[bytes], sha256: str) -> bytes:
-    """The file, as announced."""
-    parts: list[bytes] = []
+async def _receive(parts: AsyncIterator[Part], sha256: str) -> tuple[bytes, frozenset[bytes]]:
+    """The file, as announced, and fingerprints of the members it was trained on."""
+    chunks: list[bytes] = []
+    trained_on: set[bytes] = set()
     size, digest = 0, hashlib.sha256()
-    async for chunk in chunks:
-        size += len(chunk)
+    async for part in parts:
+        if not isinstance(part, bytes):
+            trained_on.update(map(fingerprint, part))
+            if len(trained_on) > TRAINING_MEMBERS_MAX:
+                raise invalid("training_members", f"are more than {TRAINING_MEMBERS_MAX:,}; train on fewer decisions")
+            continue
+        size += len(part)
         if size > MODEL_BYTES_MAX:
             raise invalid("chunk", f"the file has more than {MODEL_BYTES_MAX:,} bytes; train a smaller model")
-        digest.update(chunk)
-        parts.append(chunk)
+        digest.update(part)
+        chunks.append(part)
     if not size:
         raise invalid("chunk", "is missing; send the ONNX file in chunks after the header")
     if digest.hexdigest() != sha256:
         raise invalid("header.sha256", "is not the SHA-256 of the file that was sent; send the file again")
-    return b"".join(parts)
+    return b"".join(chunks), frozenset(trained_on)
 
 
 def _check_columns(model: NewModel, site: CompiledSite) -> None:

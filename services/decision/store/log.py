@@ -1,7 +1,9 @@
 """The decision log: one stream a decision, sealed under the member's key; a correction is the stream's next event."""
 
 from services.chassis.clock import Clock
+from services.chassis.errors import ServiceError
 from services.chassis.events import Append, LogPosition, NewEvent, Sealed
+from services.chassis.eventstore import SUBJECT_ERASED, subject_erased
 from services.chassis.ids import uuid7
 from services.chassis.ports import EventStore
 from services.chassis.sealing import Sealer
@@ -31,7 +33,7 @@ class SealedDecisionLog:
         plain = record_to_bytes(record)
         payload: bytes | Sealed = plain
         if record.member_id:
-            payload = await self._sealer.seal(record.member_id, DECISION_MADE, plain)
+            payload = await self._seal(record.member_id, plain)
         event = NewEvent(
             event_id=uuid7(self._clock.now()),
             type=DECISION_MADE,
@@ -43,6 +45,13 @@ class SealedDecisionLog:
         # The stream's place is the idempotency: a second decision with this id conflicts.
         appended = await self._store.append(Append(record.decision_id, 1 if correction else 0, (event,)))
         return appended.position
+
+    async def _seal(self, member_id: str, plain: bytes) -> Sealed:
+        try:
+            return await self._sealer.seal(member_id, DECISION_MADE, plain)
+        except ServiceError as error:
+            # The same answer whether the key or the suppress list says it.
+            raise subject_erased() if error.reason == SUBJECT_ERASED else error from error
 
     async def find(self, decision_id: str) -> DecisionRecord | None:
         """See handlers.ports.DecisionLog."""

@@ -10,6 +10,7 @@ from services.chassis.eventstore import append_in
 from services.chassis.ids import uuid7
 from services.chassis.postgres import Connection, Pool, acquire, transaction
 from services.decision.domain.release import Model, NewModel
+from services.decision.store.model_members import remember_in
 from services.decision.wire.facts import MODEL_ACTIVATED, MODEL_REGISTERED, model_activated, model_registered
 
 # Registering and activating a name take turns: its stream has no holes.
@@ -27,7 +28,8 @@ ON CONFLICT (name) DO UPDATE SET sha256 = EXCLUDED.sha256, activated_at = now()
 """
 DATA_SQL = "SELECT feature_set_version, columns_count, onnx FROM models WHERE name = $1 AND sha256 = $2"
 LIST_SQL = """
-SELECT m.name, m.sha256, m.feature_set_version, m.metrics, m.registered_at, a.sha256 IS NOT NULL AS active
+SELECT m.name, m.sha256, m.feature_set_version, m.metrics, m.registered_at, m.erased_subjects_count, m.retrain_since,
+       a.sha256 IS NOT NULL AS active
 FROM models m LEFT JOIN active_models a USING (name, sha256) ORDER BY m.registered_at, m.name
 """
 
@@ -52,6 +54,9 @@ class PostgresModels:
                 json.dumps(dict(model.metrics)),
                 model.onnx,
             )
+            # Also of a model that is known: whoever registered it first may not have said whom it was trained on.
+            if model.trained_on:
+                await remember_in(connection, model.name, model.sha256, model.trained_on)
             if inserted is None:
                 return False
             payload = model_registered(model.name, model.sha256, model.feature_set_version, model.columns_count)
@@ -90,6 +95,8 @@ class PostgresModels:
                 registered_at=row["registered_at"],
                 active=row["active"],
                 metrics=_metrics(row["metrics"]),
+                erased_subjects_count=row["erased_subjects_count"],
+                retrain_since=row["retrain_since"],
             )
             for row in rows
         ]

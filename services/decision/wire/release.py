@@ -21,11 +21,15 @@ def announced_from_pb(header: pb.ModelHeader) -> NewModel:
 
 def model_to_pb(model: Model) -> pb.RegisteredModel:
     """A registered model."""
-    return pb.RegisteredModel(
+    message = pb.RegisteredModel(
         name=model.name,
         sha256=model.sha256,
         feature_set_version=model.feature_set_version,
         registered_at=to_timestamp(model.registered_at),
         active=model.active,
         metrics=model.metrics,
+        erased_subjects_count=model.erased_subjects_count,
     )
+    if model.retrain_since is not None:
+        message.retrain_since.CopyFrom(to_timestamp(model.retrain_since))
+    return message

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from comity.common.v1.holdings_pb2_grpc import HoldingsServiceStub
 from comity.common.v1.types_pb2 import SUBJECT_LEVEL_KNOWN, Identity, LogPosition, Member, SubjectRef
 from comity.consent.v1 import consent_service_pb2 as consent_pb2
 from comity.consent.v1 import consent_service_pb2_grpc as consent_grpc
@@ -212,6 +213,7 @@ class Deciding:
     decision: pb_grpc.DecisionServiceStub
     catalog: pb_grpc.CatalogServiceStub
     release: pb_grpc.ReleaseServiceStub
+    holdings: HoldingsServiceStub
     request_ids: list[str] = field(default_factory=list)
 
     async def decide(self, *, who: str = "ann", request_id: str = "", **placement: Any) -> pb.PlacementDecision:
@@ -341,6 +343,7 @@ async def start(database: Callable[[str], Awaitable[str]], nats_url: str, tmp_pa
                 pb_grpc.DecisionServiceStub(channel),
                 pb_grpc.CatalogServiceStub(channel),
                 pb_grpc.ReleaseServiceStub(channel),
+                HoldingsServiceStub(channel),
             )
 
         yield begin

@@ -130,3 +130,11 @@ async def test_the_log_is_replayed_for_what_people_allow() -> None:
     assert {request.purpose for request in stub.requests} == {"model_training"}
     assert examples.labels.tolist() == [0.0, 3.0]
     assert (examples.counts.withheld, examples.counts.decisions, told[-1]) == (8, 2, 2)
+
+
+def test_whose_decisions_were_learned_from_is_told() -> None:
+    """Each member once, in order; those whose decisions gave no example are not among them."""
+    builder = ExamplesBuilder(COLUMNS, {"d1": {"1": 1.0}, "d3": {"1": 1.0}, "d4": {"1": 1.0}}, FEATURE_SET)
+    for number, member_id in enumerate(("cid", "bob", "ann", "ann"), start=1):
+        builder.add(decision(f"d{number}", ["1", "2"], ["1", "2"], at_ms=number), member_id)
+    assert builder.build().member_ids == ("ann", "cid")
