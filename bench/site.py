@@ -21,13 +21,14 @@ PLACEMENT = "bench_slot"
 MODEL = "bench"
 SLATE_SIZE = 5
 CANDIDATES_COUNT = 20
+HOLDOUT_SHARE = 0.1
 
 
-def write_bundle(folder: Path) -> tuple[Path, Path]:
+def write_bundle(folder: Path, *, holdout_share: float = HOLDOUT_SHARE) -> tuple[Path, Path]:
     """Write the site's YAML and its feed of items; gives both paths."""
     folder.mkdir(parents=True, exist_ok=True)
     parts: dict[str, Any] = {
-        "site.yaml": {"name": "bench", "holdout_share": 0.1},
+        "site.yaml": {"name": "bench", "holdout_share": holdout_share},
         "purposes.yaml": [
             {
                 "id": PURPOSE,

@@ -13,11 +13,12 @@ from comity.consent.v1 import consent_service_pb2 as consent_pb
 from comity.decision.v1 import decision_events_pb2 as events_pb
 from comity.decision.v1 import decision_service_pb2 as decision_pb
 
-from bench.site import CANDIDATES_COUNT, ITEMS_COUNT, PLACEMENT, PURPOSE, write_bundle
+from bench.site import CANDIDATES_COUNT, HOLDOUT_SHARE, ITEMS_COUNT, PLACEMENT, PURPOSE, write_bundle
 from cli.bundle import apply_bundle, load_bundle
 from cli.connections import Services
 from cli.stack import Stack
 from cli.stack.processes import Command
+from cli.stack.replicas import service_of
 from services.chassis.rpc_client import call
 
 SETUP_TIMEOUT_S = 30.0
@@ -25,26 +26,51 @@ SETUP_TIMEOUT_S = 30.0
 DECIDE_DEADLINE_S = 2.0
 
 
+# What a process' environment becomes, by the process' name.
+Redirect = Callable[[str, Mapping[str, str]], Mapping[str, str]]
+
+
 class VariantStack(Stack):
-    """A stack whose decision service is one of bench.variants.
+    """A stack in which services can be ones of bench.variants, and call each other over detours.
 
     Args:
-        variant: module name; empty for the real service.
+        variants: module of bench.variants by service; the real one where there is none.
+        redirect: gives the environment of each process.
     """
 
-    def __init__(self, data_dir: Path, *, variant: str, env: Mapping[str, Mapping[str, str]]) -> None:
-        super().__init__(data_dir, env=env)
-        self._variant = variant
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        variants: Mapping[str, str],
+        replicas: Mapping[str, int],
+        env: Mapping[str, Mapping[str, str]],
+        redirect: Redirect,
+        disposable: bool,
+    ) -> None:
+        super().__init__(data_dir, env=env, replicas=replicas, disposable=disposable)
+        self._variants = dict(variants)
+        self._settings: dict[str, Mapping[str, str]] = {}
+        self._redirect = redirect
 
-    def command(self, service: str) -> Command:
-        """How the service is started here."""
-        return self._command(service)
+    def command(self, name: str) -> Command:
+        """How the process is started here."""
+        return self._command(name)
 
-    def _command(self, service: str) -> Command:
-        command = super()._command(service)
-        if service != "decision" or not self._variant:
-            return command
-        return replace(command, argv=(sys.executable, "-m", f"bench.variants.{self._variant}"))
+    async def become(self, service: str, variant: str = "", **settings: str) -> None:
+        """Start every process of the service again: as this variant, with these settings over the stack's own."""
+        self._variants[service] = variant
+        self._settings[service] = {f"COMITY_{service.upper()}_{key.upper()}": value for key, value in settings.items()}
+        for name in self.replicas(service):
+            await self.restart(name)
+
+    def _command(self, name: str) -> Command:
+        command = super()._command(name)
+        service = service_of(name)
+        variant = self._variants.get(service)
+        argv = (sys.executable, "-m", f"bench.variants.{variant}") if variant else command.argv
+        env = {**command.env, **self._settings.get(service, {})}
+        return replace(command, argv=argv, env=self._redirect(name, env))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,22 +88,32 @@ async def world(
     *,
     people_count: int,
     env: Mapping[str, Mapping[str, str]] | None = None,
-    variant: str = "",
-    on_start: Callable[[Mapping[str, str]], object] = lambda _: None,
+    variants: Mapping[str, str] | None = None,
+    replicas: Mapping[str, int] | None = None,
+    redirect: Redirect = lambda _, env: env,
+    disposable: bool = False,
+    holdout_share: float = HOLDOUT_SHARE,
 ) -> AsyncIterator[World]:
     """Start servers and services in *folder*, apply the site, and let *people_count* people consent.
 
     Args:
         env: settings over the stack's own, by service.
-        variant: of the decision service; empty for the real one.
-        on_start: told every service's address before anything is asked of it.
+        variants, redirect: see VariantStack.
+        replicas, disposable: see Stack.
+        holdout_share: of the people, who always get the default.
     """
     async with (
-        VariantStack(folder / "data", variant=variant, env=env or {}) as stack,
+        VariantStack(
+            folder / "data",
+            variants=variants or {},
+            replicas=replicas or {},
+            env=env or {},
+            redirect=redirect,
+            disposable=disposable,
+        ) as stack,
         Services(stack.addresses) as services,
     ):
-        on_start(stack.addresses)
-        bundle, feed = write_bundle(folder / "bundle")
+        bundle, feed = write_bundle(folder / "bundle", holdout_share=holdout_share)
         await apply_bundle(load_bundle(bundle, feed=feed), services)
         people = [f"person-{k}" for k in range(people_count)]
         for person in people:
@@ -92,20 +128,28 @@ def identity(person: str) -> types_pb.Identity:
 
 async def grant(services: Services, person: str, *, timeout_s: float = SETUP_TIMEOUT_S) -> None:
     """The person agrees to personalization."""
-    request = consent_pb.RecordRequest(
-        request_id=uuid.uuid4().hex,
-        subject=types_pb.SubjectRef(identities=[identity(person)]),
-        answers=[consent_pb.PurposeAnswer(purpose=PURPOSE, state=consent_pb.CONSENT_STATE_GRANTED)],
-    )
-    await call(services.consent.Record, request, timeout_s)
+    await call(services.consent.Record, grant_request(person), timeout_s)
 
 
 async def revoke(services: Services, person: str, *, timeout_s: float = SETUP_TIMEOUT_S) -> None:
     """The person takes it back."""
-    request = consent_pb.RevokeRequest(
+    await call(services.consent.Revoke, revoke_request(person), timeout_s)
+
+
+def grant_request(person: str) -> consent_pb.RecordRequest:
+    """A new command by which the person agrees to personalization."""
+    return consent_pb.RecordRequest(
+        request_id=uuid.uuid4().hex,
+        subject=types_pb.SubjectRef(identities=[identity(person)]),
+        answers=[consent_pb.PurposeAnswer(purpose=PURPOSE, state=consent_pb.CONSENT_STATE_GRANTED)],
+    )
+
+
+def revoke_request(person: str) -> consent_pb.RevokeRequest:
+    """A new command by which the person takes it back."""
+    return consent_pb.RevokeRequest(
         request_id=uuid.uuid4().hex, subject=types_pb.SubjectRef(identities=[identity(person)]), purposes=[PURPOSE]
     )
-    await call(services.consent.Revoke, request, timeout_s)
 
 
 class Requests:
@@ -125,9 +169,13 @@ class Requests:
 
     def __call__(self, number: int, *, deferred: bool = True) -> decision_pb.DecideRequest:
         """The request of this running number."""
+        return self.of(self._people[number % len(self._people)], number, deferred=deferred)
+
+    def of(self, person: str, number: int, *, deferred: bool = True) -> decision_pb.DecideRequest:
+        """The request of this running number, for this person."""
         return decision_pb.DecideRequest(
             request_id=uuid.uuid4().hex,
-            identities=[identity(self._people[number % len(self._people)])],
+            identities=[identity(person)],
             placements=[
                 decision_pb.PlacementRequest(
                     placement_id=PLACEMENT, candidate_ids=self._candidates[number % len(self._candidates)]

@@ -6,17 +6,19 @@ import json
 import secrets
 import sys
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from bench.prove import cancelled_reads, consent_strings, draws, kills, merges, replays, revocation
+from bench.prove import cancelled_reads, consent_strings, draws, kills, merges, replays
+from bench.prove.faults import draw, kinds_of_all
 from bench.prove.proof import Proof
-from bench.prove.proxy import slow_answers
+from bench.prove.teeth import TEETH_BUDGET_MS, bite
+from bench.prove.under_faults import breakable, try_under_faults
 from bench.ranker import activate_noise
 from bench.site import PURPOSE
 from bench.world import world
 from cli.stack import SERVICES, temporary_folder
-from cli.stack.ports import free_port
 
 TREES_COUNT = 50
 # Proofs are about order, not about speed: a busy machine must not turn decisions into fallbacks.
@@ -28,12 +30,13 @@ ENV = {
     "decision": DECISION_BUDGET,
     "consent": CONSENT_BUDGET,
 }
-# Long beside a Revoke and a Resolve, so that a read can be overtaken by both; well inside a stage's share.
-SLOW_S = 0.3
-SLOW_BUDGET_MS = 1_000
+REPLICAS = 3
+FAULTS_SEED = 7
 STRINGS_SEED = 1
 CANCELS_SEED = 1
 MERGES_SEED = 1
+# Of the answers outside faults: a promise that is kept by never personalizing would be worth nothing.
+RANKED_SHARE_MIN = 0.5
 
 
 class Sizes:
@@ -46,9 +49,10 @@ class Sizes:
     def __init__(self, *, quick: bool, vectors_dir: Path | None = None) -> None:
         self.kills = 3 if quick else 20
         self.teeth_kills = 3 if quick else 6
-        self.decides = 3_000 if quick else 20_000
-        self.revokes = 30 if quick else 200
-        self.teeth_decides = 2_000 if quick else 6_000
+        self.decides = 4_000 if quick else 200_000
+        self.revokes = 150 if quick else 2_000
+        # At full size every fault of the deck comes up.
+        self.faults = 5 if quick else 1_000
         self.draws = 20_000
         self.replays = 1_000 if quick else 5_000
         self.strings = 100_000 if quick else 1_000_000
@@ -95,39 +99,46 @@ async def _weakened(sizes: Sizes, script: str, *, victims: tuple[str, ...], weak
 
 
 async def revoked(sizes: Sizes) -> Proof:
-    """G7: a Decide invoked after Revoke returned never uses the profile, also where answers come back late."""
-    right = await _revocation(sizes.decides, sizes.revokes, variant="")
-    joining = await _revocation(sizes.teeth_decides, sizes.revokes // 3, variant="joining")
-    return Proof(
-        trials=right.decides,
-        failures=right.violations,
-        teeth={"joining_a_read_in_flight": joining.violations},
-        facts={"revokes": right.revokes, "ranked_share": round(right.ranked / right.decides, 3)},
-    )
-
-
-async def _revocation(decides: int, revokes: int, *, variant: str) -> revocation.Tried:
-    """One run in which consent's answers reach decision late, and Revoke does not wait for decisions in flight.
-
-    Without that wait the read alone must hold the promise, which is what is tried here.
-    """
-    port = free_port()
-    env = {
-        **ENV,
-        "decision": {
-            "COMITY_DECISION_BUDGET_MS_MAX": str(SLOW_BUDGET_MS),
-            "COMITY_DECISION_CONSENT_ADDRESS": f"127.0.0.1:{port}",
-        },
-        "consent": {"COMITY_CONSENT_DECIDE_BUDGET_MS_MAX": "0"},
-    }
+    """G7: no Decide invoked after Revoke returned uses the profile, none emits it, on three replicas under faults."""
     with temporary_folder() as folder:
-        addresses: dict[str, str] = {}
-        async with (
-            slow_answers(port, lambda: addresses.get("consent", ""), delay_s=SLOW_S),
-            world(folder, people_count=6, env=env, variant=variant, on_start=addresses.update) as ready,
-        ):
-            await activate_noise(ready.services, trees_count=TREES_COUNT)
-            return await revocation.run(ready, decides=decides, revokes=revokes)
+        async with breakable(folder, replicas=REPLICAS) as found:
+            deck = kinds_of_all(found.world.stack.replicas("decision"))
+            tally, faults = await try_under_faults(
+                found,
+                draw(deck, FAULTS_SEED),
+                decides=sizes.decides,
+                revokes=sizes.revokes,
+                faults_min=min(sizes.faults, len(deck)),
+                seed=FAULTS_SEED,
+            )
+    with temporary_folder() as folder:
+        async with breakable(folder, budget_ms=TEETH_BUDGET_MS, disposable=True) as found:
+            caught, undrained = await bite(found)
+    for ref in tally.refs:
+        print(f"G7 violated: {ref}", file=sys.stderr)
+    too_few_ranked = tally.ranked_share < RANKED_SHARE_MIN
+    inflicted = Counter(f"faults_{window.fault.kind}".replace("-", "_") for window in faults.windows)
+    return Proof(
+        trials=tally.decides,
+        failures=tally.p1 + tally.p2 + tally.stale + undrained + too_few_ranked,
+        teeth=caught,
+        facts={
+            "violations_p1": tally.p1,
+            "violations_p2": tally.p2,
+            "residual_stalled": tally.stalled,
+            "stale_refusals": tally.stale,
+            "violations_p1_without_drain": undrained,
+            "revokes": tally.revokes,
+            "retries_after_revoke": tally.retries,
+            "unanswered_decides": tally.unanswered,
+            "unanswered_changes": tally.unknown,
+            "histories": tally.lives,
+            "answers_outside_faults": tally.calm,
+            "ranked_share_outside_faults": round(tally.ranked_share, 3),
+            "faults": len(faults.windows),
+            **inflicted,
+        },
+    )
 
 
 async def replayed(sizes: Sizes) -> Proof:

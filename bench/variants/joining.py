@@ -9,6 +9,7 @@ from typing import Any
 from unittest.mock import patch
 
 import services.decision.main as wiring
+from bench.variants.observed import observed
 from services.chassis.gather import Gatherer, Load
 from services.chassis.lifecycle import run
 from services.decision import clients
@@ -40,5 +41,5 @@ class Joining(Gatherer[Any, Any]):
 
 
 if __name__ == "__main__":
-    with patch.object(clients, "Gatherer", Joining):
+    with observed(), patch.object(clients, "Gatherer", Joining):
         run("decision", wiring.Settings, wiring.build)
