@@ -1,4 +1,4 @@
-"""`comity consent grant | deny | revoke | history`: what one person said."""
+"""`comity consent grant | deny | revoke | history | receipt`: what one person said."""
 
 import uuid
 from pathlib import Path
@@ -7,14 +7,16 @@ from typing import Annotated, Any, TypeAlias
 import typer
 from comity.common.v1 import types_pb2 as types_pb
 from comity.consent.v1 import consent_service_pb2 as consent_pb
+from comity.consent.v1 import privacy_service_pb2 as privacy_pb
 from google.protobuf.json_format import MessageToDict
 from rich.table import Table
 
 from cli.connections import NO_ADDRESSES, Address, Services, resolve_addresses
-from cli.failures import run
+from cli.failures import fail, run
 from cli.options import DEFAULT_DATA_DIR, AsJson, DataDir, ReadAs, Reason, access
 from cli.output import console, print_json
-from cli.parsing import Identities, parse_identities
+from cli.parsing import AnyIdentities, Identities, SubjectId, parse_identities, parse_subject
+from services.chassis.errors import ServiceError, invalid
 from services.chassis.rpc_client import call
 
 # Revoke waits for the largest Decide budget before it returns.
@@ -36,7 +38,7 @@ NO_PURPOSES: list[str] = []
 def register(app: typer.Typer) -> None:
     """Add the commands to the app."""
     consent = typer.Typer(help="Record, take back and look up what a person agreed to.")
-    for command in (grant, deny, revoke, history):
+    for command in (grant, deny, revoke, history, receipt):
         consent.command()(command)
     app.add_typer(consent, name="consent")
 
@@ -110,6 +112,53 @@ def history(
     console.print(table if answer.records else "this person was never asked")
 
 
+def receipt(
+    identity: AnyIdentities = NO_PURPOSES,
+    subject: SubjectId = "",
+    version: Annotated[int, typer.Option(min=0, help="Of the change, as history gives it; 0: the newest.")] = 0,
+    verify: Annotated[
+        Path | None,
+        typer.Option("--verify", metavar="FILE", exists=True, dir_okay=False, help="Check this receipt, ask nobody."),
+    ] = None,
+    public_key: Annotated[
+        str, typer.Option(metavar="HEX", help="With --verify: the key that it must be signed with.")
+    ] = "",
+    read_as: ReadAs = "",
+    reason: Reason = "",
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    address: Address = NO_ADDRESSES,
+    as_json: AsJson = False,
+) -> None:
+    """Give the signed receipt of a change of consent (ISO/IEC TS 27560), or check one; that you looked is recorded."""
+    from cli.privacy.receipts import as_document
+
+    if verify is not None:
+        show_verified(verify, public_key, as_json=as_json)
+        return
+    request = privacy_pb.GetReceiptRequest(
+        subject=parse_subject(identity, subject), consent_version=version, access=access(read_as, reason)
+    )
+    answer = _ask("GetReceipt", request, data_dir, address, as_json=as_json, service="privacy")
+    # A receipt is a document: people read what programs verify.
+    print_json(as_document(answer))
+
+
+def show_verified(file: Path, public_key: str, *, as_json: bool) -> None:
+    """Say whether the receipt in the file is genuine; ends the command with 1 when it is not."""
+    from cli.privacy.receipts import verify as verified
+
+    try:
+        content = verified(file.read_text(), public_key)
+    except (ServiceError, UnicodeDecodeError) as error:
+        fail(error if isinstance(error, ServiceError) else invalid("FILE", "is no text"), as_json=as_json)
+    if as_json:
+        print_json({"genuine": True, "key_given": bool(public_key), "receipt": content})
+        return
+    console.print(f"[green]genuine[/]: receipt {content['receipt_id']} is as it was signed")
+    if not public_key:
+        console.print("compare its public_key with the one that the site publishes, or give that with --public-key")
+
+
 def _record(
     identity: list[str], answers: list[consent_pb.PurposeAnswer], notice_version: str, request_id: str
 ) -> consent_pb.RecordRequest:
@@ -127,10 +176,12 @@ def _subject(identity: list[str]) -> types_pb.SubjectRef:
     return types_pb.SubjectRef(identities=[types_pb.Identity(namespace=name, value=value) for name, value in pairs])
 
 
-def _ask(method: str, request: Any, data_dir: Path, address: list[str], *, as_json: bool) -> Any:
+def _ask(
+    method: str, request: Any, data_dir: Path, address: list[str], *, as_json: bool, service: str = "consent"
+) -> Any:
     async def ask() -> Any:
         async with Services(resolve_addresses(data_dir, address)) as services:
-            return await call(getattr(services.consent, method), request, TIMEOUT_S)
+            return await call(getattr(getattr(services, service), method), request, TIMEOUT_S)
 
     return run(ask(), as_json=as_json)
 

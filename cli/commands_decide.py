@@ -101,7 +101,7 @@ def track(
         type=event_type,
         subject=types_pb.SubjectRef(identities=_identities(identity)),
         item_ids=item,
-        properties={key: _property(value) for key, value in parse_facts(prop, "--property").items()},
+        properties={key: property_value(value) for key, value in parse_facts(prop, "--property").items()},
         decision_id=decision_id,
         exposure_token=_token(token),
     )
@@ -183,7 +183,8 @@ def _context_fact(value: Fact) -> events_pb.ContextFact:
     return events_pb.ContextFact(**_oneof(value))
 
 
-def _property(value: Fact) -> feedback_events_pb.PropertyValue:
+def property_value(value: Fact) -> feedback_events_pb.PropertyValue:
+    """The value as an event holds it."""
     return feedback_events_pb.PropertyValue(**_oneof(value))
 
 

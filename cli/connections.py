@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeAlias
 import grpc
 import typer
 from comity.consent.v1 import consent_service_pb2_grpc as consent_grpc
+from comity.consent.v1 import privacy_service_pb2_grpc as privacy_grpc
 from comity.decision.v1 import decision_service_pb2_grpc as decision_grpc
 from comity.features.v1 import features_service_pb2_grpc as features_grpc
 from comity.feedback.v1 import feedback_service_pb2_grpc as feedback_grpc
@@ -75,6 +76,11 @@ class Services:
     def consent(self) -> Any:
         """ConsentService."""
         return consent_grpc.ConsentServiceStub(self._channel("consent"))
+
+    @property
+    def privacy(self) -> Any:
+        """PrivacyService."""
+        return privacy_grpc.PrivacyServiceStub(self._channel("consent"))
 
     @property
     def features(self) -> Any:

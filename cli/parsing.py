@@ -4,10 +4,18 @@ from collections.abc import Sequence
 from typing import Annotated, TypeAlias
 
 import typer
+from comity.common.v1 import types_pb2 as types_pb
 
 Identities: TypeAlias = Annotated[
     list[str],
     typer.Option("--identity", metavar="NAMESPACE:VALUE", help="Who it is about, e.g. user_id:42; may be repeated."),
+]
+AnyIdentities: TypeAlias = Annotated[
+    list[str],
+    typer.Option("--identity", metavar="NAMESPACE:VALUE", help="Who it is about, e.g. user_id:42; may be repeated."),
+]
+SubjectId: TypeAlias = Annotated[
+    str, typer.Option("--subject", metavar="SUBJECT_ID", help="The pseudonym instead, as the services give it.")
 ]
 Fact: TypeAlias = str | float | bool
 
@@ -23,6 +31,16 @@ def parse_identities(texts: Sequence[str]) -> dict[str, str]:
             raise typer.BadParameter(f"{namespace} is given twice; one person has one", param_hint="--identity")
         found[namespace] = value
     return found
+
+
+def parse_subject(identities: Sequence[str], subject_id: str) -> types_pb.SubjectRef:
+    """The person meant: by identities, or by the pseudonym."""
+    if bool(identities) == bool(subject_id):
+        raise typer.BadParameter("say who it is: --identity NAMESPACE:VALUE or --subject", param_hint="--identity")
+    pairs = parse_identities(identities).items()
+    return types_pb.SubjectRef(
+        subject_id=subject_id, identities=[types_pb.Identity(namespace=name, value=value) for name, value in pairs]
+    )
 
 
 def parse_facts(texts: Sequence[str], option: str) -> dict[str, Fact]:
