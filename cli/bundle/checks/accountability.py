@@ -49,16 +49,12 @@ def _overlong(bundle: Bundle) -> Iterator[Problem]:
 
 
 def _unused(bundle: Bundle) -> Iterator[Problem]:
-    """Purposes that a placement asks people for, while nothing says what of them is used."""
+    """Placements that ask people for what no feature uses: one purpose of theirs has to be a feature's."""
     covered = {purpose for feature in bundle.features for purpose in feature.message.purposes}
     for placement in bundle.placements:
-        asked = [(f".purposes[{i}]", purpose) for i, purpose in enumerate(placement.message.purposes)]
-        for i, layer in enumerate(placement.message.layers):
-            asked += [(f".layers[{i}].purposes[{k}]", purpose) for k, purpose in enumerate(layer.purposes)]
-        for path, purpose in asked:
-            if purpose not in covered:
-                yield placement.problem(
-                    path,
-                    f"asks for {purpose!r}, but no feature is declared for it: people would agree to nothing",
-                    "name the purposes of the features it ranks by, or remove it",
-                )
+        if placement.message.purposes and covered.isdisjoint(placement.message.purposes):
+            yield placement.problem(
+                ".purposes",
+                "are no feature's: people would be asked, and nothing of them would be used",
+                "name the purposes of the features it ranks by",
+            )
