@@ -10,12 +10,17 @@ import asyncpg
 import nats
 import pytest
 import redis.asyncio
+from hypothesis import HealthCheck, settings
 
 from cli.stack.provision import database_name, ensure_database, ensure_role, migrate_service, url_for
 from cli.stack.servers import Servers
 from cli.stack.state import temporary_folder
 
 MakeDatabase = Callable[[str], Awaitable[str]]
+
+# How long an example takes says how busy the machine is, and nothing about the code.
+settings.register_profile("shared_machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared_machine")
 
 _numbers = itertools.count(1)
 _templates: set[str] = set()
