@@ -22,7 +22,7 @@ from bench.load import Call, Round, closed_loop
 from bench.ranker import activate_noise
 from bench.report import Figure
 from bench.world import DECIDE_DEADLINE_S, Requests, World, answer_label, world
-from cli.stack import SERVICES, temporary_folder
+from cli.stack import SERVICES, budgets, temporary_folder
 from cli.stack.ports import free_port
 from cli.stack.probe import wait_serving
 from services.chassis.rpc_client import connect, warm
@@ -32,12 +32,7 @@ PEOPLE_COUNT = 2_000
 SERVERS = ("postgres", "nats", "valkey")
 # A Decide may take as long as the machine makes it: answers that fall back would not be measured as decisions.
 BUDGET_MS = 1_000
-ENV = {
-    "*": {},
-    **{name: {f"COMITY_{name.upper()}_TRACE_RATIO": "0.01"} for name in SERVICES},
-}
-ENV["decision"] |= {"COMITY_DECISION_BUDGET_MS_MAX": str(BUDGET_MS)}
-ENV["consent"] |= {"COMITY_CONSENT_DECIDE_BUDGET_MS_MAX": str(BUDGET_MS)}
+ENV = {name: {f"COMITY_{name.upper()}_TRACE_RATIO": "0.01", **budgets(BUDGET_MS).get(name, {})} for name in SERVICES}
 
 Progress = Callable[[str], None]
 

@@ -21,15 +21,7 @@ from bench.world import world
 from cli.stack import SERVICES, temporary_folder
 
 TREES_COUNT = 50
-# Proofs are about order, not about speed: a busy machine must not turn decisions into fallbacks.
-BUDGET_MS = 400
-DECISION_BUDGET = {"COMITY_DECISION_BUDGET_MS_MAX": str(BUDGET_MS)}
-CONSENT_BUDGET = {"COMITY_CONSENT_DECIDE_BUDGET_MS_MAX": str(BUDGET_MS)}
-ENV = {
-    "*": {f"COMITY_{name}_TRACE_RATIO": "0.01" for name in ("IDENTITY", "CONSENT", "FEATURES", "DECISION", "FEEDBACK")},
-    "decision": DECISION_BUDGET,
-    "consent": CONSENT_BUDGET,
-}
+ENV = {"*": {f"COMITY_{name.upper()}_TRACE_RATIO": "0.01" for name in SERVICES}}
 REPLICAS = 3
 FAULTS_SEED = 7
 STRINGS_SEED = 1

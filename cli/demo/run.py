@@ -19,7 +19,6 @@ from cli.bundle import Bundle, apply_bundle, load_bundle
 from cli.commands_log import progress_bar, replay_many
 from cli.connections import Services
 from cli.demo.browsing import (
-    BUDGET_MS,
     CALL_TIMEOUT_S,
     DECIDE_DEADLINE_S,
     PLACEMENTS,
@@ -328,12 +327,8 @@ class Demo:
 
 
 def _settings() -> dict[str, dict[str, str]]:
-    """Settings of the services over their defaults; consent's Revoke waits as long as a Decide may take."""
-    settings = {name: {f"COMITY_{name.upper()}_TRACE_RATIO": TRACE_RATIO} for name in SERVICES}
-    settings["decision"]["COMITY_DECISION_BUDGET_MS_MAX"] = str(BUDGET_MS)
-    settings["consent"]["COMITY_CONSENT_DECIDE_BUDGET_MS_MAX"] = str(BUDGET_MS)
-    settings["consent"]["COMITY_CONSENT_EVALUATE_TIMEOUT_MS"] = str(BUDGET_MS // 2)
-    return settings
+    """Settings of the services over the stack's."""
+    return {name: {f"COMITY_{name.upper()}_TRACE_RATIO": TRACE_RATIO} for name in SERVICES}
 
 
 @asynccontextmanager

@@ -6,10 +6,21 @@
 Owns the data directory (`.comity/`). Knows how services are started, nothing of what they do.
 """
 
+from cli.stack.programs import budgets
 from cli.stack.provision import SERVICES
 from cli.stack.servers import Servers
 from cli.stack.state import discard, temporary_folder
 from cli.stack.status import StackStatus, addresses, look
 from cli.stack.supervisor import Stack
 
-__all__ = ["SERVICES", "Servers", "Stack", "StackStatus", "addresses", "discard", "look", "temporary_folder"]
+__all__ = [
+    "SERVICES",
+    "Servers",
+    "Stack",
+    "StackStatus",
+    "addresses",
+    "budgets",
+    "discard",
+    "look",
+    "temporary_folder",
+]

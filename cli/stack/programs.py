@@ -24,6 +24,9 @@ SECRETS: Mapping[str, Mapping[str, str]] = {
 SECRET_NAMES = sorted({name for secrets in SECRETS.values() for name in secrets.values()})
 # Administrators' addresses: a service has its own role and must not know a stronger one.
 WITHHELD = ("COMITY_POSTGRES_URL",)
+# What a Decide may take in a stack, unless somebody says otherwise: five services, three servers and whoever asks share
+# the cores of one machine, where decision's own 50 ms would show how a busy laptop misses it and little else.
+BUDGET_MS = 400
 # May be set for all services at once, as COMITY_LOG_LEVEL.
 COMMON_SETTINGS = ("OTLP_ENDPOINT", "TRACE_RATIO", "LOG_LEVEL")
 
@@ -44,6 +47,17 @@ class Surroundings:
     traces: Path
     logs: Path
     secret_files: Mapping[str, Path]
+
+
+def budgets(budget_ms: int) -> dict[str, dict[str, str]]:
+    """Settings by service that give a Decide so long: a Revoke waits for it, and consent's read may take half of it."""
+    return {
+        "decision": {"COMITY_DECISION_BUDGET_MS_MAX": str(budget_ms)},
+        "consent": {
+            "COMITY_CONSENT_DECIDE_BUDGET_MS_MAX": str(budget_ms),
+            "COMITY_CONSENT_EVALUATE_TIMEOUT_MS": str(budget_ms // 2),
+        },
+    }
 
 
 def command(name: str, listen: str, around: Surroundings, overrides: Mapping[str, str]) -> Command:
@@ -87,7 +101,8 @@ def environment(service: str, listen: str, around: Surroundings) -> dict[str, st
     # One process a core: threads of the numeric libraries would only fight each other (performance.md).
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     prefix = f"COMITY_{service.upper()}_"
-    return {**threads, **inherited, **{f"{prefix}{name}": value for name, value in settings.items()}}
+    defaults = budgets(BUDGET_MS).get(service, {})
+    return {**threads, **defaults, **inherited, **{f"{prefix}{name}": value for name, value in settings.items()}}
 
 
 def rotate(log: Path) -> None:

@@ -9,15 +9,11 @@ import pytest
 
 from cli.bundle import apply_bundle
 from cli.connections import Services
-from cli.stack import Stack, discard
+from cli.stack import Stack, budgets, discard
 from tests.e2e.people import Person, ranking_shop
 
 # A busy machine must not turn a test of what is decided into one of how fast; deadlines have tests of their own.
-# Consent waits as long before a Revoke returns, so the two go together.
-ROOMY = {
-    "decision": {"COMITY_DECISION_BUDGET_MS_MAX": "1000"},
-    "consent": {"COMITY_CONSENT_DECIDE_BUDGET_MS_MAX": "1000", "COMITY_CONSENT_EVALUATE_TIMEOUT_MS": "500"},
-}
+ROOMY = budgets(1000)
 
 
 async def _start(stack: Stack) -> None:
