@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from comity.consent.v1 import consent_service_pb2 as consent_pb
 from comity.decision.v1 import decision_service_pb2 as decision_pb
 from comity.decision.v1 import site_pb2 as site_pb
 from comity.features.v1 import feature_set_pb2 as feature_set_pb
@@ -52,7 +51,7 @@ async def apply_bundle(bundle: Bundle, services: Services, *, progress: Progress
     before = await _site_before(services)
     await _validate(bundle, services)
     progress("publishing")
-    purposes = await call(services.consent.PublishPurposes, _purposes(bundle), CALL_TIMEOUT_S)
+    purposes = await call(services.consent.PublishPurposes, bundle.consent(), CALL_TIMEOUT_S)
     schemas = await call(services.feedback.PublishEventSchemas, _schemas(bundle), CALL_TIMEOUT_S)
     features = await call(services.features.PublishFeatureSet, _features(bundle), CALL_TIMEOUT_S)
     catalog_version, entered = before.catalog_version, decision_pb.AwaitItemColumnsRequest()
@@ -94,7 +93,7 @@ async def _site_before(services: Services) -> decision_pb.DescribeSiteResponse:
 async def _validate(bundle: Bundle, services: Services) -> None:
     """Ask every service, also after one has refused, so that a person mends everything at once."""
     refused = _Refused()
-    purposes = await refused.ask(services.consent.PublishPurposes, _purposes(bundle, validate_only=True))
+    purposes = await refused.ask(services.consent.PublishPurposes, bundle.consent(validate_only=True))
     await refused.ask(services.feedback.PublishEventSchemas, _schemas(bundle, validate_only=True))
     features = await refused.ask(services.features.PublishFeatureSet, _features(bundle, validate_only=True))
     for batch in _batches([item.message for item in bundle.items]):
@@ -129,11 +128,6 @@ class _Refused:
             problems = tuple(problem for error in self._errors for problem in error.problems)
             text = "; ".join(error.message for error in self._errors)
             raise ServiceError(Kind.INVALID, "BUNDLE_REFUSED", f"nothing was published: {text}", problems=problems)
-
-
-def _purposes(bundle: Bundle, *, validate_only: bool = False) -> consent_pb.PublishPurposesRequest:
-    purposes = [purpose.message for purpose in bundle.purposes]
-    return consent_pb.PublishPurposesRequest(purposes=purposes, validate_only=validate_only)
 
 
 def _schemas(bundle: Bundle, *, validate_only: bool = False) -> feedback_pb.PublishEventSchemasRequest:

@@ -53,6 +53,9 @@ class Bundle:
     placements: tuple[Declared[site_pb.Placement], ...]
     policies: tuple[Declared[site_pb.Policy], ...]
     items: tuple[Declared[site_pb.Item], ...]
+    # Both optional: without notices none is asked for, without jurisdictions every place is opt-in.
+    notices: tuple[Declared[consent_pb.Notice], ...]
+    jurisdictions: tuple[Declared[consent_pb.Jurisdiction], ...]
     # Beyond the built-in list; empty when there is no never.yaml.
     never: Declared[never_pb.NeverList]
     # False when neither items.yaml nor a feed was there: what refers to items cannot be checked offline.
@@ -67,6 +70,15 @@ class Bundle:
             policies=[policy.message for policy in self.policies],
             feature_set_version=feature_set_version,
             consent_policy_version=consent_policy_version,
+        )
+
+    def consent(self, *, validate_only: bool = False) -> consent_pb.PublishPurposesRequest:
+        """The part about consent, as ConsentService takes it."""
+        return consent_pb.PublishPurposesRequest(
+            purposes=[purpose.message for purpose in self.purposes],
+            notices=[notice.message for notice in self.notices],
+            jurisdictions=[place.message for place in self.jurisdictions],
+            validate_only=validate_only,
         )
 
     def with_policies(self, policies: Mapping[str, site_pb.Policy]) -> "Bundle":

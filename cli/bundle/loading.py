@@ -25,6 +25,8 @@ M = TypeVar("M", bound=Message)
 FILES = (
     "site.yaml",
     "purposes.yaml",
+    "notices.yaml",
+    "jurisdictions.yaml",
     "features.yaml",
     "placements.yaml",
     "policies.yaml",
@@ -66,6 +68,8 @@ class Loader:
             features=self._list("features.yaml", features_pb.Feature),
             placements=self._list("placements.yaml", site_pb.Placement),
             policies=self._list("policies.yaml", site_pb.Policy),
+            notices=self._list("notices.yaml", consent_pb.Notice, required=False),
+            jurisdictions=self._list("jurisdictions.yaml", consent_pb.Jurisdiction, required=False),
             never=self._never(),
             items=items + (tuple(self._feed(feed)) if feed is not None else ()),
             items_given=items_given,

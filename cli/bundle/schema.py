@@ -7,6 +7,7 @@ builds the message from what the walk let through.
 
 import math
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from difflib import get_close_matches
 from typing import TypeAlias, TypeVar, cast
 
@@ -20,6 +21,8 @@ from cli.bundle.problem import Problem
 
 Json: TypeAlias = bool | int | float | str | list["Json"] | dict[str, "Json"] | None
 M = TypeVar("M", bound=Message)
+
+TIMESTAMP = "google.protobuf.Timestamp"
 
 _BOUNDS: Mapping[int, tuple[int, int]] = {
     FieldDescriptor.CPPTYPE_INT32: (-(2**31), 2**31 - 1),
@@ -121,12 +124,14 @@ class Reader:
         return [self._single(entry, field, f"{path}[{i}]", depth) for i, entry in enumerate(node.value)]
 
     def _single(self, node: yaml.Node, field: FieldDescriptor, path: str, depth: int) -> Json:
-        if field.message_type is not None:
+        if field.message_type is not None and field.message_type.full_name != TIMESTAMP:
             return self._fields(node, field.message_type, path, depth + 1)
         self._document.places[path] = self._document.places.get(path) or mark_place(node)
         if not isinstance(node, yaml.ScalarNode):
             self.refuse(node, path, "must be a single value", f"write {_kind_name(field)}")
             return None
+        if field.message_type is not None:
+            return self._moment(node, path)
         readers = {
             FieldDescriptor.CPPTYPE_STRING: self._text,
             FieldDescriptor.CPPTYPE_BOOL: self._boolean,
@@ -141,6 +146,15 @@ class Reader:
             return str(node.value)
         self.refuse(node, path, f"is read by YAML as {_READ_AS.get(_tag(node), 'no text')}", "put it in quotes")
         return None
+
+    def _moment(self, node: yaml.ScalarNode, path: str) -> Json:
+        """A time, written plainly or in quotes; a date alone is its first moment, and what names no zone is UTC."""
+        try:
+            at = datetime.fromisoformat(str(node.value))
+            return (at if at.tzinfo else at.replace(tzinfo=UTC)).astimezone(UTC).isoformat()
+        except (ValueError, OverflowError):
+            self.refuse(node, path, "must be a time", "write it like 2026-10-01 or 2026-10-01T12:00:00Z")
+            return None
 
     def _boolean(self, node: yaml.ScalarNode, _field: FieldDescriptor, path: str) -> Json:
         if node.value in ("true", "false") and _tag(node) == "bool":

@@ -38,6 +38,8 @@ ITEMS_MAX = 250
 EVENTS_MAX = 1000
 # Consent is recorded a person at a time; so many at once.
 CONSENTS_IN_FLIGHT = 32
+# As examples/ranklens/notices.yaml declares it.
+NOTICE_VERSION, NOTICE_LANGUAGE = "study", "en"
 # A replica takes a moment to load what was activated.
 ACTIVE_WAIT_S = 30.0
 ACTIVE_POLL_S = 0.1
@@ -161,7 +163,12 @@ class RankLens:
         async def grant(user: str) -> None:
             nonlocal done
             request = consent_pb2.RecordRequest(
-                request_id=f"ranklens-{user}"[:64], subject=_subject(user), answers=granted, mechanism="import"
+                request_id=f"ranklens-{user}"[:64],
+                subject=_subject(user),
+                answers=granted,
+                mechanism="import",
+                notice_version=NOTICE_VERSION,
+                notice_language=NOTICE_LANGUAGE,
             )
             async with under_way:
                 await call(self._consent.Record, request, CALL_TIMEOUT_S)

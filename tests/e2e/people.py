@@ -17,6 +17,8 @@ from cli.connections import Services
 SHOP = Path(__file__).parents[2] / "examples" / "shop"
 PURPOSES = ("profile_personalization", "measurement", "model_training")
 CALL_S = 10.0
+# As examples/shop/notices.yaml declares it.
+NOTICE_VERSION = "2026-10"
 
 
 def ranking_shop() -> Bundle:
@@ -58,7 +60,13 @@ class Person:
             consent_pb.PurposeAnswer(purpose=purpose, state=consent_pb.CONSENT_STATE_GRANTED)
             for purpose in purposes or PURPOSES
         ]
-        request = consent_pb.RecordRequest(request_id=uuid.uuid4().hex, subject=self.subject, answers=answers)
+        request = consent_pb.RecordRequest(
+            request_id=uuid.uuid4().hex,
+            subject=self.subject,
+            answers=answers,
+            notice_version=NOTICE_VERSION,
+            notice_language="en",
+        )
         response: consent_pb.RecordResponse = await self.services.consent.Record(request, timeout=CALL_S)
         return response
 

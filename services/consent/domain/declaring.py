@@ -1,6 +1,7 @@
 """Declaring a site's policy: what is wrong with a declaration, and the bytes that its version is the hash of."""
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
@@ -18,6 +19,8 @@ PURPOSES_MAX = 64
 # Together with the purposes a policy of this size is read in milliseconds, once a version.
 NOTICES_MAX = 1024
 JURISDICTIONS_MAX = 256
+# The form of a BCP 47 tag, not the register of languages; the tags of more than three letters in it are never used.
+LANGUAGE_TAG = re.compile(r"[a-zA-Z]{2,3}(-[a-zA-Z0-9]{1,8})*")
 
 _KNOWN_REGIMES = (Regime.OPT_IN, Regime.OPT_OUT)
 
@@ -131,7 +134,7 @@ def _notice_problems(policy: Policy, earlier: Sequence[Notice], one: Notice, aft
         yield "version", "is declared twice; remove one"
     yield from _unknown_purposes("purposes", one.purposes, after)
     for index, language in enumerate(one.languages):
-        if not language.replace("-", "").isalnum() or not language.isascii():
+        if not LANGUAGE_TAG.fullmatch(language):
             yield f"languages[{index}]", "is no BCP 47 tag; write for example en, de-AT or zh-Hans"
     known = policy.notices.get(one.version)
     if known is not None:
