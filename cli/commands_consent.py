@@ -1,6 +1,8 @@
-"""`comity consent grant | deny | revoke | history | receipt`: what one person said."""
+"""`comity consent grant | deny | object | revoke | history | receipt`: what one person said."""
 
 import uuid
+from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
@@ -9,11 +11,12 @@ from comity.common.v1 import types_pb2 as types_pb
 from comity.consent.v1 import consent_service_pb2 as consent_pb
 from comity.consent.v1 import privacy_service_pb2 as privacy_pb
 from google.protobuf.json_format import MessageToDict
+from google.protobuf.timestamp_pb2 import Timestamp
 from rich.table import Table
 
 from cli.connections import NO_ADDRESSES, Address, Services, resolve_addresses
 from cli.failures import fail, run
-from cli.options import DEFAULT_DATA_DIR, AsJson, DataDir, ReadAs, Reason, access
+from cli.options import DEFAULT_DATA_DIR, AsJson, DataDir, DoNotPersonalize, Jurisdiction, ReadAs, Reason, access
 from cli.output import console, print_json
 from cli.parsing import AnyIdentities, Identities, SubjectId, parse_identities, parse_subject
 from services.chassis.errors import ServiceError, invalid
@@ -29,6 +32,16 @@ AllPurposes: TypeAlias = Annotated[
     list[str], typer.Option("--purpose", metavar="PURPOSE", help="May be repeated; without it: every purpose.")
 ]
 Notice: TypeAlias = Annotated[str, typer.Option("--notice-version", help="Version of the notice that the person saw.")]
+Language: TypeAlias = Annotated[
+    str, typer.Option("--language", metavar="TAG", help="Language that the notice was shown in, e.g. en.")
+]
+Mechanism: TypeAlias = Annotated[str, typer.Option(help="How it was collected: banner, account_settings, import, …")]
+CollectedAt: TypeAlias = Annotated[
+    datetime | None, typer.Option(help="When the person answered, UTC; now if not given.")
+]
+ExpiresAt: TypeAlias = Annotated[
+    datetime | None, typer.Option(help="When consent ends by itself, UTC; never if not given.")
+]
 RequestId: TypeAlias = Annotated[
     str, typer.Option("--request-id", help="The same id changes nothing twice; one is drawn when not given.")
 ]
@@ -38,39 +51,60 @@ NO_PURPOSES: list[str] = []
 def register(app: typer.Typer) -> None:
     """Add the commands to the app."""
     consent = typer.Typer(help="Record, take back and look up what a person agreed to.")
-    for command in (grant, deny, revoke, history, receipt):
+    for command in (grant, deny, object_to, revoke, history, receipt):
         consent.command()(command)
     app.add_typer(consent, name="consent")
 
 
-def grant(
-    identity: Identities,
-    purpose: Purposes,
-    notice_version: Notice = "",
-    request_id: RequestId = "",
-    data_dir: DataDir = DEFAULT_DATA_DIR,
-    address: Address = NO_ADDRESSES,
-    as_json: AsJson = False,
-) -> None:
-    """Record that a person allows the purposes."""
-    answers = [consent_pb.PurposeAnswer(purpose=name, state=consent_pb.CONSENT_STATE_GRANTED) for name in purpose]
-    request = _record(identity, answers, notice_version, request_id)
-    _show_version(_ask("Record", request, data_dir, address, as_json=as_json), "granted", purpose, as_json=as_json)
+def _answering(name: str, state: consent_pb.ConsentState.ValueType, word: str, help_text: str) -> Callable[..., None]:
+    """The command that records one answer to the purposes."""
+
+    def command(
+        identity: Identities,
+        purpose: Purposes = NO_PURPOSES,
+        notice_version: Notice = "",
+        notice_language: Language = "",
+        mechanism: Mechanism = "command_line",
+        collected_at: CollectedAt = None,
+        expires_at: ExpiresAt = None,
+        jurisdiction: Jurisdiction = "",
+        do_not_personalize: DoNotPersonalize = False,
+        request_id: RequestId = "",
+        data_dir: DataDir = DEFAULT_DATA_DIR,
+        address: Address = NO_ADDRESSES,
+        as_json: AsJson = False,
+    ) -> None:
+        request = consent_pb.RecordRequest(
+            request_id=request_id or uuid.uuid4().hex,
+            subject=_subject(identity),
+            answers=[consent_pb.PurposeAnswer(purpose=one, state=state) for one in purpose],
+            notice_version=notice_version,
+            notice_language=notice_language,
+            mechanism=mechanism,
+            jurisdiction=jurisdiction,
+            do_not_personalize=do_not_personalize,
+        )
+        if collected_at is not None:
+            request.collected_at.FromDatetime(collected_at)
+        if expires_at is not None:
+            request.expires_at.FromDatetime(expires_at)
+        told = [*purpose, *(["personalization"] if do_not_personalize else [])]
+        _show_version(_ask("Record", request, data_dir, address, as_json=as_json), word, told, as_json=as_json)
+
+    command.__name__ = name
+    command.__doc__ = help_text
+    return command
 
 
-def deny(
-    identity: Identities,
-    purpose: Purposes,
-    notice_version: Notice = "",
-    request_id: RequestId = "",
-    data_dir: DataDir = DEFAULT_DATA_DIR,
-    address: Address = NO_ADDRESSES,
-    as_json: AsJson = False,
-) -> None:
-    """Record that a person was asked and does not allow the purposes."""
-    answers = [consent_pb.PurposeAnswer(purpose=name, state=consent_pb.CONSENT_STATE_DENIED) for name in purpose]
-    request = _record(identity, answers, notice_version, request_id)
-    _show_version(_ask("Record", request, data_dir, address, as_json=as_json), "denied", purpose, as_json=as_json)
+grant = _answering(
+    "grant", consent_pb.CONSENT_STATE_GRANTED, "granted", "Record that a person allows the purposes, under a notice."
+)
+deny = _answering(
+    "deny", consent_pb.CONSENT_STATE_DENIED, "denied", "Record that a person was asked and does not allow the purposes."
+)
+object_to = _answering(
+    "object", consent_pb.CONSENT_STATE_OBJECTED, "objected to", "Record that a person objects to the purposes."
+)
 
 
 def revoke(
@@ -104,11 +138,20 @@ def history(
         print_json(MessageToDict(answer, preserving_proto_field_name=True))
         return
     table = Table(box=None, pad_edge=False)
-    for column in ("recorded", "purpose", "answer", "notice", "mechanism"):
+    for column in ("recorded", "purpose", "answer", "until", "notice", "language", "mechanism", "place", "version"):
         table.add_column(column)
     for record in answer.records:
-        when = record.recorded_at.ToDatetime().isoformat(sep=" ", timespec="seconds")
-        table.add_row(when, record.purpose, _state(record.state), record.notice_version, record.mechanism)
+        table.add_row(
+            _time(record.recorded_at),
+            record.purpose,
+            _state(record.state),
+            _time(record.expires_at) if record.HasField("expires_at") else "",
+            record.notice_version,
+            record.notice_language,
+            record.mechanism,
+            record.jurisdiction,
+            str(record.consent_version),
+        )
     console.print(table if answer.records else "this person was never asked")
 
 
@@ -159,18 +202,6 @@ def show_verified(file: Path, public_key: str, *, as_json: bool) -> None:
         console.print("compare its public_key with the one that the site publishes, or give that with --public-key")
 
 
-def _record(
-    identity: list[str], answers: list[consent_pb.PurposeAnswer], notice_version: str, request_id: str
-) -> consent_pb.RecordRequest:
-    return consent_pb.RecordRequest(
-        request_id=request_id or uuid.uuid4().hex,
-        subject=_subject(identity),
-        answers=answers,
-        notice_version=notice_version,
-        mechanism="command_line",
-    )
-
-
 def _subject(identity: list[str]) -> types_pb.SubjectRef:
     pairs = parse_identities(identity).items()
     return types_pb.SubjectRef(identities=[types_pb.Identity(namespace=name, value=value) for name, value in pairs])
@@ -191,6 +222,10 @@ def _show_version(answer: Any, word: str, purposes: list[str], *, as_json: bool)
         print_json(MessageToDict(answer, preserving_proto_field_name=True))
     else:
         console.print(f"{word} {', '.join(purposes)} for {answer.subject_id}, version {answer.consent_version}")
+
+
+def _time(stamp: Timestamp) -> str:
+    return stamp.ToDatetime().isoformat(sep=" ", timespec="seconds")
 
 
 def _state(state: int) -> str:

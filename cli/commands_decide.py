@@ -18,7 +18,18 @@ from rich.table import Table
 
 from cli.connections import NO_ADDRESSES, Address, Services, resolve_addresses
 from cli.failures import fail, run
-from cli.options import DEFAULT_DATA_DIR, AsJson, DataDir
+from cli.options import (
+    DEFAULT_DATA_DIR,
+    AsJson,
+    DataDir,
+    DoNotPersonalize,
+    Gpc,
+    Gpp,
+    Jurisdiction,
+    TcString,
+    Usp,
+    signals,
+)
 from cli.output import console, print_json
 from cli.parsing import Fact, Identities, parse_facts, parse_identities
 from services.chassis.errors import FieldProblem, Kind, ServiceError
@@ -47,7 +58,12 @@ def decide(
         list[str], typer.Option("--exclude", metavar="ITEM", help="Do not show; may be repeated.")
     ] = NOTHING,
     slate_size: Annotated[int, typer.Option(min=0, max=100, help="Entries wanted; 0: the placement's own.")] = 0,
-    gpc: Annotated[bool, typer.Option("--gpc", help="The browser sends Sec-GPC: 1, an objection.")] = False,
+    gpc: Gpc = False,
+    tc_string: TcString = "",
+    gpp: Gpp = "",
+    usp: Usp = "",
+    jurisdiction: Jurisdiction = "",
+    do_not_personalize: DoNotPersonalize = False,
     deferred: Annotated[bool, typer.Option("--deferred", help="Seen only when an exposure is tracked.")] = False,
     request_id: Annotated[str, typer.Option(help="The same id gives the same decisions.")] = "",
     deadline_ms: Annotated[int, typer.Option(min=1, help="Deadline of the call.")] = 250,
@@ -66,7 +82,14 @@ def decide(
             for name in placements
         ],
         context={key: _context_fact(value) for key, value in parse_facts(context, "--context").items()},
-        consent_signals=types_pb.ConsentSignals(gpc="1") if gpc else None,
+        consent_signals=signals(
+            gpc=gpc,
+            tc_string=tc_string,
+            gpp=gpp,
+            usp=usp,
+            jurisdiction=jurisdiction,
+            do_not_personalize=do_not_personalize,
+        ),
         activation=events_pb.ACTIVATION_DEFERRED if deferred else events_pb.ACTIVATION_IMMEDIATE,
     )
     answer = run(_decide(request, deadline_ms / 1000, data_dir, address), as_json=as_json)
@@ -91,6 +114,12 @@ def track(
     token: Annotated[str, typer.Option("--exposure-token", metavar="BASE64", help="From the decision's JSON.")] = "",
     event_id: Annotated[str, typer.Option(help="The same id counts once.")] = "",
     occurred_at: Annotated[datetime | None, typer.Option(help="When it happened, UTC; now if not given.")] = None,
+    gpc: Gpc = False,
+    tc_string: TcString = "",
+    gpp: Gpp = "",
+    usp: Usp = "",
+    jurisdiction: Jurisdiction = "",
+    do_not_personalize: DoNotPersonalize = False,
     data_dir: DataDir = DEFAULT_DATA_DIR,
     address: Address = NO_ADDRESSES,
     as_json: AsJson = False,
@@ -104,6 +133,14 @@ def track(
         properties={key: property_value(value) for key, value in parse_facts(prop, "--property").items()},
         decision_id=decision_id,
         exposure_token=_token(token),
+        consent_signals=signals(
+            gpc=gpc,
+            tc_string=tc_string,
+            gpp=gpp,
+            usp=usp,
+            jurisdiction=jurisdiction,
+            do_not_personalize=do_not_personalize,
+        ),
     )
     if occurred_at is not None:
         event.occurred_at.FromDatetime(occurred_at)

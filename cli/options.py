@@ -22,7 +22,33 @@ Reason: TypeAlias = Annotated[
     str, typer.Option("--reason", metavar="TEXT", help="Why, as it is recorded; names nothing of the person.")
 ]
 
+Gpc: TypeAlias = Annotated[bool, typer.Option("--gpc", help="The browser sends Sec-GPC: 1.")]
+TcString: TypeAlias = Annotated[str, typer.Option("--tc-string", metavar="TEXT", help="IAB TCF v2 string.")]
+Gpp: TypeAlias = Annotated[str, typer.Option("--gpp", metavar="TEXT", help="IAB Global Privacy Platform string.")]
+Usp: TypeAlias = Annotated[str, typer.Option("--usp", metavar="TEXT", help="US Privacy string.")]
+Jurisdiction: TypeAlias = Annotated[
+    str, typer.Option("--jurisdiction", metavar="PLACE", help="Where the person is, as jurisdictions.yaml names it.")
+]
+DoNotPersonalize: TypeAlias = Annotated[
+    bool, typer.Option("--do-not-personalize", help="The person objects to personalization.")
+]
+
 DEFAULT_DATA_DIR = Path(".comity")
+
+
+def signals(
+    *, gpc: bool, tc_string: str, gpp: str, usp: str, jurisdiction: str, do_not_personalize: bool
+) -> types_pb.ConsentSignals | None:
+    """What the person's browser or consent platform says; None where it says nothing."""
+    said = types_pb.ConsentSignals(
+        gpc="1" if gpc else "",
+        tc_string=tc_string,
+        gpp=gpp,
+        usp=usp,
+        jurisdiction=jurisdiction,
+        do_not_personalize=do_not_personalize,
+    )
+    return said if said.ByteSize() else None
 
 
 def access(read_as: str, reason: str) -> types_pb.Access:

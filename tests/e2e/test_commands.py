@@ -29,7 +29,7 @@ def test_a_decision_from_the_shell_and_why(comity: Any) -> None:
     """Grant, decide, ask why, replay, track, look the consent up, revoke, decide again."""
     who = f"--identity=user_id:{uuid.uuid4().hex}"
     purposes = ("--purpose=profile_personalization", "--purpose=measurement")
-    assert comity("consent", "grant", who, *purposes)[0] == 0
+    assert comity("consent", "grant", who, *purposes, "--notice-version=2026-10", "--language=en")[0] == 0
     code, decided = comity("decide", "home_hero", who, "--context=hour=20", "--deadline-ms=5000")
     assert code == 0
     (hero,) = decided["decisions"]
