@@ -5,15 +5,26 @@ test_failures_of_others.py has those that pure functions can show, test_cancelle
 """
 
 import asyncio
+import time
 import uuid
 
+import grpc
+import numpy as np
+import pytest
+from comity.common.v1 import types_pb2 as types_pb
+from comity.consent.v1 import consent_service_pb2 as consent_pb
+from comity.consent.v1 import privacy_service_pb2 as privacy_pb
+from comity.features.v1 import features_service_pb2 as features_pb
 from comity.feedback.v1 import feedback_service_pb2 as feedback_pb
 from comity.identity.v1 import identity_service_pb2 as identity_pb
 
 from cli.connections import Services
+from services.chassis.status import from_call_error
 from tests.e2e.people import CALL_S, DEFAULTS, PURPOSES, Person, item_ids, ranked_person, reason
 
 NO_CONSENT = "DEFAULT/NO_CONSENT"
+GRANTED = consent_pb.PurposeAnswer(purpose="measurement", state=consent_pb.CONSENT_STATE_GRANTED)
+ERASED_S = 60.0
 
 
 async def hero_of(person: Person, *, request_id: str = "") -> tuple[str, list[str]]:
@@ -99,3 +110,106 @@ async def test_collection_goes_on_after_a_refusal(services: Services) -> None:
     )
     tracked = await services.feedback.Track(feedback_pb.TrackRequest(events=[event]), timeout=CALL_S)
     assert tracked.results[0].status == feedback_pb.TRACK_STATUS_DROPPED_NO_CONSENT
+
+
+async def erased(services: Services, person: Person) -> None:
+    """Returns when the person's erasure is done in every service."""
+    request = privacy_pb.EraseRequest(
+        request_id=uuid.uuid4().hex,
+        subject=person.subject,
+        access=types_pb.Access(accessor="tests", reason="the person asked"),
+    )
+    begun = await services.privacy.Erase(request, timeout=CALL_S)
+    until = time.monotonic() + ERASED_S
+    while True:
+        found = await services.privacy.GetErasure(
+            privacy_pb.GetErasureRequest(erasure_id=begun.erasure_id), timeout=CALL_S
+        )
+        if found.state == privacy_pb.ERASURE_STATE_COMPLETED:
+            return
+        assert time.monotonic() < until, [f"{step.service} {step.step} {step.waiting_for}" for step in found.steps]
+        await asyncio.sleep(0.1)
+
+
+Clicks = list[feedback_pb.TrackedEvent]
+
+
+async def clicked(person: Person, *, times: int = 3) -> tuple[Clicks, identity_pb.ResolvedSubject]:
+    """What the person did, folded by features; and who they are."""
+    events = [
+        feedback_pb.TrackedEvent(event_id=uuid.uuid4().hex, type="click", subject=person.subject, item_ids=["kite"])
+        for _ in range(times)
+    ]
+    tracked = await person.services.feedback.Track(feedback_pb.TrackRequest(events=events), timeout=CALL_S)
+    assert {result.status for result in tracked.results} == {feedback_pb.TRACK_STATUS_ACCEPTED}
+    folded = features_pb.AwaitPositionRequest(source="feedback", position=tracked.position)
+    await person.services.features.AwaitPosition(folded, timeout=CALL_S)
+    return events, await resolved(person)
+
+
+async def resolved(person: Person) -> identity_pb.ResolvedSubject:
+    request = identity_pb.ResolveRequest(queries=[identity_pb.ResolveQuery(identities=person.messages)])
+    response: identity_pb.ResolveResponse = await person.services.identity.Resolve(request, timeout=CALL_S)
+    return response.subjects[0]
+
+
+async def clicks_of(services: Services, member_id: str) -> float:
+    """The count of clicks that features serves for a member; 0 when nothing is known."""
+    described = await services.features.DescribeFeatureSet(features_pb.DescribeFeatureSetRequest(), timeout=CALL_S)
+    column = next(one for one in described.feature_set.columns if one.name == "subject_clicks")
+    query = features_pb.FeatureQuery(subject_id=member_id, member_ids=[member_id])
+    query.as_of.GetCurrentTime()
+    request = features_pb.GetFeaturesRequest(feature_set_version=described.feature_set.version, queries=[query])
+    answer = (await services.features.GetFeatures(request, timeout=CALL_S)).subjects[0]
+    value = float(np.frombuffer(answer.vector, "<f4")[column.subject.offset])
+    return 0.0 if np.isnan(value) else value
+
+
+async def test_gorse_goes_on_recommending_from_its_cache_to_whom_it_deleted(services: Services) -> None:
+    """Gorse: DELETE /api/user removes the user from its data store and leaves the lists that its cache holds.
+
+    Here who was erased is met as somebody new: no profile, no consent, the default; nothing stored answers for them.
+    """
+    somebody = await ranked_person(services)
+    request_id = uuid.uuid4().hex
+    assert (await hero_of(somebody, request_id=request_id))[0] == "RANKED"
+    await erased(services, somebody)
+    assert await hero_of(somebody) == (NO_CONSENT, DEFAULTS["home_hero"])
+    assert (await hero_of(somebody, request_id=request_id))[0] != "RANKED", "the logged slate is gone as well"
+
+
+async def test_feast_deletes_no_row(services: Services) -> None:
+    """Feast: the interface of its online stores writes rows, reads them and drops whole tables; no row of one entity.
+
+    Here an erasure takes the person's state out of features, cache and counts of items included.
+    """
+    somebody = await ranked_person(services)
+    _, before = await clicked(somebody)
+    assert await clicks_of(services, before.member_id) > 0.0
+    await erased(services, somebody)
+    assert await clicks_of(services, before.member_id) == 0.0
+
+
+async def test_a_redelivery_resurrects_an_erased_subject(services: Services) -> None:
+    """Streams keep what a store deleted: an import, a retry or a replay writes the person back a week later.
+
+    Here a suppress list stands in every service: the very same events, sent again, meet somebody new without consent,
+    and nothing comes back under the old pseudonym, not even after the person agrees to everything afresh.
+    """
+    somebody = await ranked_person(services)
+    events, before = await clicked(somebody)
+    await erased(services, somebody)
+    again = await services.feedback.Track(feedback_pb.TrackRequest(events=events), timeout=CALL_S)
+    assert {result.status for result in again.results} == {feedback_pb.TRACK_STATUS_DROPPED_NO_CONSENT}
+    after = await resolved(somebody)
+    assert after.member_id != before.member_id
+    await somebody.grant()
+    _, new = await clicked(somebody, times=1)
+    assert new.member_id == after.member_id
+    assert await clicks_of(services, new.member_id) > 0.0
+    assert await clicks_of(services, before.member_id) == 0.0
+    old = types_pb.SubjectRef(subject_id=before.subject_id)
+    record = consent_pb.RecordRequest(request_id=uuid.uuid4().hex, subject=old, answers=[GRANTED])
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await services.consent.Record(record, timeout=CALL_S)
+    assert from_call_error(caught.value).reason == "SUBJECT_ERASED"
