@@ -5,10 +5,11 @@ Owns the promise's last mile: when nothing answers in time, the caller's own def
 
 from comity_client.client import ComityClient
 from comity_client.errors import FieldProblem, InvalidRequestError, MissingDefaultError
-from comity_client.results import Decision, Entry, Happening, Page, Tracked
+from comity_client.results import ConsentSignals, Decision, Entry, Happening, Page, Tracked
 
 __all__ = [
     "ComityClient",
+    "ConsentSignals",
     "Decision",
     "Entry",
     "FieldProblem",

@@ -13,7 +13,7 @@ from comity.feedback.v1 import feedback_service_pb2_grpc as feedback_grpc
 
 from comity_client import wire
 from comity_client.errors import FieldProblem, InvalidRequestError, MissingDefaultError
-from comity_client.results import Decision, Entry, Happening, Page, Tracked
+from comity_client.results import ConsentSignals, Decision, Entry, Happening, Page, Tracked
 from comity_client.transport import Transport
 from comity_client.wire import Fact
 
@@ -77,6 +77,7 @@ class ComityClient:
         candidate_ids: Sequence[str] = (),
         excluded_item_ids: Sequence[str] = (),
         gpc: str = "",
+        consent_signals: ConsentSignals | None = None,
         deferred: bool = False,
         request_id: str | None = None,
         traceparent: str = "",
@@ -91,7 +92,8 @@ class ComityClient:
             context: facts of the request that rules and features may read.
             candidate_ids: items to choose from; empty: the whole catalog.
             excluded_item_ids: items that must not be chosen.
-            gpc: the Sec-GPC header as it came.
+            gpc: the Sec-GPC header as it came, where it is the only signal.
+            consent_signals: all that came; its own gpc holds where both are given.
             deferred: the slates count as seen only when an exposure is tracked.
             request_id: the same id gives the same decisions; one is drawn when not given.
             traceparent: W3C trace context of the caller; the server's spans belong under it.
@@ -110,7 +112,7 @@ class ComityClient:
             context=context or {},
             candidate_ids=candidate_ids,
             excluded_item_ids=excluded_item_ids,
-            gpc=gpc,
+            consent_signals=consent_signals or (ConsentSignals(gpc=gpc) if gpc else None),
             deferred=deferred,
         )
         answer, why = await self._transport.ask(
@@ -132,6 +134,7 @@ class ComityClient:
         decision: Decision | None = None,
         occurred_at: datetime | None = None,
         event_id: str | None = None,
+        consent_signals: ConsentSignals | None = None,
         deadline_s: float | None = None,
     ) -> Tracked:
         """Say that something happened; what became of it.
@@ -140,6 +143,7 @@ class ComityClient:
             decision: what the event answers, as decide gave it.
             occurred_at: aware; now when not given.
             event_id: the same id counts once; one is drawn when not given.
+            consent_signals: that came with it.
 
         Raises:
             InvalidRequestError: the server refused the event as wrong (unless raise_on_invalid is off).
@@ -152,6 +156,7 @@ class ComityClient:
             decision,
             occurred_at,
             event_id or uuid.uuid4().hex,
+            consent_signals,
         )
         (tracked,) = await self.track_many([happened], deadline_s=deadline_s)
         if tracked.status == "REFUSED" and self._raise_on_invalid:

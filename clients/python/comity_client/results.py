@@ -8,7 +8,9 @@ from typing import Literal, TypeAlias
 
 # slate: chosen for this person; fallback: what the site declares or what is popular; client_default: your own.
 Source: TypeAlias = Literal["slate", "fallback", "client_default"]
-TrackedStatus: TypeAlias = Literal["ACCEPTED", "DUPLICATE", "REFUSED", "DROPPED_NO_CONSENT", "NOT_DELIVERED"]
+TrackedStatus: TypeAlias = Literal[
+    "ACCEPTED", "DUPLICATE", "REFUSED", "DROPPED_NO_CONSENT", "ANONYMIZED", "NOT_DELIVERED"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,29 @@ Page: TypeAlias = Mapping[str, Decision]
 
 
 @dataclass(frozen=True, slots=True)
+class ConsentSignals:
+    """What the person's browser or consent platform says with a request; pass on what came, as it came.
+
+    What is malformed grants nothing and never fails the call. Nothing of the strings is kept.
+
+    Args:
+        gpc: the Sec-GPC header.
+        tc_string: IAB TCF v2 string.
+        gpp: IAB Global Privacy Platform string.
+        usp: US Privacy string.
+        jurisdiction: where the person is, as the site's jurisdictions.yaml names it; empty: the site's default.
+        do_not_personalize: the person objects to personalization (GDPR Art. 21), for this request.
+    """
+
+    gpc: str = field(default="", repr=False)
+    tc_string: str = field(default="", repr=False)
+    gpp: str = field(default="", repr=False)
+    usp: str = field(default="", repr=False)
+    jurisdiction: str = ""
+    do_not_personalize: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Happening:
     """Something that happened, to be tracked.
 
@@ -72,6 +97,7 @@ class Happening:
         decision: what it answers, as decide gave it.
         occurred_at: aware; now when not given.
         event_id: the same id counts once.
+        consent_signals: that came with it.
     """
 
     type: str
@@ -81,6 +107,7 @@ class Happening:
     decision: Decision | None = None
     occurred_at: datetime | None = None
     event_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    consent_signals: ConsentSignals | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +116,8 @@ class Tracked:
 
     Args:
         event_id: send the event again under this id and it counts once.
-        status: NOT_DELIVERED: nobody took it in time; the others are the server's.
+        status: NOT_DELIVERED: nobody took it in time; the others are the server's. DROPPED_NO_CONSENT: nothing was
+            stored; ANONYMIZED: only its type and items were, without the person.
         field: for REFUSED: the field that is wrong.
         problem: for REFUSED: what is wrong with it and how to mend it; for NOT_DELIVERED: why.
     """

@@ -8,7 +8,7 @@ from comity.decision.v1 import decision_service_pb2 as decision_pb
 from comity.feedback.v1 import feedback_events_pb2 as feedback_events_pb
 from comity.feedback.v1 import feedback_service_pb2 as feedback_pb
 
-from comity_client.results import Decision, Entry, Happening, Tracked, TrackedStatus
+from comity_client.results import ConsentSignals, Decision, Entry, Happening, Tracked, TrackedStatus
 
 Fact = str | float | bool
 SLATE_ENTRIES_MAX = 100
@@ -18,6 +18,7 @@ _STATUSES: Mapping[int, TrackedStatus] = {
     feedback_pb.TRACK_STATUS_DUPLICATE: "DUPLICATE",
     feedback_pb.TRACK_STATUS_REFUSED: "REFUSED",
     feedback_pb.TRACK_STATUS_DROPPED_NO_CONSENT: "DROPPED_NO_CONSENT",
+    feedback_pb.TRACK_STATUS_ANONYMIZED: "ANONYMIZED",
 }
 
 
@@ -38,7 +39,7 @@ def decide_request(
     context: Mapping[str, Fact],
     candidate_ids: Sequence[str],
     excluded_item_ids: Sequence[str],
-    gpc: str,
+    consent_signals: ConsentSignals | None,
     deferred: bool,
 ) -> decision_pb.DecideRequest:
     """The request for these placements."""
@@ -52,7 +53,7 @@ def decide_request(
             for placement in placements
         ],
         context={key: _context_fact(value) for key, value in context.items()},
-        consent_signals=types_pb.ConsentSignals(gpc=gpc) if gpc else None,
+        consent_signals=_signals(consent_signals),
         activation=decision_events_pb.ACTIVATION_DEFERRED if deferred else decision_events_pb.ACTIVATION_IMMEDIATE,
     )
 
@@ -92,6 +93,7 @@ def tracked_event(happening: Happening) -> feedback_pb.TrackedEvent:
         subject=types_pb.SubjectRef(identities=identities_of(happening.identities)),
         item_ids=happening.item_ids,
         properties={name: _property_value(value) for name, value in happening.properties.items()},
+        consent_signals=_signals(happening.consent_signals),
     )
     if happening.occurred_at is not None:
         if happening.occurred_at.tzinfo is None:
@@ -114,6 +116,19 @@ def tracked_of(result: feedback_pb.TrackResult, *, event_id: str) -> Tracked:
     if result.event_id != event_id or status is None:
         raise GarbageError
     return Tracked(event_id=event_id, status=status, field=result.field, problem=result.problem)
+
+
+def _signals(signals: ConsentSignals | None) -> types_pb.ConsentSignals | None:
+    if signals is None:
+        return None
+    return types_pb.ConsentSignals(
+        gpc=signals.gpc,
+        tc_string=signals.tc_string,
+        gpp=signals.gpp,
+        usp=signals.usp,
+        jurisdiction=signals.jurisdiction,
+        do_not_personalize=signals.do_not_personalize,
+    )
 
 
 def _entry(entry: decision_events_pb.SlateEntry) -> Entry:

@@ -62,6 +62,7 @@ class Consent:
     read_pool: Pool
     service: pb_grpc.ConsentServiceStub
     pauses: Pauses
+    handlers: ConsentHandlers
 
     async def publish(self, *purposes: str, validate_only: bool = False) -> str:
         """Declare purposes, written `ads`, `ads:2` (its version) or `security:1:legitimate_interest`."""
@@ -182,7 +183,7 @@ async def consent_over(database: MakeDatabase) -> AsyncIterator[Callable[..., Aw
             # Identity has tried the address in vain already, and gRPC pauses before it tries again.
             assert await warm(channel)
         closers.extend([pool.close, read_pool.close, identity_channel.close, server.stop, channel.close])
-        return Consent(url, pool, read_pool, pb_grpc.ConsentServiceStub(channel), pauses)
+        return Consent(url, pool, read_pool, pb_grpc.ConsentServiceStub(channel), pauses, handlers)
 
     yield make
     for close in reversed(closers):

@@ -9,10 +9,11 @@ from typing import Any
 
 import grpc
 import pytest
+from comity.common.v1 import types_pb2 as types_pb
 from comity.decision.v1 import decision_events_pb2 as events_pb
 from comity.decision.v1 import decision_service_pb2 as decision_pb
 from comity.feedback.v1 import feedback_service_pb2 as feedback_pb
-from comity_client import ComityClient, Entry, Happening, InvalidRequestError, MissingDefaultError
+from comity_client import ComityClient, ConsentSignals, Entry, Happening, InvalidRequestError, MissingDefaultError
 from comity_client.timing import within
 from google.protobuf import any_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
@@ -20,6 +21,7 @@ from grpc_status import rpc_status
 
 DEFAULTS = {"home_hero": [Entry("spring-sale"), Entry("tote")]}
 ALICE = {"user_id": "alice"}
+ACCEPTED = feedback_pb.TrackResult(status=feedback_pb.TRACK_STATUS_ACCEPTED)
 # A machine with busy cores may wake the loop late; a hang would be seconds.
 SLACK_S = 0.5
 
@@ -373,6 +375,7 @@ async def test_a_cancelled_caller_stops_its_call() -> None:
         (feedback_pb.TRACK_STATUS_ACCEPTED, "ACCEPTED"),
         (feedback_pb.TRACK_STATUS_DUPLICATE, "DUPLICATE"),
         (feedback_pb.TRACK_STATUS_DROPPED_NO_CONSENT, "DROPPED_NO_CONSENT"),
+        (feedback_pb.TRACK_STATUS_ANONYMIZED, "ANONYMIZED"),
     ],
 )
 async def test_track_says_what_became_of_the_event(status: feedback_pb.TrackStatus.ValueType, word: str) -> None:
@@ -424,3 +427,35 @@ async def test_many_events_go_in_one_call_and_a_refused_one_costs_no_other() -> 
         tracked = await comity.track_many(happenings)
     assert [one.status for one in tracked] == ["REFUSED", "NOT_DELIVERED"]
     assert len(feedback.requests) == 1
+
+
+async def test_consent_signals_travel_as_they_came() -> None:
+    """With a decision, with one event and with many; without any, nothing is sent; gpc alone is the short form."""
+    signals = ConsentSignals(
+        gpc="1", tc_string="tc", gpp="gpp", usp="1YNN", jurisdiction="us-ca", do_not_personalize=True
+    )
+    sent = types_pb.ConsentSignals(
+        gpc="1", tc_string="tc", gpp="gpp", usp="1YNN", jurisdiction="us-ca", do_not_personalize=True
+    )
+    decisions, feedback = Decisions(ranked), Feedback(ACCEPTED)
+    async with (
+        served(decisions) as address,
+        served(feedback) as feedback_address,
+        ComityClient(address, feedback_address=feedback_address, defaults=DEFAULTS) as comity,
+    ):
+        for more in ({"consent_signals": signals}, {"gpc": "1"}, {"consent_signals": signals, "gpc": "0"}, {}):
+            await comity.decide(identities=ALICE, placements=["home_hero"], **more)
+        await comity.track("click", identities=ALICE, consent_signals=signals)
+        await comity.track_many([Happening("click", ALICE, consent_signals=signals), Happening("click", ALICE)])
+    decided = [request.consent_signals for request in decisions.requests]
+    assert decided == [sent, types_pb.ConsentSignals(gpc="1"), sent, types_pb.ConsentSignals()]
+    tracked = [event for request in feedback.requests for event in request.events]
+    assert [event.consent_signals for event in tracked] == [sent, sent, types_pb.ConsentSignals()]
+    assert not tracked[2].HasField("consent_signals")
+
+
+def test_signals_are_not_shown_when_they_are_printed() -> None:
+    """A log line of the caller's holds nothing of the strings."""
+    shown = repr(ConsentSignals(gpc="canary", tc_string="canary", gpp="canary", usp="canary", jurisdiction="eu"))
+    assert "canary" not in shown
+    assert "eu" in shown
