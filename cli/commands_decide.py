@@ -179,7 +179,9 @@ def _show_decision(decision: decision_pb.PlacementDecision) -> None:
     why = reason_name(decision.reason)
     if decision.fallback_reason:
         why += f", {fallback_name(decision.fallback_reason)}"
-    console.print(f"[bold]{decision.placement_id}[/] {decision.decision_id}  {which}: {why}")
+    layer = types_pb.SubjectLevel.Name(decision.layer).removeprefix("SUBJECT_LEVEL_")
+    used = f"; {layer} layer" if decision.layer else ""
+    console.print(f"[bold]{decision.placement_id}[/] {decision.decision_id}  {which}: {why}{used}")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in ("slot", "item", "variant", "score", "propensity", "reason"):
         table.add_column(column, justify="right" if column in ("slot", "score", "propensity") else "left")

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
+from comity.common.v1 import types_pb2 as types_pb
 from comity.decision.v1 import site_pb2 as site_pb
 from google.protobuf.message import Message
 
@@ -107,6 +108,27 @@ def _placements(bundle: Bundle) -> Iterator[Problem]:
                 "make them agree, so that the fallback fills the placement",
             )
         yield from _default_entries(bundle, placement)
+        yield from _layers(placement)
+
+
+def _layers(placement: Declared[site_pb.Placement]) -> Iterator[Problem]:
+    below = types_pb.SUBJECT_LEVEL_UNSPECIFIED
+    named = list(placement.message.purposes)
+    for i, layer in enumerate(placement.message.layers):
+        if layer.level <= below:
+            yield placement.problem(
+                f".layers[{i}].level",
+                "does not rise: levels are SUBJECT_LEVEL_ANONYMOUS, SUBJECT_LEVEL_PSEUDONYMOUS, SUBJECT_LEVEL_KNOWN",
+                "put the weakest layer first, and each level once",
+            )
+        below = max(below, layer.level)
+        for k, purpose in enumerate(layer.purposes):
+            if purpose not in named:
+                remedy = "add it to the placement's purposes, which name all that may be used here"
+                yield placement.problem(f".layers[{i}].purposes[{k}]", f"{purpose!r} is no purpose of it", remedy)
+    for k, purpose in enumerate(named):
+        if placement.message.layers and all(purpose not in layer.purposes for layer in placement.message.layers):
+            yield placement.problem(f".purposes[{k}]", f"{purpose!r} is in no layer", "name it in one, or remove it")
 
 
 def _default_entries(bundle: Bundle, placement: Declared[site_pb.Placement]) -> Iterator[Problem]:

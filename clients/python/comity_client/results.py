@@ -46,6 +46,7 @@ class Decision:
         exposure_token: proof of the decision, for track; empty when the log does not hold it.
         learnable: False: never train on it.
         versions: part → version that decided (model, feature_set, consent_policy, …).
+        layer: how much of the person was used: ANONYMOUS, PSEUDONYMOUS or KNOWN; empty: nothing.
     """
 
     placement_id: str
@@ -58,6 +59,7 @@ class Decision:
     learnable: bool = False
     holdout: bool = False
     versions: Mapping[str, str] = field(default_factory=dict)
+    layer: str = ""
 
 
 # Placement id → its decision; every placement that was asked for is there.

@@ -82,6 +82,7 @@ def decision_of(answer: decision_pb.PlacementDecision, *, placement_id: str) -> 
         learnable=answer.learnable,
         holdout=answer.assignment.holdout,
         versions={field.name: value for field, value in answer.versions.ListFields()},
+        layer=_name(types_pb.SubjectLevel, answer.layer, "SUBJECT_LEVEL_"),
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from services.decision.domain.ladder import Slate, choose_ranked
+from services.decision.domain.layers import layer_of, not_stronger
 from services.decision.domain.plan import Plan
 from services.decision.domain.record import DecisionRecord
 from services.decision.domain.vocabulary import Exclusion, FallbackReason, Level, Origin, StageOutcome
@@ -66,12 +67,25 @@ def _consent(record: DecisionRecord, plan: Plan) -> str:
         return "the person was recognized by an identity that needs a purpose which is not allowed"
     if record.inputs.consent is not StageOutcome.OK:
         return f"not read: {record.inputs.consent.name}"
+    if plan.layers:
+        return _layer(record, plan)
     lacking = sorted(plan.purposes.difference(record.allowed_purposes))
     needed = ", ".join(sorted(plan.purposes))
     if lacking:
         version = record.consent_version
         return f"needs {needed}; not allowed: {', '.join(lacking)} (ledger version {version}){_said(record)}"
     return f"{needed} allowed (ledger version {record.consent_version}){_said(record)}"
+
+
+def _layer(record: DecisionRecord, plan: Plan) -> str:
+    """Which layer was used, or may have been, and why none that is stronger."""
+    allowed = frozenset(record.allowed_purposes)
+    layer = layer_of(plan, record.level, allowed)
+    used = "no layer"
+    if layer is not None:
+        used = f"{layer.level.name} layer: {', '.join(sorted(layer.purposes)) or 'no purpose'} allowed"
+    why = "".join(f"; {one}" for one in not_stronger(plan, record.level, allowed, layer))
+    return f"{used} (ledger version {record.consent_version}){why}{_said(record)}"
 
 
 def _said(record: DecisionRecord) -> str:

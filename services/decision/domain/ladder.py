@@ -13,6 +13,7 @@ import numpy as np
 
 from services.decision.domain.catalog import Exclusions, order_by
 from services.decision.domain.exploration import draw_slate
+from services.decision.domain.layers import layer_of
 from services.decision.domain.layout import Floats, Integers
 from services.decision.domain.plan import Plan
 from services.decision.domain.rules import Verdict
@@ -223,7 +224,7 @@ def _consent_refusal(plan: Plan, facts: Facts, inputs: Inputs) -> FallbackReason
         return FallbackReason.NO_CONSENT
     if inputs.consent is not _OK:
         return FallbackReason.CONSENT_UNAVAILABLE
-    if not plan.purposes <= facts.allowed:
+    if layer_of(plan, facts.level, facts.allowed) is None:
         return FallbackReason.NO_CONSENT
     return None
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from services.chassis.errors import FieldProblem, Kind, ServiceError
 from services.decision.domain.layout import FeatureSet, Layout
 from services.decision.domain.rules import Rule, RuleError, compile_audience, compile_eligibility
-from services.decision.domain.site import Placement, Policy, Site
+from services.decision.domain.site import Layer, Placement, Policy, Site
+from services.decision.domain.vocabulary import Level
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +17,8 @@ class Plan:
     Args:
         column: index of the model column that ranks; None where a model does.
         popular_offset: where "popular" is in an item's row.
-        purposes: all of them must be allowed before the profile is used.
+        purposes: all of them must be allowed before the profile is used; with layers, those of every layer.
+        layers: strongest first; empty: one for every level, see domain.layers.
         context_keys: what rules and columns read of the context; nothing else of it is kept.
     """
 
@@ -28,6 +30,7 @@ class Plan:
     popular_offset: int
     purposes: frozenset[str]
     context_keys: frozenset[str]
+    layers: tuple[Layer, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +71,9 @@ def _plan(placement: Placement, policy: Policy, layout: Layout) -> Plan:
         audience=audience,
         column=layout.column(policy.column) if policy.column else None,
         popular_offset=offset,
-        purposes=frozenset(placement.purposes),
+        purposes=frozenset().union(*(one.purposes for one in placement.layers)) or frozenset(placement.purposes),
         context_keys=layout.context_keys.union(*read),
+        layers=placement.layers[::-1],
     )
 
 
@@ -95,6 +99,23 @@ def _placement_problems(field: str, placement: Placement, policy_ids: set[str]) 
     if len(placement.default_slate) > placement.slate_size:
         yield FieldProblem(f"{field}.default_slate", "has more entries than slate_size; shorten it or raise slate_size")
     yield from _duplicates(f"{field}.default_slate", [entry.item_id for entry in placement.default_slate])
+    yield from _layer_problems(field, placement)
+
+
+def _layer_problems(field: str, placement: Placement) -> Iterable[FieldProblem]:
+    below = Level.UNSPECIFIED
+    for k, layer in enumerate(placement.layers):
+        if layer.level <= below:
+            yield FieldProblem(
+                f"{field}.layers[{k}].level",
+                "levels rise strictly from ANONYMOUS on; put the weakest first, and each level once",
+            )
+        below = max(below, layer.level)
+        unnamed = ", ".join(sorted(layer.purposes.difference(placement.purposes)))
+        if unnamed:
+            yield FieldProblem(
+                f"{field}.layers[{k}].purposes", f"names {unnamed}, which the placement does not; add it there too"
+            )
 
 
 def _policy_problems(field: str, policy: Policy, layout: Layout) -> Iterable[FieldProblem]:

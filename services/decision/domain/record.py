@@ -64,6 +64,7 @@ class DecisionRecord:
         context: facts that a rule or a column reads; nothing else of the request's context.
         digest: of the inputs and the evidence as it was logged, see digest_of; empty before that.
         said: the consent signal that decided; empty where the ledger or the regime did.
+        layer: that was used; UNSPECIFIED: nothing of the person was.
         recorded_slate: the slate as another system showed it; None for our own.
     """
 
@@ -90,6 +91,7 @@ class DecisionRecord:
     request_digest: bytes
     digest: bytes = field(default=b"")
     said: Said = Said()
+    layer: Level = Level.UNSPECIFIED
 
 
 def digest_of(record: DecisionRecord) -> bytes:

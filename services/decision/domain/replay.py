@@ -19,12 +19,13 @@ from services.decision.domain.ladder import (
     rung_of,
     score_by_column,
 )
+from services.decision.domain.layers import layer_of
 from services.decision.domain.layout import Floats, Layout
 from services.decision.domain.plan import CompiledSite, Plan
 from services.decision.domain.record import DecisionRecord, digest_of, float_bytes
 from services.decision.domain.rules import Scope
 from services.decision.domain.site import Item
-from services.decision.domain.vocabulary import Exclusion, Origin
+from services.decision.domain.vocabulary import Exclusion, Level, Origin
 
 Scorer = Callable[[Floats], Floats]
 
@@ -110,10 +111,10 @@ def _input_differences(record: DecisionRecord, plan: Plan, pinned: Pinned) -> It
         for k in np.flatnonzero(again != exclusions).tolist():
             logged_reason, reason = Exclusion(exclusions[k]).name, Exclusion(again[k]).name
             yield f"inputs.exclusions[{k}]: logged {logged_reason}, again {reason}"
-    yield from _matrix_differences(record, pinned.site.layout)
+    yield from _matrix_differences(record, plan, pinned.site.layout)
 
 
-def _matrix_differences(record: DecisionRecord, layout: Layout) -> Iterator[str]:
+def _matrix_differences(record: DecisionRecord, plan: Plan, layout: Layout) -> Iterator[str]:
     """Columns of the matrix that do not follow from the logged subject and context.
 
     Item and dot columns stand on a snapshot that is not kept; the digest is what holds those.
@@ -124,8 +125,12 @@ def _matrix_differences(record: DecisionRecord, layout: Layout) -> Iterator[str]
     if matrix.shape[1] != layout.width or len(subject.vector) != layout.feature_set.subject_width:
         yield f"inputs.columns_count: logged {matrix.shape[1]}, the pinned feature set has {layout.width}"
         return
-    allowed = frozenset(record.allowed_purposes)
-    for name in layout.shared_differs(matrix, subject, record.context, allowed):
+    layer = layer_of(plan, record.level, frozenset(record.allowed_purposes))
+    if plan.layers:
+        # A placement without layers was decided about, and logged, before there were any.
+        yield from _compare("consent.layer", record.layer, Level.UNSPECIFIED if layer is None else layer.level)
+    used = frozenset[str]() if layer is None else layer.purposes
+    for name in layout.shared_differs(matrix, subject, record.context, used):
         yield f"inputs.matrix[{name}]: does not follow from the logged subject vector and context"
 
 

@@ -73,6 +73,7 @@ class Answer:
     Args:
         exposure_token: empty where the decision is not in the log as it was answered.
         learnable: the log holds it and its propensities mean something.
+        layer: of the person that was used; UNSPECIFIED: nothing was.
     """
 
     placement_id: str
@@ -83,6 +84,7 @@ class Answer:
     holdout_bucket: int
     exposure_token: bytes
     learnable: bool
+    layer: Level = Level.UNSPECIFIED
 
 
 @dataclass(frozen=True, slots=True)

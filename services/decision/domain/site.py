@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from services.decision.domain.vocabulary import Level
+
 # What a request says about itself: a fact a rule or a column may read.
 ContextFact = str | float | bool
 Context = Mapping[str, ContextFact]
@@ -17,11 +19,20 @@ class DefaultEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class Layer:
+    """How much of a person may be used: of whoever is known at least this well, columns of these purposes."""
+
+    level: Level
+    purposes: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Placement:
     """Where something is shown.
 
     Args:
-        purposes: all of them must be allowed before the profile is used here.
+        purposes: all of them must be allowed before the profile is used here; with layers, those that layers name.
+        layers: weakest first; empty: one for every level.
         popular_without_consent: without consent show what is popular instead of the default slate.
         variants: those this placement can render; empty: each item's first.
     """
@@ -34,6 +45,7 @@ class Placement:
     popular_without_consent: bool = False
     disabled: bool = False
     variants: tuple[str, ...] = ()
+    layers: tuple[Layer, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

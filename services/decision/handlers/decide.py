@@ -13,11 +13,12 @@ from services.chassis.clock import Clock
 from services.chassis.errors import Kind, ServiceError, invalid
 from services.chassis.gather import Load
 from services.decision.domain.ladder import Choice, choose, rung_of
+from services.decision.domain.layers import still_covers
 from services.decision.domain.plan import CompiledSite, Plan
 from services.decision.domain.record import DecisionRecord, corrected
 from services.decision.domain.request import Answer, Answers, Ask, DecideRequest
 from services.decision.domain.serving import Serving
-from services.decision.domain.vocabulary import FallbackReason, Reason, StageOutcome
+from services.decision.domain.vocabulary import FallbackReason, Level, Reason, StageOutcome
 from services.decision.handlers.corrections import Corrections
 from services.decision.handlers.draft import Call, Draft, Drafting, Keys
 from services.decision.handlers.people import Known, People
@@ -146,7 +147,7 @@ class Decide:
             )
         if call.budget.is_over():
             return self._answer(stored, _default(draft, FallbackReason.DEADLINE_EXCEEDED), in_log=False)
-        now_refused = _refused_now(draft)
+        now_refused = _refused_now(draft, stored)
         if now_refused is not None and stored.inputs.matrix is not None:
             return self._answer(stored, _default(draft, now_refused), in_log=False)
         return self._answer(stored, stored.choice, in_log=True)
@@ -167,6 +168,8 @@ class Decide:
             holdout_bucket=record.holdout_bucket,
             exposure_token=token,
             learnable=choice.learnable and in_log,
+            # What is answered instead of what the log holds used nothing of the person.
+            layer=record.layer if in_log else Level.UNSPECIFIED,
         )
 
 
@@ -219,8 +222,8 @@ def _default(draft: Draft, reason: FallbackReason) -> Choice:
     return replace(choose(draft.plan, draft.facts, inputs, b""), reason=Reason.DEFAULT, fallback_reason=reason)
 
 
-def _refused_now(draft: Draft) -> FallbackReason | None:
-    """Why the profile may not be used now; None when it may."""
+def _refused_now(draft: Draft, stored: DecisionRecord) -> FallbackReason | None:
+    """Why what the stored decision used of the person may not be used now; None when it may."""
     refusals = (
         FallbackReason.DO_NOT_PERSONALIZE,
         FallbackReason.IDENTITY_UNAVAILABLE,
@@ -229,7 +232,10 @@ def _refused_now(draft: Draft) -> FallbackReason | None:
         FallbackReason.POLICY_DISABLED,
     )
     reason = rung_of(draft.plan, draft.facts, draft.record.inputs).fallback_reason
-    return reason if reason in refusals else None
+    if reason in refusals:
+        return reason
+    covered = still_covers(draft.plan, stored.layer, draft.facts.level, draft.facts.allowed)
+    return None if covered else FallbackReason.NO_CONSENT
 
 
 @cache
@@ -250,6 +256,7 @@ def _tell(answers: Sequence[Answer], known: Known) -> None:
             tracing.COMITY_DECISION_ID: [answer.decision_id for answer in answers],
             tracing.COMITY_PLACEMENT_ID: [answer.placement_id for answer in answers],
             tracing.COMITY_REASON: [answer.choice.reason.name for answer in answers],
+            tracing.COMITY_LAYER: [answer.layer.name for answer in answers],
             tracing.COMITY_FALLBACK_REASON: [answer.choice.fallback_reason.name for answer in answers],
             tracing.COMITY_MODEL_VERSION: first.versions.model,
             tracing.COMITY_FEATURE_SET_VERSION: first.versions.feature_set,

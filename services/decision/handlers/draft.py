@@ -18,6 +18,7 @@ from services.decision.domain.ladder import (
     rung_of,
     score_by_column,
 )
+from services.decision.domain.layers import layer_of
 from services.decision.domain.plan import CompiledSite, Plan
 from services.decision.domain.record import DecisionRecord, Evidence, Versions
 from services.decision.domain.request import Ask, Consent, DecideRequest, Person
@@ -134,8 +135,10 @@ class Drafting:
         assert serving.columns is not None, "rows come from columns"
         assert profile is not None, "features are OK"
         rows = serving.rows.of(offer.rows[inputs.candidates.eligible])
-        subject = layout.permitted(profile.subject, facts.allowed)
-        matrix = layout.assemble(rows, subject, context, facts.allowed)
+        layer = layer_of(plan, facts.level, facts.allowed)
+        assert layer is not None, "consent allows it"
+        subject = layout.permitted(profile.subject, layer.purposes)
+        matrix = layout.assemble(rows, subject, context, layer.purposes)
         evidence = Evidence(subject, profile.position, serving.columns.position)
         if plan.column is not None:
             scores = score_by_column(plan, matrix)
@@ -173,6 +176,7 @@ class Drafting:
             budget_ms=int(call.budget.seconds * 1000),
             request_digest=request.digest,
             said=known.deciding(plan.purposes),
+            layer=used_layer(plan, facts.level, facts.allowed, computed.inputs),
         )
 
 
@@ -189,11 +193,19 @@ def versions_of(serving: Serving, site: CompiledSite, plan: Plan, permission: Co
     )
 
 
+def used_layer(plan: Plan, level: Level, allowed: frozenset[str], inputs: Inputs) -> Level:
+    """The layer that the inputs were made from; UNSPECIFIED where nothing of the person was."""
+    layer = None if inputs.matrix is None else layer_of(plan, level, allowed)
+    return Level.UNSPECIFIED if layer is None else layer.level
+
+
 def _facts(call: Call, plan: Plan, context: Context) -> Facts:
     known, person = call.known, call.known.person
     level = Level.UNSPECIFIED if person is None else person.level
+    # An objection leaves the layers that need nothing of what is objected to.
+    is_refused = layer_of(plan, level, known.allowed) is None
     return Facts(
-        do_not_personalize=known.objects_to(plan.purposes - known.allowed),
+        do_not_personalize=is_refused and known.objects_to(plan.purposes - known.allowed),
         level=level,
         allowed=known.allowed,
         holdout=person is not None and is_holdout(person.holdout_bucket, call.site.site.holdout_share),

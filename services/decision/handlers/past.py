@@ -13,6 +13,7 @@ from services.chassis.events import ORIGIN
 from services.chassis.gather import Load
 from services.decision.domain.candidates import offer_of
 from services.decision.domain.ladder import Candidates, Choice, Inputs, Slate, is_holdout, known_scores, score_by_column
+from services.decision.domain.layers import layer_of
 from services.decision.domain.layout import Floats
 from services.decision.domain.plan import CompiledSite, Plan
 from services.decision.domain.record import DecisionRecord, Evidence
@@ -20,7 +21,7 @@ from services.decision.domain.request import Consent, PastDecision, PastResult, 
 from services.decision.domain.serving import Serving
 from services.decision.domain.vocabulary import Activation, Exclusion, FallbackReason, Origin, Reason, StageOutcome
 from services.decision.handlers.decide import plan_of
-from services.decision.handlers.draft import Keys, versions_of
+from services.decision.handlers.draft import Keys, used_layer, versions_of
 from services.decision.handlers.ports import ConsentReader, DecisionLog, FeatureReader, IdentityReader
 
 # Clocks differ; what is further ahead is a mistake.
@@ -118,7 +119,8 @@ class RecordDecisions:
             person = await self._identity.resolve(decision.identities)
         needed = plan.purposes | person.required_purposes
         permission = await self._consent.evaluate(person.members, tuple(sorted(site.layout.purposes | needed)))
-        if not needed <= permission.allowed:
+        is_refused = layer_of(plan, person.level, permission.allowed) is None
+        if is_refused or not person.required_purposes <= permission.allowed:
             return _Found(decision, plan, person, permission, None)
         profile = await self._features.read(site.layout.feature_set.version, person, decision.decided_at)
         return _Found(decision, plan, person, permission, profile)
@@ -137,8 +139,10 @@ class RecordDecisions:
         matrix, scores, model, evidence, ranker = None, None, "", Evidence(), StageOutcome.SKIPPED
         if profile is not None:
             assert serving.rows is not None, "checked by _admit"
-            subject = site.layout.permitted(profile.subject, allowed)
-            matrix = site.layout.assemble(serving.rows.of(offer.rows), subject, context, allowed)
+            layer = layer_of(plan, person.level, allowed)
+            assert layer is not None, "checked by _find"
+            subject = site.layout.permitted(profile.subject, layer.purposes)
+            matrix = site.layout.assemble(serving.rows.of(offer.rows), subject, context, layer.purposes)
             position = None if serving.columns is None else serving.columns.position
             evidence = Evidence(subject, profile.position, position)
             ranker, scores, model = _score(serving, plan, matrix)
@@ -178,6 +182,7 @@ class RecordDecisions:
             budget_ms=0,
             request_digest=decision.digest,
             said=found.permission.deciding(plan.purposes),
+            layer=used_layer(plan, person.level, allowed, inputs),
         )
 
     async def _record(self, serving: Serving, found: _Found, record: DecisionRecord) -> PastResult:

@@ -224,6 +224,7 @@ def _answer_to_pb(answer: Answer) -> pb.PlacementDecision:
         assignment=events_pb.Assignment(holdout=answer.holdout, holdout_bucket=answer.holdout_bucket),
         exposure_token=answer.exposure_token,
         learnable=answer.learnable,
+        layer=number(answer.layer),
     )
     answered = message.slate if aimed_for else message.fallback
     # A slate without entries is an answer too.

@@ -51,6 +51,7 @@ def record_to_pb(record: DecisionRecord) -> pb.DecisionMade:
             do_not_personalize=record.do_not_personalize,
             signal=record.said.signal,
             signal_reason=record.said.reason,
+            layer=number(record.layer),
         ),
         context=facts_to_pb(record.context),
         reason=number(choice.reason),
@@ -94,6 +95,7 @@ def record_from_pb(message: pb.DecisionMade, member_id: str) -> DecisionRecord:
         request_digest=message.request_digest,
         digest=inputs.digest,
         said=Said(message.consent.signal, message.consent.signal_reason),
+        layer=Level(message.consent.layer),
     )
 
 

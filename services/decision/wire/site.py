@@ -19,7 +19,8 @@ from services.decision.domain.layout import (
     SubjectColumn,
 )
 from services.decision.domain.plan import CompiledSite, compile_site
-from services.decision.domain.site import DefaultEntry, Item, Placement, Policy, Site
+from services.decision.domain.site import DefaultEntry, Item, Layer, Placement, Policy, Site
+from services.decision.domain.vocabulary import Level
 
 
 def site_version(site: pb.Site, feature_set: feature_set_pb2.FeatureSet) -> str:
@@ -123,6 +124,7 @@ def _placement(placement: pb.Placement) -> Placement:
         popular_without_consent=placement.popular_without_consent,
         disabled=placement.disabled,
         variants=tuple(placement.variants),
+        layers=tuple(Layer(Level(layer.level), frozenset(layer.purposes)) for layer in placement.layers),
     )
 
 

@@ -61,8 +61,8 @@ def line_of(folder: Path, problem: Problem) -> str:
         ),
         (
             "features.yaml",
-            "  retention_days: 1\n",
-            "",
+            "mornings for errands.\n  retention_days: 1\n",
+            "mornings for errands.\n",
             "- name: hour",
             "is missing",
             "say after how many days it is deleted",
@@ -128,6 +128,33 @@ def test_what_is_not_accounted_for_is_refused(
     assert line_of(shop, problem) == line
     assert says in problem.problem
     assert problem.remedy == remedy
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "path", "says"),
+    [
+        ("LEVEL_ANONYMOUS, p", "LEVEL_KNOWN, p", "[0].layers[1].level", "does not rise"),
+        ("LEVEL_PSEUDONYMOUS, p", "LEVEL_ANONYMOUS, p", "[0].layers[1].level", "does not rise"),
+        ("LEVEL_ANONYMOUS, p", "LEVEL_UNSPECIFIED, p", "[0].layers[0].level", ""),
+        ("LEVEL_ANONYMOUS, p", "LEVEL_STRANGER, p", "[0].layers[0].level", ""),
+        (
+            "  purposes: [session_personalization, profile_personalization]\n",
+            "  purposes: [profile_personalization]\n",
+            "[0].layers[0].purposes[0]",
+            "is no purpose of it",
+        ),
+        ("purposes: [profile_personalization]}", "purposes: [profile]}", "[0].layers[1].purposes[0]", "is no purpose"),
+    ],
+)
+def test_layers_that_make_no_sense_are_refused(
+    shop: Path, edit: Edit, old: str, new: str, path: str, says: str
+) -> None:
+    """Not rising, weaker than the weakest, unknown levels and purposes: with field and line."""
+    edit("placements.yaml", old, new)
+    found = [problem for problem in problems_of(shop) if problem.path == path]
+    assert found, problems_of(shop)
+    assert says in found[0].problem
+    assert found[0].line > 0
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from services.decision.domain.ladder import (
     rung_of,
     score_by_column,
 )
+from services.decision.domain.layers import layer_of
 from services.decision.domain.layout import (
     Column,
     ContextColumn,
@@ -148,6 +149,7 @@ def decide(
     asked: Sequence[str] | None = None,
     context: Context | None = None,
     allowed: frozenset[str] = frozenset({PROFILE}),
+    level: Level = Level.KNOWN,
     bucket: int = 9_999,
     excluded: frozenset[str] = frozenset(),
     scorer: Callable[[Floats], Floats] = model,
@@ -164,17 +166,22 @@ def decide(
     inputs = Inputs(candidates, plan.placement.slate_size, **(stages | outcomes))
     known = facts(
         allowed=allowed,
+        level=level,
         holdout=is_holdout(bucket, compiled.site.holdout_share),
-        audience=audience_of(plan, context, Level.KNOWN),
+        audience=audience_of(plan, context, level),
         do_not_personalize=outcomes.pop("do_not_personalize", False),
     )
     rows = item_rows_of(columns(items), seen.catalog).of(offer.rows[candidates.eligible])
-    rung, evidence, version = rung_of(plan, known, inputs), Evidence(), ""
+    rung, evidence, version, used = rung_of(plan, known, inputs), Evidence(), "", Level.UNSPECIFIED
     if rung.kind is Kind.RANKED:
-        matrix = compiled.layout.assemble(rows, SUBJECT, context, allowed)
+        layer = layer_of(plan, level, allowed)
+        assert layer is not None
+        used = layer.level
+        subject = compiled.layout.permitted(SUBJECT, layer.purposes)
+        matrix = compiled.layout.assemble(rows, subject, context, layer.purposes)
         scores = scorer(matrix) if plan.column is None else score_by_column(plan, matrix)
         inputs = replace(inputs, matrix=matrix, scores=scores, ranker=StageOutcome.OK)
-        evidence, version = Evidence(SUBJECT), "ranker@1" if plan.column is None else ""
+        evidence, version = Evidence(subject), "ranker@1" if plan.column is None else ""
     if rung.kind is Kind.POPULAR:
         inputs = replace(inputs, popularity=rows[:, plan.popular_offset])
     choice = choose(plan, known, inputs, seed_of(SEED_KEY, decision_id))
@@ -184,7 +191,7 @@ def decide(
             placement_id=PLACEMENT.id,
             subject_id=MEMBER,
             member_id=MEMBER,
-            level=Level.KNOWN,
+            level=level,
             decided_at=NOW,
             versions=Versions(model=version, decision_policy=plan.policy.version, site=compiled.site.version),
             holdout=known.holdout,
@@ -202,5 +209,6 @@ def decide(
             budget_ms=50,
             request_digest=b"d" * 32,
             said=Said("tc_string", "CONSENTED"),
+            layer=used,
         )
     )
