@@ -9,6 +9,7 @@ from services.chassis.clock import Clock
 from services.chassis.errors import Kind, ServiceError, invalid
 from services.chassis.ids import uuid7
 from services.chassis.metrics import DATA_KEYS_MINTED, LINKS
+from services.chassis.ports import Access, AccessLog
 from services.chassis.tracing import COMITY_BATCH_SIZE, span
 from services.identity.domain.identities import (
     Contradiction,
@@ -26,6 +27,7 @@ from services.identity.domain.subjects import LinkNote, People
 
 # A person who was erased and came back is looked for in this many later generations at once.
 GENERATIONS_TOGETHER = 8
+DESCRIBE_METHOD = "comity.identity.v1.IdentityService/DescribeSubject"
 MEMBER_ID = re.compile(r"[a-z2-7]{26}")
 # Somebody may be linked from elsewhere while consent is asked: each try asks again, about the people of that moment.
 # Of those that race one gets through each time, so this is how many logins of one person may come at once.
@@ -119,6 +121,7 @@ class IdentityHandlers:
         subjects: SubjectReader,
         links: LinkStore,
         consent: ConsentReader,
+        accesses: AccessLog,
         clock: Clock,
         *,
         pepper: bytes,
@@ -127,6 +130,7 @@ class IdentityHandlers:
         self._subjects = subjects
         self._links = links
         self._consent = consent
+        self._accesses = accesses
         self._clock = clock
         self._pepper = pepper
         self._salt = holdout_salt
@@ -168,8 +172,8 @@ class IdentityHandlers:
             resolved = await self._resolved([Sought(member_id, Level.UNSPECIFIED) for member_id in member_ids])
             return list({one.subject_id: one for one in resolved}.values())
 
-    async def describe(self, query: Query) -> tuple[Resolved, list[LinkNote]]:
-        """Who a query means, and the links that say so.
+    async def describe(self, query: Query, access: Access) -> tuple[Resolved, list[LinkNote]]:
+        """Who a query means, and the links that say so; that it was read is recorded before it is given out.
 
         Raises:
             ServiceError: INVALID when the query contradicts itself, or names nobody by an identity of their own.
@@ -182,7 +186,9 @@ class IdentityHandlers:
                 raise invalid("subject", resolved.problem)
             if resolved.required_purposes:
                 raise invalid("subject", "is recognized without their help only: present an identity of their own")
-            return resolved, await self._subjects.links([one.member_id for one in resolved.members])
+            links = await self._subjects.links([one.member_id for one in resolved.members])
+            await self._accesses.accessed(resolved.subject_id, access, DESCRIBE_METHOD)
+            return resolved, links
 
     async def _link(self, command: LinkCommand) -> Linked:
         for tries_left in reversed(range(ASKED_MAX)):

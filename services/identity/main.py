@@ -9,6 +9,7 @@ from comity.identity.v1.identity_service_pb2_grpc import (
 )
 from pydantic_settings import SettingsConfigDict
 
+from services.chassis.access import PostgresAccessLog
 from services.chassis.bus import NatsBus
 from services.chassis.clock import SystemClock
 from services.chassis.eventstore import PostgresEventStore
@@ -79,6 +80,7 @@ async def build(settings: Settings, app: App) -> None:
         PostgresSubjects(pool),
         PostgresLinks(pool),
         GrpcConsentReader(channel),
+        PostgresAccessLog(pool, clock),
         clock,
         pepper=pepper,
         holdout_salt=settings.holdout_salt,

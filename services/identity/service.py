@@ -5,6 +5,7 @@ from typing import Any
 from comity.identity.v1 import identity_service_pb2 as pb
 from comity.identity.v1 import identity_service_pb2_grpc as pb_grpc
 
+from services.chassis.access import access_of
 from services.identity import wire
 from services.identity.handlers import IdentityHandlers, KeyHandlers
 
@@ -34,7 +35,7 @@ class IdentityService(pb_grpc.IdentityServiceServicer):
         self, request: pb.DescribeSubjectRequest, context: Any
     ) -> pb.DescribeSubjectResponse:
         """Who is meant, and by which links."""
-        subject, links = await self._handlers.describe(wire.query_of(request.subject))
+        subject, links = await self._handlers.describe(wire.query_of(request.subject), access_of(request.access))
         return pb.DescribeSubjectResponse(
             subject=wire.resolved(subject), links=[wire.subject_link(link) for link in links]
         )

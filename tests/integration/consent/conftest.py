@@ -139,6 +139,7 @@ async def identity(
         PostgresSubjects(pool),
         PostgresLinks(pool),
         GrpcConsentReader(consent_channel),
+        PostgresAccessLog(pool, SystemClock()),
         SystemClock(),
         pepper=b"p" * 32,
         holdout_salt="salt",

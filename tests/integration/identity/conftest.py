@@ -13,6 +13,7 @@ from comity.consent.v1 import consent_service_pb2_grpc as consent_pb_grpc
 from comity.identity.v1 import identity_service_pb2 as pb
 from comity.identity.v1 import identity_service_pb2_grpc as pb_grpc
 
+from services.chassis.access import PostgresAccessLog
 from services.chassis.clock import SystemClock
 from services.chassis.holdings import HoldingsService
 from services.chassis.postgres import Pool, create_pool
@@ -128,6 +129,7 @@ async def identity(database: Callable[[str], Awaitable[str]]) -> AsyncIterator[I
         PostgresSubjects(pool),
         PostgresLinks(pool),
         GrpcConsentReader(consent_channel),
+        PostgresAccessLog(pool, clock),
         clock,
         pepper=PEPPER,
         holdout_salt="salt",

@@ -5,6 +5,7 @@ from typing import Any
 
 import grpc
 import pytest
+from comity.common.v1 import holdings_pb2 as holdings_pb
 from comity.common.v1 import types_pb2 as common_pb
 from comity.identity.v1 import identity_events_pb2 as events_pb
 from comity.identity.v1 import identity_service_pb2 as pb
@@ -237,3 +238,17 @@ async def test_a_subject_is_described_by_namespaces_only(identity: Any) -> None:
         assert [(one.link_id, list(one.namespaces)) for one in described.links] == [
             (linked.link_id, ["anonymous_id", "user_id"])
         ]
+
+
+async def test_who_looks_up_a_subject_is_a_fact(identity: Any) -> None:
+    """Who read, why and by which call; a caller that does not say is recorded as such."""
+    linked = await identity.link("r1", "anonymous_id:a", "user_id:1")
+    ref = common_pb.SubjectRef(identities=[common_pb.Identity(namespace="user_id", value="1")])
+    for access in (common_pb.Access(accessor="ann@site", reason="ticket 7"), common_pb.Access()):
+        await identity.service.DescribeSubject(pb.DescribeSubjectRequest(subject=ref, access=access), timeout=10)
+    stream = f"access-{linked.subject.subject_id}"
+    rows = await identity.pool.fetch("SELECT payload, subject_id FROM events WHERE stream_id = $1", stream)
+    told = [holdings_pb.PersonalDataAccessed.FromString(row["payload"]) for row in rows]
+    assert [(one.access.accessor, one.access.reason) for one in told] == [("ann@site", "ticket 7"), ("unstated", "")]
+    assert {one.method for one in told} == {"comity.identity.v1.IdentityService/DescribeSubject"}
+    assert {row["subject_id"] for row in rows} == {linked.subject.subject_id}
