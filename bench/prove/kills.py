@@ -30,6 +30,8 @@ CALL_TIMEOUT_S = 1.0
 ACKS_BETWEEN_KILLS = 120
 QUIET_TIMEOUT_S = 120.0
 POLL_S = 0.05
+# Longer than anything waits before it is tried again: a delivery whose consumer was killed, a relay, a channel.
+STILL_S = 60.0
 
 # Told to the database alone: production code has no switch that weakens it.
 # Every table, because one synchronous commit anywhere takes the others' to the disk with it.
@@ -233,25 +235,35 @@ async def compare(world: World, told: Acknowledged, probe: Probe) -> Found:
 
 
 async def _probed(world: World, probe: Probe) -> tuple[int, int]:
-    """Effects and events of the probe, once it has had them all or waits in vain."""
-    deadline = time.monotonic() + QUIET_TIMEOUT_S
-    while True:
-        effects, probed = await probe.counted()
-        if probed >= await _value(world, "feedback", STORED_EVENTS) or time.monotonic() > deadline:
-            return effects, probed
-        await asyncio.sleep(POLL_S)
+    """Effects and events of the probe, once it has had them all or stands still."""
+    events_count = await _value(world, "feedback", STORED_EVENTS)
+    return await _still(probe.counted, lambda counted: counted[1] >= events_count)
 
 
 async def _settled(world: World, behavior_count: int) -> tuple[int, int]:
-    """Clicks that features counted and outcomes that were joined, once both stand still or are complete."""
-    seen: list[tuple[int, int]] = []
-    async with asyncio.timeout(QUIET_TIMEOUT_S):
-        while True:
-            now = (await _counted_clicks(world), await _value(world, "feedback", STORED_OUTCOMES))
-            seen.append(now)
-            if min(now) >= behavior_count or (len(seen) > 200 and len(set(seen[-200:])) == 1):
-                return now
-            await asyncio.sleep(POLL_S)
+    """Clicks that features counted and outcomes that were joined, once they are complete or stand still."""
+
+    async def count() -> tuple[int, int]:
+        return await _counted_clicks(world), await _value(world, "feedback", STORED_OUTCOMES)
+
+    return await _still(count, lambda now: min(now) >= behavior_count)
+
+
+async def _still(
+    count: Callable[[], Awaitable[tuple[int, int]]], is_complete: Callable[[tuple[int, int]], bool]
+) -> tuple[int, int]:
+    """What is counted, once it is complete or has not changed for so long that nothing more comes.
+
+    However long it takes: a consumer that was killed again and again has much to catch up on, and is not to be called
+    lossy because the machine is slow.
+    """
+    seen, still_since_s = await count(), time.monotonic()
+    while not is_complete(seen) and time.monotonic() - still_since_s < STILL_S:
+        await asyncio.sleep(POLL_S)
+        now = await count()
+        if now != seen:
+            seen, still_since_s = now, time.monotonic()
+    return seen
 
 
 async def _lost_clicks(world: World, told: Acknowledged) -> int:

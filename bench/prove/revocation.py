@@ -53,10 +53,10 @@ class Pace:
         given_up: share of the unanswered commands that are not sent again.
     """
 
-    people: int = 60
-    in_flight: int = 32
+    people: int = 72
+    in_flight: int = 40
     deciders: int = 1
-    pause_s: tuple[float, float] = (0.02, 0.25)
+    pause_s: tuple[float, float] = (0.0, 0.1)
     granted_s: tuple[float, float] = (4.0, 18.0)
     revoked_s: tuple[float, float] = (0.1, 1.2)
     changes: int = 6

@@ -7,6 +7,8 @@ import asyncio
 import sys
 import time
 
+import asyncpg
+
 from services.chassis.bus import NatsBus
 from services.chassis.errors import ServiceError
 from services.chassis.events import RecordedEvent
@@ -44,5 +46,6 @@ if __name__ == "__main__":
         # A database that was just killed is away for a moment: a probe that gave up would miss events for no fault.
         try:
             asyncio.run(count(*sys.argv[1:4]))
-        except (ServiceError, OSError):
+        # One that is just starting again says so by an error of its own, which is no OSError.
+        except (ServiceError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
             time.sleep(0.2)
