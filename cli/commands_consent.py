@@ -16,7 +16,19 @@ from rich.table import Table
 
 from cli.connections import NO_ADDRESSES, Address, Services, resolve_addresses
 from cli.failures import fail, run
-from cli.options import DEFAULT_DATA_DIR, AsJson, DataDir, DoNotPersonalize, Jurisdiction, ReadAs, Reason, access
+from cli.options import (
+    DEFAULT_DATA_DIR,
+    AsJson,
+    DataDir,
+    DoNotPersonalize,
+    Jurisdiction,
+    PublicKey,
+    ReadAs,
+    Reason,
+    RequestId,
+    Verify,
+    access,
+)
 from cli.output import console, print_json
 from cli.parsing import AnyIdentities, Identities, SubjectId, parse_identities, parse_subject
 from services.chassis.errors import ServiceError, invalid
@@ -41,9 +53,6 @@ CollectedAt: TypeAlias = Annotated[
 ]
 ExpiresAt: TypeAlias = Annotated[
     datetime | None, typer.Option(help="When consent ends by itself, UTC; never if not given.")
-]
-RequestId: TypeAlias = Annotated[
-    str, typer.Option("--request-id", help="The same id changes nothing twice; one is drawn when not given.")
 ]
 NO_PURPOSES: list[str] = []
 
@@ -159,13 +168,8 @@ def receipt(
     identity: AnyIdentities = NO_PURPOSES,
     subject: SubjectId = "",
     version: Annotated[int, typer.Option(min=0, help="Of the change, as history gives it; 0: the newest.")] = 0,
-    verify: Annotated[
-        Path | None,
-        typer.Option("--verify", metavar="FILE", exists=True, dir_okay=False, help="Check this receipt, ask nobody."),
-    ] = None,
-    public_key: Annotated[
-        str, typer.Option(metavar="HEX", help="With --verify: the key that it must be signed with.")
-    ] = "",
+    verify: Verify = None,
+    public_key: PublicKey = "",
     read_as: ReadAs = "",
     reason: Reason = "",
     data_dir: DataDir = DEFAULT_DATA_DIR,

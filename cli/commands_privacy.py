@@ -18,7 +18,17 @@ from cli.commands_consent import show_verified
 from cli.commands_decide import property_value
 from cli.connections import NO_ADDRESSES, Address, Services, resolve_addresses
 from cli.failures import fail, run
-from cli.options import DEFAULT_DATA_DIR, AsJson, DataDir, ReadAs, Reason, access
+from cli.options import (
+    DEFAULT_DATA_DIR,
+    AsJson,
+    DataDir,
+    PublicKey,
+    ReadAs,
+    Reason,
+    RequestId,
+    Verify,
+    access,
+)
 from cli.output import console, errors, print_json, progress
 from cli.parsing import AnyIdentities, SubjectId, parse_facts, parse_subject
 from services.chassis.rpc_client import call
@@ -30,9 +40,6 @@ if TYPE_CHECKING:
 TIMEOUT_S = 15.0
 NOTHING: list[str] = []
 ErasureId: TypeAlias = Annotated[str, typer.Argument(metavar="ERASURE_ID", help="As erase printed it.")]
-RequestId: TypeAlias = Annotated[
-    str, typer.Option("--request-id", help="The same id changes nothing twice; one is drawn when not given.")
-]
 
 
 def register(app: typer.Typer) -> None:
@@ -175,13 +182,8 @@ def status(
 
 def receipt(
     erasure_id: Annotated[str, typer.Argument(metavar="[ERASURE_ID]", help="As erase printed it.")] = "",
-    verify: Annotated[
-        Path | None,
-        typer.Option("--verify", metavar="FILE", exists=True, dir_okay=False, help="Check this receipt, ask nobody."),
-    ] = None,
-    public_key: Annotated[
-        str, typer.Option(metavar="HEX", help="With --verify: the key that it must be signed with.")
-    ] = "",
+    verify: Verify = None,
+    public_key: PublicKey = "",
     data_dir: DataDir = DEFAULT_DATA_DIR,
     address: Address = NO_ADDRESSES,
     as_json: AsJson = False,

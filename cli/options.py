@@ -34,6 +34,16 @@ DoNotPersonalize: TypeAlias = Annotated[
 ]
 
 DEFAULT_DATA_DIR = Path(".comity")
+RequestId: TypeAlias = Annotated[
+    str, typer.Option("--request-id", help="The same id changes nothing twice; one is drawn when not given.")
+]
+Verify: TypeAlias = Annotated[
+    Path | None,
+    typer.Option("--verify", metavar="FILE", exists=True, dir_okay=False, help="Check this receipt, ask nobody."),
+]
+PublicKey: TypeAlias = Annotated[
+    str, typer.Option("--public-key", metavar="HEX", help="With --verify: the key that it must be signed with.")
+]
 
 
 def signals(

@@ -37,7 +37,7 @@ def _refused(bundle: Bundle) -> Iterator[Problem]:
 
 
 def _unnamed(bundle: Bundle) -> Iterator[Problem]:
-    """Purposes that rest on consent and that no notice in use names: nobody could be asked for them."""
+    """Purposes that no notice in use names: nobody could be asked for them, or would be told (GDPR Art. 13)."""
     if not bundle.notices:
         return
     now = datetime.now(UTC)
@@ -45,8 +45,9 @@ def _unnamed(bundle: Bundle) -> Iterator[Problem]:
         purpose for notice in bundle.notices if not _is_retired(notice, now) for purpose in notice.message.purposes
     }
     for purpose in bundle.purposes:
-        if purpose.message.legal_basis == "consent" and purpose.message.id not in named:
-            what = f"{purpose.message.id!r} rests on consent, and no notice in use names it"
+        if purpose.message.id not in named:
+            needed = "people must be asked" if purpose.message.legal_basis == "consent" else "people must be told"
+            what = f"{purpose.message.id!r} is named by no notice in use, and {needed}"
             yield purpose.problem(".id", what, "name it in a notice of notices.yaml, under a new version")
 
 

@@ -49,12 +49,22 @@ def test_what_is_wrong_is_told_with_its_line(
     assert any(says in one.problem and remedy in one.remedy and one.line == line for one in found), found
 
 
-def test_a_purpose_that_no_notice_in_use_names_can_be_given_no_consent(shop: Path, edit: Edit) -> None:
-    """A retired notice names it no more; a legitimate interest needs no name."""
-    edit("notices.yaml", "model_training, identity_linking]", "model_training]")
+@pytest.mark.parametrize(
+    ("unnamed", "place", "needed"),
+    [("identity_linking", "[5].id", "people must be asked"), ("site_optimization", "[0].id", "people must be told")],
+)
+def test_a_purpose_that_no_notice_in_use_names_is_refused(
+    shop: Path, edit: Edit, unnamed: str, place: str, needed: str
+) -> None:
+    """A retired notice names it no more; what is done without asking must be told of, too."""
+    text = (shop / "notices.yaml").read_text()
+    head, _, in_use = text.rpartition("- version:")
+    (shop / "notices.yaml").write_text(f"{head}- version:{in_use.replace(unnamed, 'measurement', 1)}")
     (problem,) = problems_of(shop)
-    assert (problem.file, problem.path) == ("purposes.yaml", "[5].id")
-    assert "rests on consent, and no notice in use names it" in problem.problem
+    assert (problem.file, problem.path) == ("purposes.yaml", place)
+    assert f"is named by no notice in use, and {needed}" in problem.problem
+    assert f"id: {unnamed}" in (shop / "purposes.yaml").read_text().splitlines()[problem.line - 1]
+    assert problem.remedy == "name it in a notice of notices.yaml, under a new version"
 
 
 @pytest.mark.parametrize("file", ["notices.yaml", "jurisdictions.yaml"])
