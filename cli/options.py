@@ -33,7 +33,6 @@ DoNotPersonalize: TypeAlias = Annotated[
     bool, typer.Option("--do-not-personalize", help="The person objects to personalization.")
 ]
 
-DEFAULT_DATA_DIR = Path(".comity")
 RequestId: TypeAlias = Annotated[
     str, typer.Option("--request-id", help="The same id changes nothing twice; one is drawn when not given.")
 ]
@@ -44,6 +43,8 @@ Verify: TypeAlias = Annotated[
 PublicKey: TypeAlias = Annotated[
     str, typer.Option("--public-key", metavar="HEX", help="With --verify: the key that it must be signed with.")
 ]
+
+DEFAULT_DATA_DIR = Path(".comity")
 
 
 def signals(

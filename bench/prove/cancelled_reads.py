@@ -64,11 +64,13 @@ class Site:
         purposes: that people grant.
         event_type: that a feature of the subject counts.
         item_id: that the events are about.
+        notice: version and language that people agree under; empty where the site declares none.
     """
 
     purposes: tuple[str, ...]
     event_type: str
     item_id: str
+    notice: tuple[str, str] = ("", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +128,7 @@ async def prepare(stack: Stack, services: Services, site: Site) -> Trial:
     as_of = datetime.now(UTC)
     for number, name in enumerate(names):
         for _ in range(number + 1):
-            await _grant(services, name, site.purposes)
+            await _grant(services, name, site)
     position = await _track(services, names, site, as_of - timedelta(hours=1))
     await call(
         services.features.AwaitPosition,
@@ -144,13 +146,17 @@ async def prepare(stack: Stack, services: Services, site: Site) -> Trial:
     return Trial(stack, services, site, people, described.feature_set, moment)
 
 
-async def _grant(services: Services, name: str, purposes: Sequence[str]) -> None:
+async def _grant(services: Services, name: str, site: Site) -> None:
+    version, language = site.notice
     request = consent_pb.RecordRequest(
         request_id=uuid.uuid4().hex,
         subject=types_pb.SubjectRef(identities=[Somebody(name, "").identity]),
         answers=[
-            consent_pb.PurposeAnswer(purpose=purpose, state=consent_pb.CONSENT_STATE_GRANTED) for purpose in purposes
+            consent_pb.PurposeAnswer(purpose=purpose, state=consent_pb.CONSENT_STATE_GRANTED)
+            for purpose in site.purposes
         ],
+        notice_version=version,
+        notice_language=language,
     )
     await call(services.consent.Record, request, SETUP_TIMEOUT_S)
 

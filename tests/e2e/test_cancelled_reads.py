@@ -3,9 +3,15 @@
 from bench.prove import cancelled_reads
 from cli.connections import Services
 from cli.stack import Stack
+from tests.e2e.people import NOTICE_VERSION
 
 SEED = 20230324
-SITE = cancelled_reads.Site(purposes=("profile_personalization", "measurement"), event_type="click", item_id="tote")
+SITE = cancelled_reads.Site(
+    purposes=("profile_personalization", "measurement"),
+    event_type="click",
+    item_id="tote",
+    notice=(NOTICE_VERSION, "en"),
+)
 
 
 async def test_no_reply_of_a_cancelled_read_reaches_another_subject(stack: Stack, services: Services) -> None:

@@ -20,7 +20,7 @@ from comity.identity.v1 import identity_service_pb2 as identity_pb
 
 from cli.connections import Services
 from services.chassis.status import from_call_error
-from tests.e2e.people import CALL_S, DEFAULTS, PURPOSES, Person, item_ids, ranked_person, reason
+from tests.e2e.people import CALL_S, DEFAULTS, NOTICE_VERSION, PURPOSES, Person, item_ids, ranked_person, reason
 
 NO_CONSENT = "DEFAULT/NO_CONSENT"
 GRANTED = consent_pb.PurposeAnswer(purpose="measurement", state=consent_pb.CONSENT_STATE_GRANTED)
@@ -209,7 +209,13 @@ async def test_a_redelivery_resurrects_an_erased_subject(services: Services) -> 
     assert await clicks_of(services, new.member_id) > 0.0
     assert await clicks_of(services, before.member_id) == 0.0
     old = types_pb.SubjectRef(subject_id=before.subject_id)
-    record = consent_pb.RecordRequest(request_id=uuid.uuid4().hex, subject=old, answers=[GRANTED])
+    record = consent_pb.RecordRequest(
+        request_id=uuid.uuid4().hex,
+        subject=old,
+        answers=[GRANTED],
+        notice_version=NOTICE_VERSION,
+        notice_language="en",
+    )
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await services.consent.Record(record, timeout=CALL_S)
     assert from_call_error(caught.value).reason == "SUBJECT_ERASED"
