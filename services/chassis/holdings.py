@@ -149,6 +149,11 @@ class HoldingsService(pb_grpc.HoldingsServiceServicer):
         self._holdings = holdings
         self._erase = Eraser(pool, holdings, forget=forget)
 
+    @property
+    def erase(self) -> "Eraser":
+        """Takes steps; for chassis.erasure_gate."""
+        return self._erase
+
     async def DescribeHoldings(  # noqa: N802
         self, request: pb.DescribeHoldingsRequest, context: Context
     ) -> pb.DescribeHoldingsResponse:

@@ -11,6 +11,7 @@ from pydantic_settings import SettingsConfigDict
 from services.chassis.access import PostgresAccessLog
 from services.chassis.bus import NatsBus
 from services.chassis.clock import SystemClock
+from services.chassis.erasure_gate import ErasureGate, GrpcErasureLedger
 from services.chassis.eventstore import PostgresEventStore
 from services.chassis.gather import Load
 from services.chassis.holdings import HoldingsService
@@ -99,7 +100,11 @@ async def build(settings: Settings, app: App) -> None:
     app.server.add(pb_grpc.add_DecisionServiceServicer_to_server, parts.decisions())
     app.server.add(pb_grpc.add_CatalogServiceServicer_to_server, parts.catalogs())
     app.server.add(pb_grpc.add_ReleaseServiceServicer_to_server, parts.releases())
-    app.server.add(add_HoldingsServiceServicer_to_server, parts.holdings())
+    holdings = parts.holdings()
+    app.server.add(add_HoldingsServiceServicer_to_server, holdings)
+    gate = ErasureGate(pool, holdings.erase, GrpcErasureLedger(parts.channels[1]))
+    app.background("erasure ledger", gate.run)
+    await gate.open()
 
 
 class _Parts:

@@ -11,6 +11,7 @@ from pydantic_settings import SettingsConfigDict
 from services.chassis.bus import NatsBus
 from services.chassis.cache import RedisCache
 from services.chassis.clock import SystemClock
+from services.chassis.erasure_gate import ErasureGate, GrpcErasureLedger
 from services.chassis.eventstore import PostgresEventStore
 from services.chassis.holdings import HoldingsService
 from services.chassis.inbox import Subscription
@@ -101,8 +102,14 @@ async def build(settings: Settings, app: App) -> None:
             await_folded=AwaitFolded(intakes, columns, settled),
         ),
     )
-    holdings = FeaturesHoldings(pool, cache, books, sealer, FeedbackLog(feedback))
-    app.server.add(add_HoldingsServiceServicer_to_server, HoldingsService(pool, holdings, forget=sealer.forget))
+    held = FeaturesHoldings(pool, cache, books, sealer, FeedbackLog(feedback))
+    holdings = HoldingsService(pool, held, forget=sealer.forget)
+    app.server.add(add_HoldingsServiceServicer_to_server, holdings)
+    consent = connect(settings.consent_address)
+    app.on_stop("consent", consent.close)
+    gate = ErasureGate(pool, holdings.erase, GrpcErasureLedger(consent))
+    app.background("erasure ledger", gate.run)
+    await gate.open()
 
 
 if __name__ == "__main__":

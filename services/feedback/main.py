@@ -16,6 +16,7 @@ from pydantic_settings import SettingsConfigDict
 
 from services.chassis.bus import NatsBus
 from services.chassis.clock import SystemClock
+from services.chassis.erasure_gate import ErasureGate, GrpcErasureLedger
 from services.chassis.eventstore import PostgresEventStore
 from services.chassis.holdings import HoldingsService
 from services.chassis.inbox import Subscription
@@ -106,8 +107,11 @@ async def build(settings: Settings, app: App) -> None:
     app.background("decisions", intake.run)
     app.server.add(add_FeedbackServiceServicer_to_server, parts.servicer(intake))
     app.server.add(add_RectificationServiceServicer_to_server, parts.rectification(on_commit))
-    holdings = FeedbackHoldings(pool, parts.sealer)
-    app.server.add(add_HoldingsServiceServicer_to_server, HoldingsService(pool, holdings, forget=parts.sealer.forget))
+    holdings = HoldingsService(pool, FeedbackHoldings(pool, parts.sealer), forget=parts.sealer.forget)
+    app.server.add(add_HoldingsServiceServicer_to_server, holdings)
+    gate = ErasureGate(pool, holdings.erase, GrpcErasureLedger(consent))
+    app.background("erasure ledger", gate.run)
+    await gate.open()
 
 
 class _Parts:

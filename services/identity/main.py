@@ -12,6 +12,7 @@ from pydantic_settings import SettingsConfigDict
 from services.chassis.access import PostgresAccessLog
 from services.chassis.bus import NatsBus
 from services.chassis.clock import SystemClock
+from services.chassis.erasure_gate import ErasureGate, GrpcErasureLedger
 from services.chassis.eventstore import PostgresEventStore
 from services.chassis.holdings import HoldingsService
 from services.chassis.lifecycle import App, run
@@ -88,7 +89,12 @@ async def build(settings: Settings, app: App) -> None:
     app.server.add(add_IdentityServiceServicer_to_server, IdentityService(handlers))
     keys = KeyHandlers(PostgresKeys(pool, Wrapping(kek), clock))
     app.server.add(add_KeyServiceServicer_to_server, KeyService(keys))
-    app.server.add(add_HoldingsServiceServicer_to_server, HoldingsService(pool, IdentityHoldings(pool, clock)))
+    holdings = HoldingsService(pool, IdentityHoldings(pool, clock))
+    app.server.add(add_HoldingsServiceServicer_to_server, holdings)
+    # Waits for consent where the database was restored, and only there.
+    gate = ErasureGate(pool, holdings.erase, GrpcErasureLedger(channel))
+    app.background("erasure ledger", gate.run)
+    await gate.open()
 
 
 if __name__ == "__main__":
