@@ -4,6 +4,9 @@ Whoever stores something about a person asks `erased_in` in the transaction that
 every transaction that has asked and keeps new ones waiting until it is committed: so each of them either was finished
 before (and what it stored is deleted with the rest) or sees the member on the list. The event log (chassis.eventstore)
 and the inbox ask by themselves. Owns no order of steps: consent's erasure has it.
+
+Whoever asks in SQL of its own says FOR KEY SHARE: that is what holds the table against suppress_in, also where no row
+is found. Mere readers of the list, and a backup that is being taken, wait for nobody and keep nobody waiting.
 """
 
 from collections import Counter
@@ -20,14 +23,18 @@ DELETE_MAX = 2_000
 
 POSTGRES = "postgres"
 
-LOCK_SQL = "LOCK TABLE erased_members IN ACCESS EXCLUSIVE MODE"
+# Writers that ask hold the table in ROW SHARE mode (FOR KEY SHARE). Not ACCESS EXCLUSIVE: pg_dump would conflict with
+# that for as long as it runs, and every writer would wait behind.
+LOCK_SQL = "LOCK TABLE erased_members IN EXCLUSIVE MODE"
+# Those who store something wait behind this: better to give up and come again than to keep them.
+LOCK_TIMEOUT_SQL = "SELECT set_config('lock_timeout', '1s', true)"
 SUPPRESS_SQL = """
 WITH added AS (
     INSERT INTO erased_members (member_id, erasure_id) SELECT m, $1 FROM unnest($2::text[]) AS m ORDER BY m
     ON CONFLICT DO NOTHING RETURNING 1
 ) SELECT count(*) FROM added
 """
-ERASED_SQL = "SELECT member_id FROM erased_members WHERE member_id = ANY($1::text[])"
+ERASED_SQL = "SELECT member_id FROM erased_members WHERE member_id = ANY($1::text[]) FOR KEY SHARE"
 
 # What refuse_change() lets through, until the transaction ends.
 ERASING_SQL = "SELECT set_config('comity.erasing', 'on', true)"
@@ -92,6 +99,7 @@ async def suppress_in(connection: Connection, erasure_id: str, member_ids: Seque
     Raises:
         ServiceError: UNAVAILABLE when a transaction that stores something does not end; try again.
     """
+    await connection.execute(LOCK_TIMEOUT_SQL)
     await connection.execute(LOCK_SQL)
     added: int = await connection.fetchval(SUPPRESS_SQL, erasure_id, list(member_ids))
     return added

@@ -53,7 +53,7 @@ WITH advanced AS (
 )
 INSERT INTO inbox (source, consumer, event_id)
 SELECT $1, $2, e.event_id FROM unnest($3::uuid[], $7::text[]) AS e(event_id, subject_id)
-WHERE (SELECT true FROM erased_members m WHERE m.member_id = e.subject_id) IS NULL ORDER BY e.event_id
+WHERE (SELECT true FROM erased_members m WHERE m.member_id = e.subject_id FOR KEY SHARE) IS NULL ORDER BY e.event_id
 ON CONFLICT DO NOTHING RETURNING event_id
 """
 POSITION_SQL = "SELECT epoch, xid, position FROM inbox_positions WHERE source = $1 AND consumer = $2"
@@ -63,7 +63,7 @@ INSERT INTO dead_letters (source, consumer, channel, event_id, type, subject_id,
 SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9
 WHERE NOT EXISTS (
     SELECT FROM erased_members m
-    WHERE m.member_id = $6 OR ($6 = '' AND position(convert_to(m.member_id, 'UTF8') IN $9) > 0)
+    WHERE m.member_id = $6 OR ($6 = '' AND position(convert_to(m.member_id, 'UTF8') IN $9) > 0) FOR KEY SHARE
 )
 """
 PRUNE_SQL = f"""

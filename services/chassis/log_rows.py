@@ -15,7 +15,7 @@ APPEND_SQL = """
 WITH asked AS (
     SELECT stream_id, expected, events_count, request_id, digest, event_id, type, subject_id, occurred_at,
            key_id, nonce, payload, traceparent,
-           (SELECT true FROM erased_members m WHERE m.member_id = a.subject_id) AS erased
+           (SELECT true FROM erased_members m WHERE m.member_id = a.subject_id FOR KEY SHARE) AS erased
     FROM unnest($1::text[], $2::int[], $3::int[], $4::text[], $5::bytea[], $6::uuid[], $7::text[], $8::text[],
                 $9::timestamptz[], $10::text[], $11::bytea[], $12::bytea[], $13::text[])
         AS a(stream_id, expected, events_count, request_id, digest, event_id, type, subject_id, occurred_at,

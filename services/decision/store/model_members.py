@@ -26,6 +26,8 @@ MARK_SQL = """
 UPDATE models SET erased_subjects_count = erased_subjects_count + $3, retrain_since = coalesce(retrain_since, now())
 WHERE name = $1 AND sha256 = $2
 """
+# As FOR KEY SHARE does for single members (chassis.erasure): nobody gets on the list until the transaction ends.
+HOLD_LIST_SQL = "LOCK TABLE erased_members IN ROW SHARE MODE"
 ERASED_SQL = "SELECT member_id FROM erased_members"
 
 
@@ -35,6 +37,7 @@ async def remember_in(connection: Connection, name: str, sha256: str, fingerprin
     Who was erased meanwhile is not kept, and the model is marked for them at once: its data was read before.
     """
     await connection.fetch(LOCK_MODEL_SQL, name, sha256)
+    await connection.execute(HOLD_LIST_SQL)
     erased = {fingerprint(row["member_id"]) for row in await connection.fetch(ERASED_SQL)}
     gone = erased.intersection(fingerprints)
     rows = packed(each for each in fingerprints if each not in gone)

@@ -22,7 +22,7 @@ INSERT INTO pending_outcomes (behavior_id, decision_id, since)
 SELECT w.behavior_id, w.decision_id, w.since
 FROM unnest($1::uuid[], $2::text[], $3::timestamptz[]) AS w (behavior_id, decision_id, since)
 JOIN events e ON e.event_id = w.behavior_id
-WHERE (SELECT true FROM erased_members m WHERE m.member_id = e.subject_id) IS NULL
+WHERE (SELECT true FROM erased_members m WHERE m.member_id = e.subject_id FOR KEY SHARE) IS NULL
 ON CONFLICT (behavior_id) DO NOTHING
 """
 WAITING_FOR_SQL = "SELECT behavior_id, decision_id, since FROM pending_outcomes WHERE decision_id = ANY($1::text[])"

@@ -34,7 +34,7 @@ WHERE e.member_id = ANY($1::text[]) AND (SELECT true FROM data_keys k WHERE k.me
 MINT_SQL = """
 INSERT INTO data_keys (member_id, key_id, wrapped)
 SELECT m, k, w FROM unnest($1::text[], $2::text[], $3::bytea[]) AS a(m, k, w)
-WHERE (SELECT true FROM erased_members e WHERE e.member_id = a.m) IS NULL ORDER BY m
+WHERE (SELECT true FROM erased_members e WHERE e.member_id = a.m FOR KEY SHARE) IS NULL ORDER BY m
 ON CONFLICT (member_id) DO NOTHING
 RETURNING member_id, key_id, wrapped
 """

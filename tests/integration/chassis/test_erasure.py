@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 import pytest
@@ -19,10 +20,11 @@ from services.chassis.erasure import (
     erased_in,
     suppress_in,
 )
+from services.chassis.errors import Kind, ServiceError
 from services.chassis.events import Append, LogPosition, RecordedEvent
-from services.chassis.eventstore import PostgresEventStore
+from services.chassis.eventstore import PostgresEventStore, append_in
 from services.chassis.holdings import HeldRecord, Holding, HoldingsService
-from services.chassis.inbox import Subscription
+from services.chassis.inbox import FRESH_SQL, Subscription
 from services.chassis.postgres import Connection, Pool, acquire, create_pool, transaction
 from tests.conftest import MakeDatabase
 from tests.contract.samples import new_event
@@ -96,6 +98,38 @@ async def _until_it_waits(pool: Pool) -> None:
             return bool(await connection.fetchval("SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)"))
 
     await eventually(waits)
+
+
+async def test_a_backup_in_the_making_keeps_nobody_waiting(pool: Pool) -> None:
+    """Whoever only reads the list, for as long as pg_dump does, neither waits for a suppression nor holds it up."""
+    async with pool.acquire() as dump, dump.transaction(isolation="repeatable_read", readonly=True):
+        await dump.execute("LOCK TABLE erased_members IN ACCESS SHARE MODE")
+        await suppress(pool, GONE)
+    async with acquire(pool) as connection:
+        assert await erased_in(connection, (GONE,)) == {GONE}
+
+
+async def test_who_stores_is_not_kept_waiting_for_long(pool: Pool) -> None:
+    """A suppression that cannot be had within a second gives up, so that those behind it go on; it is asked again."""
+    async with transaction(pool) as connection:
+        assert await erased_in(connection, (GONE,)) == set()
+        with pytest.raises(ServiceError) as refusal:
+            await suppress(pool, GONE)
+        assert refusal.value.kind is Kind.UNAVAILABLE
+    await suppress(pool, GONE)
+
+
+@pytest.mark.parametrize("name", ["append", "intake"])
+async def test_every_way_in_holds_the_list(pool: Pool, name: str) -> None:
+    """An append and an intake under way, about anybody, are waited for: without FOR KEY SHARE they would not be."""
+    async with transaction(pool) as connection:
+        if name == "append":
+            await append_in(connection, [Append("s", 0, (new_event(subject_id=KEPT),))])
+        else:
+            ids, subjects = [UUID(new_event().event_id)], [KEPT]
+            await connection.fetch(FRESH_SQL, "source", "test", ids, None, None, None, subjects)
+        with pytest.raises(ServiceError):
+            await suppress(pool, GONE)
 
 
 async def test_everything_in_the_log_goes_and_the_rest_stays(pool: Pool) -> None:
