@@ -13,6 +13,7 @@ MODULES = (
     "cli.commands_decide",
     "cli.commands_log",
     "cli.commands_consent",
+    "cli.commands_identity",
     "cli.commands_privacy",
     "cli.commands_learning",
     "cli.commands_demo",

@@ -50,6 +50,26 @@ def test_a_decision_from_the_shell_and_why(comity: Any) -> None:
     assert decided["decisions"][0]["fallback_reason"] == "FALLBACK_REASON_NO_CONSENT"
 
 
+def test_people_are_linked_from_the_shell_where_they_allow_it(comity: Any) -> None:
+    """Refused before consent, made with it, looked up, and taken back."""
+    visitor, user = f"--identity=anonymous_id:{uuid.uuid4().hex}", f"--identity=user_id:{uuid.uuid4().hex}"
+    code, error = comity("identity", "link", visitor, user)
+    assert (code, error["error"]["reason"]) == (1, "IDENTITY_LINKING_NOT_ALLOWED")
+    granted = ("--purpose=identity_linking", "--notice-version=2026-10", "--language=en")
+    assert comity("consent", "grant", visitor, *granted)[0] == 0
+    code, linked = comity("identity", "link", visitor, user)
+    assert (code, linked["merged"], len(linked["subject"]["members"])) == (0, True, 2)
+    code, resolved = comity("identity", "resolve", user)
+    assert resolved["subjects"][0]["subject_id"] == linked["subject"]["subject_id"]
+    code, described = comity("identity", "describe", visitor, "--reason=a test")
+    assert [one["link_id"] for one in described["links"]] == [linked["link_id"]]
+    assert comity("identity", "unlink", linked["link_id"])[0] == 0
+    code, apart = comity("identity", "resolve", user)
+    assert len(apart["subjects"][0]["members"]) == 1
+    code, error = comity("identity", "resolve", "--identity=device_fingerprint:f")
+    assert (code, error["error"]["reason"]) == (1, "NAMESPACE_NOT_ALLOWED")
+
+
 def test_a_refusal_names_the_field_and_ends_with_one(comity: Any) -> None:
     """What a service refuses is told with field and remedy, as an object for programs."""
     code, error = comity("decide", "no_such_place", "--identity=user_id:1", "--deadline-ms=5000")
