@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from bench.prove import cancelled_reads, consent_strings, draws, kills, merges, replays
+from bench.prove import cancelled_reads, consent_strings, draws, erasure, kills, merges, replays
 from bench.prove.faults import draw, kinds_of_all
 from bench.prove.proof import Proof
 from bench.prove.teeth import TEETH_BUDGET_MS, bite
@@ -50,6 +50,7 @@ class Sizes:
         self.strings = 100_000 if quick else 1_000_000
         self.vectors_dir = vectors_dir
         self.cancels = 5_000 if quick else 100_000
+        self.subjects = 60 if quick else 1_000
         self.merges = 5_000 if quick else 50_000
         self.teeth_merges = 500
         self.teeth_cancels = 500 if quick else 2_000
@@ -192,6 +193,12 @@ async def granted_by_valid_alone(sizes: Sizes) -> Proof:
     return await asyncio.to_thread(consent_strings.prove_strings, sizes.vectors_dir, sizes.strings, STRINGS_SEED)
 
 
+async def erased(sizes: Sizes) -> Proof:
+    """G11: erased means gone, from every file; what is left is what would be there without them."""
+    with temporary_folder() as folder:
+        return await erasure.prove(folder, people_count=sizes.subjects)
+
+
 async def unmerged(sizes: Sizes) -> Proof:
     """Merge and unmerge: a link that is taken back leaves everybody as they would be without it."""
     return await asyncio.to_thread(merges.prove, sizes.merges, sizes.teeth_merges, MERGES_SEED)
@@ -200,6 +207,7 @@ async def unmerged(sizes: Sizes) -> Proof:
 PROOFS: dict[str, Callable[[Sizes], Awaitable[Proof]]] = {
     "G1_G3_G10": survive,
     "G7": revoked,
+    "G11": erased,
     "G12": told_their_own,
     "G13": granted_by_valid_alone,
     "G15": replayed,
