@@ -186,9 +186,10 @@ async def _kill_all(world: World, told: Acknowledged, victims: tuple[str, ...], 
     for victim in victims:
         for _ in range(kills):
             await _more_acknowledged(told, ACKS_BETWEEN_KILLS)
+            # While traffic flows: then it is nearly always between an effect and its acknowledgement.
+            probe.kill()
             await world.stack.kill(victim)
             await world.stack.restart(victim)
-            probe.kill()
     await _more_acknowledged(told, ACKS_BETWEEN_KILLS)
 
 
