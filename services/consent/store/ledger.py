@@ -69,9 +69,11 @@ SELECT $1, $2, 3, $3, statement_timestamp(), statement_timestamp(), 'infinity', 
 ON CONFLICT (member_id, purpose) DO NOTHING
 """
 # Members with a grant that ran out and is not recorded to have; the condition is the index's, so that it is used.
+# Whoever was erased has a ledger that is closed.
 RAN_OUT_SQL = """
-SELECT member_id FROM consent_state
+SELECT member_id FROM consent_state s
 WHERE state = 1 AND expires_at < 'infinity' AND expiry_recorded_for <> expires_at AND expires_at <= now()
+  AND NOT EXISTS (SELECT FROM erased_members e WHERE e.member_id = s.member_id)
 ORDER BY expires_at LIMIT $1
 """
 
@@ -118,9 +120,14 @@ class PostgresLedger:
         async with acquire(self._pool) as connection:
             rows = await connection.fetch(RAN_OUT_SQL, limit)
         for member_id in dict.fromkeys(row["member_id"] for row in rows):
-            async with transaction(self._pool) as connection:
-                await connection.execute(LOCK_SQL, member_id)
-                await self._decide(connection, member_id, decide)
+            try:
+                async with transaction(self._pool) as connection:
+                    await connection.execute(LOCK_SQL, member_id)
+                    await self._decide(connection, member_id, decide)
+            except ServiceError as error:
+                # Erased between the two statements.
+                if error.reason != "SUBJECT_ERASED":
+                    raise
         return len(rows)
 
     async def close_in(self, connection: Connection, member_id: str) -> None:

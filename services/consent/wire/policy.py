@@ -127,7 +127,7 @@ def _jurisdiction(message: pb.Jurisdiction) -> Jurisdiction:
     known = message.regime in pb.Regime.values()
     return Jurisdiction(
         id=message.id,
-        # A regime that a newer program declares is none that we know: the declaration is refused.
+        # One that a newer release declared, while both run, is not opt-out here, and so counts as opt-in.
         regime=Regime(message.regime) if known else Regime.UNSPECIFIED,
         opt_in_purposes=tuple(message.opt_in_purposes),
         gpc_objects_to=tuple(message.gpc_objects_to),

@@ -212,3 +212,20 @@ async def poll(handlers: Any) -> None:
 async def expired_events(consent: Any) -> list[Any]:
     log = await PostgresEventStore(consent.pool).read_log(ORIGIN, limit=1000)
     return [event for event in log if event.type.endswith("ConsentExpired")]
+
+
+async def test_nothing_is_added_to_the_ledger_of_somebody_erased(consent: Any) -> None:
+    """Not even that a grant ran out; and those after them are not kept waiting."""
+    await declared(consent)
+    soon = datetime.now(UTC) + timedelta(seconds=0.3)
+    for request_id, subject in (("r1", ALICE), ("r2", BOB)):
+        request = grant(request_id, "ads")
+        request.subject.CopyFrom(who(subject))
+        request.expires_at.FromDatetime(soon)
+        await consent.service.Record(request, timeout=10)
+    await consent.pool.execute("INSERT INTO erased_members (member_id, erasure_id) VALUES ($1, 'e1')", ALICE)
+    async with asyncio.timeout(20):
+        while not await expired_events(consent):
+            await consent.handlers.expire()
+    assert [event.subject_id for event in await expired_events(consent)] == [BOB]
+    assert (await refusal(consent.service.Record(grant("r3", "ads"), timeout=10))).reason == "SUBJECT_ERASED"
