@@ -132,10 +132,11 @@ async def _models(data_dir: Path, address: list[str]) -> list[dict[str, Any]]:
 
     async with Services(resolve_addresses(data_dir, address)) as services:
         response = await call(services.release.ListModels, pb.ListModelsRequest(), LIST_TIMEOUT_S)
-    return [_listed(model) for model in response.models]
+    return [listed(model) for model in response.models]
 
 
-def _listed(model: "RegisteredModel") -> dict[str, Any]:
+def listed(model: "RegisteredModel") -> dict[str, Any]:
+    """A registered model as JSON holds it; *retrain_before* is None unless it knew somebody who was erased."""
     since = model.retrain_since.ToDatetime(tzinfo=UTC) if model.HasField("retrain_since") else None
     return {
         "name": model.name,

@@ -1,6 +1,7 @@
 """Decision: what to show.
 
 Owns the catalog, placements, policies, models, and the decision log. Answers DecisionService (Decide, RecordDecisions,
-GetDecision, Explain, Replay), CatalogService and ReleaseService. Emits DecisionMade, SiteApplied, CatalogChanged,
-ModelRegistered and ModelActivated. Consumes nothing: identity, consent and features are asked in each Decide.
+GetDecision, Explain, Replay), CatalogService, ReleaseService and HoldingsService. Emits DecisionMade, SiteApplied,
+CatalogChanged, ModelRegistered and ModelActivated. Consumes nothing: identity, consent and features are asked in each
+Decide.
 """

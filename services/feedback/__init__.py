@@ -2,7 +2,7 @@
 
 Owns: behavior events and the schemas they are declared by; outcomes (behavior joined to the decision it
 answers); a copy of the decision log, sealed as it came, for joining and for learning.
-Answers: Track, ReplayEvents, PublishEventSchemas, AwaitPosition.
+Answers: Track, ReplayEvents, PublishEventSchemas, AwaitPosition, RectifyBehavior; HoldingsService.
 Emits: BehaviorRecorded, OutcomeAttributed, EventSchemasPublished.
 Consumes: DecisionMade.
 

@@ -25,6 +25,13 @@ def comity(stack: Stack) -> Any:
     return run
 
 
+def test_the_models_are_listed(comity: Any) -> None:
+    """Whatever was registered, each with whether it has people to forget."""
+    code, told = comity("models")
+    assert code == 0
+    assert all(model["retrain_before"] is None or model["erased_subjects_count"] for model in told["models"])
+
+
 def test_a_decision_from_the_shell_and_why(comity: Any) -> None:
     """Grant, decide, ask why, replay, track, look the consent up, revoke, decide again."""
     who = f"--identity=user_id:{uuid.uuid4().hex}"
