@@ -12,6 +12,7 @@ from bench.prove.links import Links
 from bench.prove.proxy import Link
 from bench.world import VariantStack
 from cli.stack.replicas import service_of
+from services.chassis.errors import ServiceError
 
 # After a fault everything has to find together again: channels look for a lost service once a second.
 RECOVERY_S = 2.5
@@ -19,6 +20,7 @@ CALM_S = (2.0, 4.0)
 LASTS_S = (0.2, 3.0)
 DELAY_S = 0.15
 COMMIT = (b"COMMIT;",)
+STARTS_MAX = 3
 
 
 class Kind(StrEnum):
@@ -151,7 +153,7 @@ class Faults:
         if fault.kind is Kind.KILL:
             await self._stack.kill(fault.target)
             await asyncio.sleep(fault.seconds)
-            await self._stack.restart(fault.target)
+            await self._start_again(fault.target)
         elif fault.kind is Kind.STOP:
             self._stack.pause(fault.target)
             await asyncio.sleep(fault.seconds)
@@ -163,6 +165,17 @@ class Faults:
             await asyncio.sleep(fault.seconds)
             for link in links:
                 link.heal()
+
+    async def _start_again(self, name: str) -> None:
+        """As a supervisor does: what does not come up is started once more."""
+        for tries_left in reversed(range(STARTS_MAX)):
+            try:
+                await self._stack.restart(name)
+                return
+            except ServiceError as error:
+                if not tries_left:
+                    raise
+                print(f"{name} did not start, once more: {error}", file=sys.stderr, flush=True)
 
     def _lines(self, fault: Fault) -> list[Link]:
         if fault.target == service_of(fault.target):

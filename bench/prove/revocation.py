@@ -26,6 +26,7 @@ from bench.world import Requests, World, answer_label, grant_request, revoke_req
 from cli.connections import Services
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.rpc_client import call
+from services.chassis.status import from_call_error
 
 # Longer than the budget of a Decide, which is to end it.
 DECIDE_TIMEOUT_S = 1.5
@@ -35,6 +36,7 @@ RETRY_PAUSE_S = 0.2
 SETTLE_S = 60.0
 LOOK_EVERY_S = 0.1
 CANDIDATES_COUNT = 5
+OUTAGES = (Kind.UNAVAILABLE, Kind.DEADLINE, Kind.EXHAUSTED, Kind.CONFLICT)
 PERSONAL = (events_pb.REASON_RANKED, events_pb.REASON_EXPLORED)
 
 
@@ -79,6 +81,7 @@ class Tally:
         p2: answers emitted with the profile after a Revoke had returned, but for those counted as p1 or stalled.
         stalled: the same, by a replica that stood still while it decided: the stated residual.
         stale: refusals of somebody who had agreed that no linearization allows.
+        unexpected: errors that are no outages: bugs of the product, though none that breaks a promise.
         refs: some of the calls counted as p1, p2 or stale, to look them up by.
         reasons: of all answers.
     """
@@ -95,6 +98,7 @@ class Tally:
     p2: int = 0
     stalled: int = 0
     stale: int = 0
+    unexpected: int = 0
     lives: int = 0
     refs: list[str] = field(default_factory=list)
     reasons: Counter[str] = field(default_factory=Counter)
@@ -242,7 +246,8 @@ class Life:
                 await call(method, request, CHANGE_TIMEOUT_S)
                 return True
             except ServiceError as error:
-                if error.kind not in (Kind.UNAVAILABLE, Kind.DEADLINE, Kind.EXHAUSTED, Kind.CONFLICT):
+                self._trial.tally.unexpected += error.kind not in OUTAGES
+                if error.kind not in (*OUTAGES, Kind.INTERNAL):
                     raise
                 if may_give_up or time.monotonic() > give_up_at:
                     return False
@@ -286,12 +291,10 @@ class Life:
             answer = await calling
             trailers = await calling.trailing_metadata()
         except grpc.aio.AioRpcError as error:
-            if error.code() not in (
-                grpc.StatusCode.UNAVAILABLE,
-                grpc.StatusCode.DEADLINE_EXCEEDED,
-                grpc.StatusCode.RESOURCE_EXHAUSTED,
-            ):
+            kind = from_call_error(error).kind
+            if kind not in (*OUTAGES, Kind.INTERNAL):
                 raise
+            tally.unexpected += kind is Kind.INTERNAL
             tally.unanswered += 1
             await asyncio.sleep(RETRY_PAUSE_S)
             return False
