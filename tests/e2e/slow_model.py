@@ -1,8 +1,7 @@
-"""A ranker that is sound and slow: nothing in its file tells it from a fast one but how long it takes."""
+"""A ranker that is sound, and slow where one column holds one value: no trial of its file can see that coming."""
 
 import hashlib
 import time
-from itertools import pairwise
 
 import numpy as np
 import onnxruntime as ort
@@ -10,21 +9,24 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from learning.export import Exported
 
-HIDDEN = 1024
-# Above 1, so that what flows through the layers does not fade into numbers too small to compute with quickly.
-GAIN = 1.5
+HIDDEN = 256
 # Enough to time one layer by.
-LAYERS_TIMED = 10
+LAYERS_TIMED = 50
+# More than what decision scores on its own loop, so that it goes to the thread as a dear model does.
+USUAL_S = 0.004
 
 
-def slow_model(columns_count: int, *, rows_count: int, seconds: float) -> Exported:
-    """A model that takes about that long for so many rows on this machine, and longer when others use it too."""
-    layer_s = _time(_model(columns_count, LAYERS_TIMED), columns_count, rows_count) / LAYERS_TIMED
-    model = _model(columns_count, round(seconds / layer_s)).SerializeToString()
+def slow_model(columns_count: int, *, column: int, value: float, rows_count: int, seconds: float) -> Exported:
+    """A model that computes for about that long, on an idle machine, where a row's *column* is *value*."""
+    timed = _model(columns_count, column, value, LAYERS_TIMED, 0)
+    layer_s = _seconds(timed, columns_count, rows_count) / LAYERS_TIMED
+    proto = _model(columns_count, column, value, round(USUAL_S / layer_s) + 1, round(seconds / layer_s))
+    model = proto.SerializeToString()
     return Exported(model, hashlib.sha256(model).hexdigest(), 0.0)
 
 
-def _time(model: ModelProto, columns_count: int, rows_count: int) -> float:
+def _seconds(model: ModelProto, columns_count: int, rows_count: int) -> float:
+    """CPU time of one call: what others do on the machine does not count."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
@@ -37,35 +39,55 @@ def _time(model: ModelProto, columns_count: int, rows_count: int) -> float:
     return min(taken)
 
 
-def _model(columns_count: int, layers_count: int) -> ModelProto:
-    """Dense layers, all with the same weights: the file stays small however long they take."""
+def _model(columns_count: int, column: int, value: float, layers: int, more_layers: int) -> ModelProto:
+    """A loop over one dense layer; how often it runs depends on the rows."""
     rng = np.random.default_rng(5)
-    names = [f"h{k}" for k in range(layers_count + 1)]
+    node = helper.make_node
+    body = helper.make_graph(
+        [
+            node("MatMul", ["before", "hidden"], ["sum"]),
+            node("Tanh", ["sum"], ["after"]),
+            node("Identity", ["go_on"], ["goes_on"]),
+        ],
+        "layer",
+        [
+            helper.make_tensor_value_info("turn", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("before", TensorProto.FLOAT, ["rows", HIDDEN]),
+        ],
+        [
+            helper.make_tensor_value_info("goes_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("after", TensorProto.FLOAT, ["rows", HIDDEN]),
+        ],
+    )
     nodes = [
-        helper.make_node("IsNaN", ["features"], ["missing"]),
-        helper.make_node("Where", ["missing", "zero", "features"], ["filled"]),
-        helper.make_node("MatMul", ["filled", "first"], ["wide"]),
-        helper.make_node("Tanh", ["wide"], [names[0]]),
-        *(
-            node
-            for before, after in pairwise(names)
-            for node in (
-                helper.make_node("MatMul", [before, "hidden"], [f"{after}_sum"]),
-                helper.make_node("Tanh", [f"{after}_sum"], [after]),
-            )
-        ),
-        helper.make_node("MatMul", [names[-1], "last"], ["scores"]),
+        node("IsNaN", ["features"], ["missing"]),
+        node("Where", ["missing", "zero", "features"], ["filled"]),
+        node("MatMul", ["filled", "first"], ["wide"]),
+        node("Gather", ["filled", "column"], ["asked"], axis=1),
+        node("Equal", ["asked", "value"], ["hits"]),
+        node("Cast", ["hits"], ["hit"], to=TensorProto.FLOAT),
+        node("ReduceMax", ["hit"], ["any"], keepdims=0),
+        node("Mul", ["any", "more"], ["extra"]),
+        node("Add", ["extra", "layers"], ["turns"]),
+        node("Cast", ["turns"], ["count"], to=TensorProto.INT64),
+        node("Loop", ["count", "yes", "wide"], ["deep"], body=body),
+        node("MatMul", ["deep", "last"], ["scores"]),
     ]
-    weights = {"first": (columns_count, HIDDEN), "hidden": (HIDDEN, HIDDEN), "last": (HIDDEN, 1)}
+    shapes = {"first": (columns_count, HIDDEN), "hidden": (HIDDEN, HIDDEN), "last": (HIDDEN, 1)}
+    # Above 1, so that what flows through the layers does not fade into numbers too small to compute with quickly.
+    constants = {name: 1.5 * rng.normal(size=shape) / np.sqrt(shape[0]) for name, shape in shapes.items()}
+    constants |= {"zero": np.zeros(1), "value": np.array(value)}
+    constants |= {"more": np.array(more_layers), "layers": np.array(layers)}
     graph = helper.make_graph(
         nodes,
         "slow",
         [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["rows", columns_count])],
         [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["rows", 1])],
         [
-            numpy_helper.from_array((GAIN * rng.normal(size=shape) / np.sqrt(shape[0])).astype(np.float32), name)
-            for name, shape in weights.items()
-        ]
-        + [numpy_helper.from_array(np.zeros(1, np.float32), "zero")],
+            *(numpy_helper.from_array(array.astype(np.float32), name) for name, array in constants.items()),
+            numpy_helper.from_array(np.array(column, np.int64), "column"),
+            numpy_helper.from_array(np.array(True), "yes"),
+        ],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 15)], ir_version=9)
