@@ -77,6 +77,32 @@ def test_people_are_linked_from_the_shell_where_they_allow_it(comity: Any) -> No
     assert (code, error["error"]["reason"]) == (1, "NAMESPACE_NOT_ALLOWED")
 
 
+def test_what_a_person_objects_to_from_the_shell(comity: Any) -> None:
+    """By a signal for one call, or in the ledger for all; consent without the notice is refused with the remedy."""
+    who = f"--identity=user_id:{uuid.uuid4().hex}"
+    code, error = comity("consent", "grant", who, "--purpose=profile_personalization")
+    assert (code, error["error"]["reason"]) == (1, "NOTICE_REQUIRED")
+    decide = ("decide", "home_hero", who, "--deadline-ms=5000", "--jurisdiction=us-ca")
+    _, decided = comity(*decide)
+    assert decided["decisions"][0]["fallback_reason"] == "FALLBACK_REASON_UNSPECIFIED"
+    # An opt-out of sale leaves the layer that needs no profile; the other two object to all of it here.
+    _, decided = comity(*decide, "--usp=1YYN")
+    assert decided["decisions"][0]["layer"] in ("SUBJECT_LEVEL_ANONYMOUS", "SUBJECT_LEVEL_UNSPECIFIED")
+    for objection in ("--gpc", "--do-not-personalize"):
+        _, decided = comity(*decide, objection)
+        assert decided["decisions"][0]["fallback_reason"] == "FALLBACK_REASON_DO_NOT_PERSONALIZE"
+    _, tracked = comity("track", "cta_clicked", who, "--property=cta=newsletter", "--jurisdiction=us-ca", "--gpc")
+    assert tracked["results"][0]["status"] == "TRACK_STATUS_ANONYMIZED"
+    assert comity("consent", "object", who, "--do-not-personalize", "--mechanism=account_settings")[0] == 0
+    _, decided = comity(*decide)
+    assert decided["decisions"][0]["fallback_reason"] == "FALLBACK_REASON_DO_NOT_PERSONALIZE"
+    _, history = comity("consent", "history", who)
+    assert {(one["purpose"], one["state"], one["mechanism"]) for one in history["records"]} == {
+        ("profile_personalization", "CONSENT_STATE_OBJECTED", "account_settings"),
+        ("session_personalization", "CONSENT_STATE_OBJECTED", "account_settings"),
+    }
+
+
 def test_a_refusal_names_the_field_and_ends_with_one(comity: Any) -> None:
     """What a service refuses is told with field and remedy, as an object for programs."""
     code, error = comity("decide", "no_such_place", "--identity=user_id:1", "--deadline-ms=5000")

@@ -175,7 +175,7 @@ class Drafting:
             seed_key_id=self._seed_id,
             budget_ms=int(call.budget.seconds * 1000),
             request_digest=request.digest,
-            said=known.deciding(plan.purposes),
+            said=known.deciding(deciding_purposes(plan, facts.level, facts.allowed)),
             layer=used_layer(plan, facts.level, facts.allowed, computed.inputs),
         )
 
@@ -191,6 +191,12 @@ def versions_of(serving: Serving, site: CompiledSite, plan: Plan, permission: Co
         catalog=str(serving.catalog.version),
         item_columns="" if serving.columns is None else serving.columns.version,
     )
+
+
+def deciding_purposes(plan: Plan, level: Level, allowed: frozenset[str]) -> frozenset[str]:
+    """The purposes that a signal decided about, if one did: the used layer's, or all where nothing may be used."""
+    layer = layer_of(plan, level, allowed) if plan.layers else None
+    return plan.purposes if layer is None else layer.purposes
 
 
 def used_layer(plan: Plan, level: Level, allowed: frozenset[str], inputs: Inputs) -> Level:

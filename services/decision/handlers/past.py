@@ -21,7 +21,7 @@ from services.decision.domain.request import Consent, PastDecision, PastResult, 
 from services.decision.domain.serving import Serving
 from services.decision.domain.vocabulary import Activation, Exclusion, FallbackReason, Origin, Reason, StageOutcome
 from services.decision.handlers.decide import plan_of
-from services.decision.handlers.draft import Keys, used_layer, versions_of
+from services.decision.handlers.draft import Keys, deciding_purposes, used_layer, versions_of
 from services.decision.handlers.ports import ConsentReader, DecisionLog, FeatureReader, IdentityReader
 
 # Clocks differ; what is further ahead is a mistake.
@@ -181,7 +181,7 @@ class RecordDecisions:
             seed_key_id=self._keys.seed_id,
             budget_ms=0,
             request_digest=decision.digest,
-            said=found.permission.deciding(plan.purposes),
+            said=found.permission.deciding(deciding_purposes(plan, person.level, allowed)),
             layer=used_layer(plan, person.level, allowed, inputs),
         )
 
