@@ -151,11 +151,17 @@ class ItemColumns:
         changes = await self._items.changes(book, 0 if relaid else self._since)
         if relaid:
             self._shelf, self._layout = Shelf(), book.item_layout
+        gone: set[str] = set()
+        if not relaid and changes.standing.withdrawn != self._standing.withdrawn:
+            # Somebody was subtracted. Blocks that held nobody else may be deleted by now: no list of changes has those.
+            changes = await self._items.changes(book, 0)
+            gone = set(self._shelf.blocks)
+            self._shelf.blocks.clear()
         self._since, self._standing = changes.since, changes.standing
         known = self._shelf.items
         moved = {key: item for key, item in changes.items.items() if known.get(key) != item}
         known.update(moved)
-        changed = self._shelf.put_blocks(changes.blocks)
+        changed = gone | self._shelf.put_blocks(changes.blocks)
         for version in list(self._columns):
             if moved or relaid:
                 await self._open(book.sets[version])

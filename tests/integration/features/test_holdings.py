@@ -140,6 +140,17 @@ async def test_counts_are_as_though_the_person_had_never_been(site: Site) -> Non
     assert counts["postgres", "item_blocks: events"] == 2
 
 
+async def test_a_replica_that_looks_late_forgets_blocks_that_are_deleted_by_then(site: Site) -> None:
+    """Between two looks somebody is subtracted and what is empty after it is deleted: the counts in memory go, too."""
+    await site.click_through(ANN, "book", "coat")
+    await site.click_through(BOB, "book")
+    assert await site.item_clicks() == {"book": 2.0, "coat": 1.0}
+    await site.erase(*Step)
+    assert await site.item_clicks() == {"book": 1.0, "coat": 0.0}
+    await site.click_through(BOB, "coat")
+    assert await site.item_clicks() == {"book": 1.0, "coat": 1.0}
+
+
 async def test_only_what_was_folded_is_subtracted(site: Site) -> None:
     """Behavior that had not arrived when the person was suppressed is neither folded later nor subtracted."""
     await site.click_through(ANN, "book")
