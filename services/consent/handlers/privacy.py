@@ -63,9 +63,7 @@ class PrivacyHandlers:
         """
         check_who(who)
         with span("privacy.erase"):
-            erasure_id = await self._ports.erasures.begun(request_id, ERASE_DIGEST)
-            if erasure_id is None:
-                erasure_id = await self._begin(request_id, who, access)
+            erasure_id = await self._begun_or_begin(request_id, who, access)
             # After a retry too: the first try may have been cut off here.
             await asyncio.gather(self._pause(self._drain_s), suppress_everywhere(self._ports, erasure_id))
             self._wake()
@@ -146,6 +144,19 @@ class PrivacyHandlers:
         with span("privacy.inventory"):
             described = await asyncio.gather(*(self._ports.participants[name].describe() for name in SERVICES))
             return list(zip(SERVICES, described, strict=True))
+
+    async def _begun_or_begin(self, request_id: str, who: Who, access: Access) -> str:
+        erasure_id = await self._ports.erasures.begun(request_id, ERASE_DIGEST)
+        if erasure_id is not None:
+            return erasure_id
+        try:
+            return await self._begin(request_id, who, access)
+        except ServiceError as error:
+            # The same request, sent twice at once, may have begun it since: that is this erasure and no other one.
+            erasure_id = await self._ports.erasures.begun(request_id, ERASE_DIGEST)
+            if erasure_id is None:
+                raise error
+            return erasure_id
 
     async def _begin(self, request_id: str, who: Who, access: Access) -> str:
         person = await self._person(who)
