@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import asyncpg
 import numpy as np
+import pytest
 from comity.common.v1 import types_pb2 as types_pb
 from comity.consent.v1 import privacy_service_pb2 as privacy_pb
 from comity.features.v1 import features_service_pb2 as features_pb
@@ -13,6 +14,7 @@ from comity.identity.v1 import identity_service_pb2 as identity_pb
 
 from cli.connections import Services
 from cli.stack import Stack
+from services.chassis.errors import Kind, ServiceError
 from services.chassis.rpc_client import call
 from tests.e2e.people import CALL_S, Person, item_ids, ranked_person, reason
 from tests.waiting import eventually
@@ -64,19 +66,28 @@ async def clicks_on(services: Services, item_id: str) -> float:
     return float(np.expm1(values[item_id]))
 
 
-async def erase(person: Person) -> privacy_pb.GetErasureResponse:
-    """Erase the person; the erasure once every service has taken every step."""
+async def begin_erasure(person: Person) -> str:
     request = privacy_pb.EraseRequest(request_id=uuid.uuid4().hex, subject=person.subject, access=OFFICER)
-    erasure_id = (await call(person.services.privacy.Erase, request, CALL_S)).erasure_id
+    return str((await call(person.services.privacy.Erase, request, CALL_S)).erasure_id)
+
+
+async def completed_erasure(services: Services, erasure_id: str) -> privacy_pb.GetErasureResponse:
+    """The erasure once every service has taken every step."""
     asked = privacy_pb.GetErasureRequest(erasure_id=erasure_id)
     found = privacy_pb.GetErasureResponse()
 
     async def completed() -> bool:
         nonlocal found
-        found = await call(person.services.privacy.GetErasure, asked, CALL_S)
+        try:
+            found = await call(services.privacy.GetErasure, asked, CALL_S)
+        except ServiceError as outage:
+            # Whoever was killed is not back yet.
+            if outage.kind not in (Kind.UNAVAILABLE, Kind.DEADLINE):
+                raise
+            return False
         return bool(found.state == privacy_pb.ERASURE_STATE_COMPLETED)
 
-    await eventually(completed, within_s=60.0)
+    await eventually(completed, within_s=90.0)
     return found
 
 
@@ -111,7 +122,7 @@ async def test_an_erased_person_is_gone_from_every_service_and_comes_back_as_som
     member_id, kept_id = await subject_of(somebody), await subject_of(other)
     urls: Mapping[str, str] = {name: stack.database_url(name) for name in ("features", "decision", "feedback")}
     assert all([await naming(url, member_id) for url in urls.values()])
-    found = await erase(somebody)
+    found = await completed_erasure(services, await begin_erasure(somebody))
     for name, url in urls.items():
         assert (await naming(url, member_id)).keys() <= LISTS, name
         assert (await naming(url, kept_id)).keys() - LISTS, name
@@ -124,3 +135,22 @@ async def test_an_erased_person_is_gone_from_every_service_and_comes_back_as_som
     assert await subject_of(somebody) != member_id
     assert reason((await somebody.decide()).decisions[0]) == "DEFAULT/NO_CONSENT"
     assert item_ids((await other.decide()).decisions[0])
+
+
+@pytest.mark.parametrize("victim", ["consent", "identity", "features", "decision", "feedback", "postgres"])
+async def test_an_erasure_survives_the_kill_of_whoever_takes_part(
+    stack: Stack, services: Services, victim: str
+) -> None:
+    """Killed right after Erase was answered, while its steps are taken: the erasure is completed all the same."""
+    somebody = await ranked_person(services)
+    await click(somebody, "tote")
+    member_id = await subject_of(somebody)
+    erasure_id = await begin_erasure(somebody)
+    await stack.kill(victim)
+    await stack.restart(victim)
+    found = await completed_erasure(services, erasure_id)
+    counts = {(step.service, count.name): count.count for step in found.steps for count in step.counts}
+    assert counts["feedback", "events"] >= 3
+    assert counts["features", "member_states"] == 1
+    for name in ("features", "decision", "feedback"):
+        assert (await naming(stack.database_url(name), member_id)).keys() <= LISTS, name
