@@ -148,6 +148,10 @@ async def prove(folder: Path, *, people_count: int) -> Proof:
         failures=right.hits + right.miscounted + right.revived + (right.kept_hits == 0) + right.unread,
         teeth=teeth,
         facts={
+            "hits": right.hits,
+            "miscounted": right.miscounted,
+            "revived": right.revived,
+            "unread": right.unread,
             "kept_found": right.kept_hits,
             "redelivered": right.redelivered,
             "files": right.files,

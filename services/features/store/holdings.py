@@ -38,6 +38,8 @@ TOMBSTONE_TTL_S = 600.0
 
 SETS_SQL = "SELECT version, published_at FROM feature_sets ORDER BY sequence"
 WITHDRAWN_SQL = "SELECT EXISTS (SELECT FROM withdrawn_members WHERE member_id = $1)"
+# Numbers are given in commit order: a replica that has seen one must not miss a lower one that commits after it.
+LOCK_SQL = "SELECT pg_advisory_xact_lock(hashtextextended('features.withdrawn_members', 0))"
 NOTE_WITHDRAWN_SQL = """
 INSERT INTO withdrawn_members (member_id, erasure_id) VALUES ($1, $2) ON CONFLICT DO NOTHING RETURNING number
 """
@@ -161,6 +163,7 @@ class FeaturesHoldings:
         recorded = [entry async for page in self._behavior.behavior_of((member_id,)) for entry in page]
         async with transaction(self._pool) as connection:
             # Who comes second waits here, and then finds that it is done.
+            await connection.execute(LOCK_SQL)
             if await connection.fetchval(NOTE_WITHDRAWN_SQL, member_id, erasure.erasure_id) is None:
                 return
             book = await self._books.refresh(connection)

@@ -23,7 +23,7 @@ from services.features.domain.members import Behavior
 from services.features.domain.requests import FeatureQuery, Source
 from services.features.handlers import Settled
 from services.features.store import CONSUMER, cache_key
-from services.features.store.holdings import FeaturesHoldings
+from services.features.store.holdings import LOCK_SQL, NOTE_WITHDRAWN_SQL, FeaturesHoldings
 from services.features.subscribers import BehaviorIntake
 from services.features.wire import BEHAVIOR_RECORDED, behavior_from
 from tests.conftest import MakeDatabase
@@ -149,6 +149,19 @@ async def test_a_replica_that_looks_late_forgets_blocks_that_are_deleted_by_then
     assert await site.item_clicks() == {"book": 1.0, "coat": 0.0}
     await site.click_through(BOB, "coat")
     assert await site.item_clicks() == {"book": 1.0, "coat": 1.0}
+
+
+async def test_withdrawals_are_numbered_in_the_order_in_which_they_take_effect(site: Site) -> None:
+    """One that began later waits for one under way: a replica that saw its number would never look for the other."""
+    await site.click_through(ANN, "book")
+    async with site.pool.acquire() as connection, connection.transaction():
+        await connection.execute(LOCK_SQL)
+        first = await connection.fetchval(NOTE_WITHDRAWN_SQL, BOB, "e0")
+        second = asyncio.create_task(site.erase(Step.SUPPRESS, Step.WITHDRAW))
+        done, _ = await asyncio.wait([second], timeout=0.5)
+        assert not done
+    await second
+    assert await site.pool.fetchval("SELECT number FROM withdrawn_members WHERE member_id = $1", ANN) > first
 
 
 async def test_only_what_was_folded_is_subtracted(site: Site) -> None:
