@@ -9,6 +9,7 @@ that ever travelled is delivered again.
 
 import asyncio
 import secrets
+import sys
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -180,8 +181,10 @@ async def try_erasure(folder: Path, *, people_count: int, variants: dict[str, st
         found_kept = await _scan(stack, kept)
         before = await _rows_naming(stack, erased)
         redelivered = await _deliver_again(stack)
-        revived = await _rows_naming(stack, erased) - before + len((await _scan(stack, erased)).canaries)
-        revived -= len(found.canaries)
+        after = await _scan(stack, erased)
+        revived = await _rows_naming(stack, erased) - before + len(after.canaries - found.canaries)
+        for hit in (*found.hits, *after.hits):
+            print(f"found in {hit.path}: {len(hit.counts)} texts or keys", file=sys.stderr)
         return Tried(
             erased=len(erased),
             hits=len(found.canaries),

@@ -4,6 +4,7 @@ Postgres leaves the bytes of a deleted row in its page, and in its write-ahead l
 within the horizon that a receipt names; a scan right after an erasure asks for it to be done now.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +18,11 @@ from cli.stack.state import DataDir, State
 from services.chassis.errors import Kind, ServiceError
 
 TIMEOUT_S = 300.0
+POLL_S = 0.02
+RUNNING_SQL = """
+SELECT pid, xact_start FROM pg_catalog.pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid() AND xact_start IS NOT NULL
+"""
 DATABASES_SQL = "SELECT datname FROM pg_catalog.pg_database WHERE datallowconn AND NOT datistemplate ORDER BY datname"
 
 
@@ -67,6 +73,7 @@ async def _settle_postgres(state: State, tell: Progress) -> None:
             parts = urlsplit(state.urls["postgres"])
             connection = await asyncpg.connect(urlunsplit(parts._replace(path=f"/{name}")), command_timeout=TIMEOUT_S)
             try:
+                await _older_ended(connection)
                 # FULL writes each table anew; a plain one leaves the bytes in the page.
                 await connection.execute("VACUUM (FULL)")
             finally:
@@ -78,6 +85,15 @@ async def _settle_postgres(state: State, tell: Progress) -> None:
             await admin.execute("CHECKPOINT")
     finally:
         await admin.close()
+
+
+async def _older_ended(connection: asyncpg.Connection) -> None:
+    """Returns once every transaction that runs now has ended: rows that one of them may still see are written anew."""
+    older = set(await connection.fetch(RUNNING_SQL))
+    async with asyncio.timeout(TIMEOUT_S):
+        while older:
+            await asyncio.sleep(POLL_S)
+            older &= set(await connection.fetch(RUNNING_SQL))
 
 
 async def _dump_valkey(state: State, folder: DataDir, tell: Progress) -> Path:
