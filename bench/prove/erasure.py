@@ -171,6 +171,7 @@ async def try_erasure(folder: Path, *, people_count: int, variants: dict[str, st
         for one in people:
             await _die_unread(stack, one)
         await _each(people, lambda one: _know_keys(stack, one))
+        await _sample(stack)
         erased, kept = people[::2], people[1::2]
         states = await _states(stack, kept)
         await _each(erased, lambda one: _erase(services, one))
@@ -320,6 +321,16 @@ async def _know_keys(stack: VariantStack, one: Subject) -> None:
         await connection.close()
         await channel.close()
     assert one.keys, "somebody was decided for without a key"
+
+
+async def _sample(stack: VariantStack) -> None:
+    """The planner's statistics, as Postgres takes them by itself after a while: they hold values of columns."""
+    for service in stack.addresses:
+        connection = await asyncpg.connect(stack.database_url(service))
+        try:
+            await connection.execute("ANALYZE")
+        finally:
+            await connection.close()
 
 
 async def _erase(services: Services, one: Subject) -> None:
