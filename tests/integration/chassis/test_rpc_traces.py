@@ -20,6 +20,7 @@ from services.chassis.errors import Kind, ServiceError
 from services.chassis.rpc_server import RpcServer
 from services.chassis.settings import ServiceSettings
 from services.chassis.telemetry import Telemetry
+from tests.waiting import eventually
 
 
 class Kept(SpanExporter):
@@ -151,6 +152,12 @@ async def test_a_refusal_is_seen_in_its_span(served: Served) -> None:
     """The span carries the status and the reason."""
     with pytest.raises(grpc.aio.AioRpcError):
         await served.ask("b" * 26, SAMPLED)
+
+    async def ended() -> bool:
+        # The answer reaches its caller a moment before the span of the call that gave it has ended.
+        return bool(served.spans())
+
+    await eventually(ended)
     (span,) = served.spans()
     attributes = span.attributes or {}
     assert attributes["rpc.grpc.status_code"] == grpc.StatusCode.NOT_FOUND.value[0]
