@@ -5,18 +5,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import grpc
 from comity.common.v1 import types_pb2 as types_pb
 from comity.consent.v1 import consent_service_pb2 as consent_pb
 from comity.decision.v1 import decision_events_pb2 as events_pb
 from comity.decision.v1 import decision_service_pb2 as decision_pb
 from comity.decision.v1 import site_pb2 as site_pb
+from comity.features.v1 import features_service_pb2 as features_pb
+from comity.feedback.v1 import feedback_service_pb2 as feedback_pb
+from comity.identity.v1 import identity_service_pb2 as identity_pb
 
 from cli.bundle import Bundle, load_bundle
 from cli.connections import Services
+from tests.waiting import eventually
 
 SHOP = Path(__file__).parents[2] / "examples" / "shop"
 PURPOSES = ("profile_personalization", "measurement", "model_training")
 CALL_S = 10.0
+# A service that was killed runs again, and every other has found it again; on a busy machine.
+RECOVERY_S = 60.0
+# What a caller sees while services that were killed look for each other.
+AWAY = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
 # As examples/shop/notices.yaml declares it.
 NOTICE_VERSION = "2026-10"
 
@@ -91,6 +100,31 @@ class Person:
         response: decision_pb.DecideResponse = await self.services.decision.Decide(request, timeout=timeout_s)
         return response
 
+    async def resolved(self) -> identity_pb.ResolvedSubject:
+        """Who identity says that they are."""
+        request = identity_pb.ResolveRequest(queries=[identity_pb.ResolveQuery(identities=self.messages)])
+        response: identity_pb.ResolveResponse = await self.services.identity.Resolve(request, timeout=CALL_S)
+        return response.subjects[0]
+
+    async def click(self, item_id: str, *, times: int = 3) -> list[feedback_pb.TrackedEvent]:
+        """The clicks, the first of them within a decision for home_hero; returns once features has folded them."""
+        (hero,) = (await self.decide()).decisions
+        events = [
+            feedback_pb.TrackedEvent(
+                event_id=uuid.uuid4().hex,
+                type="click",
+                subject=self.subject,
+                item_ids=[item_id],
+                exposure_token=b"" if number else hero.exposure_token,
+            )
+            for number in range(times)
+        ]
+        response = await self.services.feedback.Track(feedback_pb.TrackRequest(events=events), timeout=CALL_S)
+        assert {result.status for result in response.results} == {feedback_pb.TRACK_STATUS_ACCEPTED}
+        folded = features_pb.AwaitPositionRequest(source="feedback", position=response.position)
+        await self.services.features.AwaitPosition(folded, timeout=CALL_S)
+        return events
+
 
 def reason(decision: decision_pb.PlacementDecision) -> str:
     """RANKED, or DEFAULT/NO_CONSENT: why the answer is what it is."""
@@ -114,3 +148,21 @@ async def ranked_person(services: Services) -> Person:
         if reason((await somebody.decide()).decisions[0]) == "RANKED":
             return somebody
     raise AssertionError("twenty people in a row were not ranked")
+
+
+async def until_well(services: Services) -> None:
+    """Returns once somebody new can agree, be ranked and click: every service answers, and finds all it calls."""
+
+    async def well() -> bool:
+        somebody = Person(services)
+        try:
+            await somebody.grant()
+            ranked = reason((await somebody.decide()).decisions[0]) == "RANKED"
+            await somebody.click("tote", times=1)
+        except grpc.aio.AioRpcError as error:
+            if error.code() not in AWAY:
+                raise
+            return False
+        return ranked
+
+    await eventually(well, within_s=RECOVERY_S)

@@ -1,26 +1,17 @@
 """A person who is erased: gone from every service and from the counts, and somebody new when they come back."""
 
-import uuid
 from collections.abc import Mapping
 
 import asyncpg
-import grpc
 import numpy as np
 import pytest
-from comity.common.v1 import types_pb2 as types_pb
-from comity.consent.v1 import privacy_service_pb2 as privacy_pb
 from comity.features.v1 import features_service_pb2 as features_pb
-from comity.feedback.v1 import feedback_service_pb2 as feedback_pb
-from comity.identity.v1 import identity_service_pb2 as identity_pb
 
 from cli.connections import Services
 from cli.stack import Stack
-from services.chassis.errors import Kind, ServiceError
-from services.chassis.rpc_client import call
-from tests.e2e.people import CALL_S, Person, item_ids, ranked_person, reason
-from tests.waiting import eventually
+from tests.e2e.erasing import begin_erasure, completed_erasure, erase
+from tests.e2e.people import CALL_S, item_ids, ranked_person, reason, until_well
 
-OFFICER = types_pb.Access(accessor="officer", reason="the person asked")
 # What keeps the person away names them for ever, by pseudonym alone; nothing else of these three services may.
 LISTS = {"erased_members", "withdrawn_members"}
 TEXTS_SQL = """
@@ -29,34 +20,9 @@ WHERE table_schema = 'public' AND data_type IN ('text', 'bytea', 'ARRAY', 'jsonb
 """
 
 
-async def subject_of(person: Person) -> str:
-    request = identity_pb.ResolveRequest(queries=[identity_pb.ResolveQuery(identities=person.messages)])
-    response = await call(person.services.identity.Resolve, request, CALL_S)
-    return str(response.subjects[0].member_id)
-
-
-async def click(person: Person, item_id: str, times: int = 3) -> None:
-    """Click the item, within the hero's decision the first time."""
-    answer = (await person.decide()).decisions[0]
-    events = [
-        feedback_pb.TrackedEvent(
-            event_id=uuid.uuid4().hex,
-            type="click",
-            subject=person.subject,
-            item_ids=[item_id],
-            exposure_token=answer.exposure_token if number == 0 else b"",
-        )
-        for number in range(times)
-    ]
-    response = await call(person.services.feedback.Track, feedback_pb.TrackRequest(events=events), CALL_S)
-    assert {result.status for result in response.results} == {feedback_pb.TRACK_STATUS_ACCEPTED}
-    wait = features_pb.AwaitPositionRequest(source="feedback", position=response.position)
-    await call(person.services.features.AwaitPosition, wait, CALL_S)
-
-
 async def clicks_on(services: Services, item_id: str) -> float:
     """The item's recent clicks, out of the row that decision is given."""
-    described = await call(services.features.DescribeFeatureSet, features_pb.DescribeFeatureSetRequest(), CALL_S)
+    described = await services.features.DescribeFeatureSet(features_pb.DescribeFeatureSetRequest(), timeout=CALL_S)
     feature_set = described.feature_set
     offset = next(one.item.offset for one in feature_set.columns if one.feature == "item_clicks_recent")
     request = features_pb.GetItemColumnsRequest(feature_set_version=feature_set.version)
@@ -65,46 +31,6 @@ async def clicks_on(services: Services, item_id: str) -> float:
         rows = np.frombuffer(chunk.rows, dtype="<f4").reshape(-1, feature_set.item_width)
         values |= dict(zip(chunk.item_ids, map(float, rows[:, offset]), strict=True))
     return float(np.expm1(values[item_id]))
-
-
-async def begin_erasure(person: Person) -> str:
-    request = privacy_pb.EraseRequest(request_id=uuid.uuid4().hex, subject=person.subject, access=OFFICER)
-    return str((await call(person.services.privacy.Erase, request, CALL_S)).erasure_id)
-
-
-async def completed_erasure(services: Services, erasure_id: str) -> privacy_pb.GetErasureResponse:
-    """The erasure once every service has taken every step."""
-    asked = privacy_pb.GetErasureRequest(erasure_id=erasure_id)
-    found = privacy_pb.GetErasureResponse()
-
-    async def completed() -> bool:
-        nonlocal found
-        try:
-            found = await call(services.privacy.GetErasure, asked, CALL_S)
-        except ServiceError as outage:
-            # Whoever was killed is not back yet.
-            if outage.kind not in (Kind.UNAVAILABLE, Kind.DEADLINE):
-                raise
-            return False
-        return bool(found.state == privacy_pb.ERASURE_STATE_COMPLETED)
-
-    await eventually(completed, within_s=90.0)
-    return found
-
-
-async def ranked_person_when_well(services: Services) -> Person:
-    """A ranked person, as soon as the services have found each other again after a kill."""
-    people: list[Person] = []
-
-    async def found() -> bool:
-        try:
-            people.append(await ranked_person(services))
-        except (ServiceError, grpc.aio.AioRpcError, AssertionError):
-            return False
-        return True
-
-    await eventually(found, within_s=60.0)
-    return people[0]
 
 
 async def naming(url: str, member_id: str) -> dict[str, int]:
@@ -131,14 +57,14 @@ async def test_an_erased_person_is_gone_from_every_service_and_comes_back_as_som
 ) -> None:
     """No table names them, the counts of items are as though they had never been, others keep what is theirs."""
     other, somebody = await ranked_person(services), await ranked_person(services)
-    await click(other, "kite")
+    await other.click("kite")
     before = await clicks_on(services, "kite")
-    await click(somebody, "kite")
+    await somebody.click("kite")
     assert await clicks_on(services, "kite") > before + 2.5
-    member_id, kept_id = await subject_of(somebody), await subject_of(other)
+    member_id, kept_id = (await somebody.resolved()).member_id, (await other.resolved()).member_id
     urls: Mapping[str, str] = {name: stack.database_url(name) for name in ("features", "decision", "feedback")}
     assert all([await naming(url, member_id) for url in urls.values()])
-    found = await completed_erasure(services, await begin_erasure(somebody))
+    found = await erase(somebody)
     for name, url in urls.items():
         assert (await naming(url, member_id)).keys() <= LISTS, name
         assert (await naming(url, kept_id)).keys() - LISTS, name
@@ -148,7 +74,7 @@ async def test_an_erased_person_is_gone_from_every_service_and_comes_back_as_som
     assert counts["decision", "events"] >= 1
     assert found.receipt
     assert abs(await clicks_on(services, "kite") - before) < 0.01
-    assert await subject_of(somebody) != member_id
+    assert (await somebody.resolved()).member_id != member_id
     assert reason((await somebody.decide()).decisions[0]) == "DEFAULT/NO_CONSENT"
     assert item_ids((await other.decide()).decisions[0])
 
@@ -158,9 +84,11 @@ async def test_an_erasure_survives_the_kill_of_whoever_takes_part(
     stack: Stack, services: Services, victim: str
 ) -> None:
     """Killed right after Erase was answered, while its steps are taken: the erasure is completed all the same."""
-    somebody = await ranked_person_when_well(services)
-    await click(somebody, "tote")
-    member_id = await subject_of(somebody)
+    # Killed a moment ago by another test, a service may still look for its neighbors.
+    await until_well(services)
+    somebody = await ranked_person(services)
+    await somebody.click("tote")
+    member_id = (await somebody.resolved()).member_id
     erasure_id = await begin_erasure(somebody)
     await stack.kill(victim)
     await stack.restart(victim)
@@ -171,4 +99,4 @@ async def test_an_erasure_survives_the_kill_of_whoever_takes_part(
     for name in ("features", "decision", "feedback"):
         assert (await naming(stack.database_url(name), member_id)).keys() <= LISTS, name
     # Whoever is tested next finds a stack that is well.
-    await ranked_person_when_well(services)
+    await until_well(services)

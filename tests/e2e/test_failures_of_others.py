@@ -5,7 +5,6 @@ test_failures_of_others.py has those that pure functions can show, test_cancelle
 """
 
 import asyncio
-import time
 import uuid
 
 import grpc
@@ -13,18 +12,17 @@ import numpy as np
 import pytest
 from comity.common.v1 import types_pb2 as types_pb
 from comity.consent.v1 import consent_service_pb2 as consent_pb
-from comity.consent.v1 import privacy_service_pb2 as privacy_pb
 from comity.features.v1 import features_service_pb2 as features_pb
 from comity.feedback.v1 import feedback_service_pb2 as feedback_pb
 from comity.identity.v1 import identity_service_pb2 as identity_pb
 
 from cli.connections import Services
 from services.chassis.status import from_call_error
+from tests.e2e.erasing import erase
 from tests.e2e.people import CALL_S, DEFAULTS, NOTICE_VERSION, PURPOSES, Person, item_ids, ranked_person, reason
 
 NO_CONSENT = "DEFAULT/NO_CONSENT"
 GRANTED = consent_pb.PurposeAnswer(purpose="measurement", state=consent_pb.CONSENT_STATE_GRANTED)
-ERASED_S = 60.0
 
 
 async def hero_of(person: Person, *, request_id: str = "") -> tuple[str, list[str]]:
@@ -112,47 +110,6 @@ async def test_collection_goes_on_after_a_refusal(services: Services) -> None:
     assert tracked.results[0].status == feedback_pb.TRACK_STATUS_DROPPED_NO_CONSENT
 
 
-async def erased(services: Services, person: Person) -> None:
-    """Returns when the person's erasure is done in every service."""
-    request = privacy_pb.EraseRequest(
-        request_id=uuid.uuid4().hex,
-        subject=person.subject,
-        access=types_pb.Access(accessor="tests", reason="the person asked"),
-    )
-    begun = await services.privacy.Erase(request, timeout=CALL_S)
-    until = time.monotonic() + ERASED_S
-    while True:
-        found = await services.privacy.GetErasure(
-            privacy_pb.GetErasureRequest(erasure_id=begun.erasure_id), timeout=CALL_S
-        )
-        if found.state == privacy_pb.ERASURE_STATE_COMPLETED:
-            return
-        assert time.monotonic() < until, [f"{step.service} {step.step} {step.waiting_for}" for step in found.steps]
-        await asyncio.sleep(0.1)
-
-
-Clicks = list[feedback_pb.TrackedEvent]
-
-
-async def clicked(person: Person, *, times: int = 3) -> tuple[Clicks, identity_pb.ResolvedSubject]:
-    """What the person did, folded by features; and who they are."""
-    events = [
-        feedback_pb.TrackedEvent(event_id=uuid.uuid4().hex, type="click", subject=person.subject, item_ids=["kite"])
-        for _ in range(times)
-    ]
-    tracked = await person.services.feedback.Track(feedback_pb.TrackRequest(events=events), timeout=CALL_S)
-    assert {result.status for result in tracked.results} == {feedback_pb.TRACK_STATUS_ACCEPTED}
-    folded = features_pb.AwaitPositionRequest(source="feedback", position=tracked.position)
-    await person.services.features.AwaitPosition(folded, timeout=CALL_S)
-    return events, await resolved(person)
-
-
-async def resolved(person: Person) -> identity_pb.ResolvedSubject:
-    request = identity_pb.ResolveRequest(queries=[identity_pb.ResolveQuery(identities=person.messages)])
-    response: identity_pb.ResolveResponse = await person.services.identity.Resolve(request, timeout=CALL_S)
-    return response.subjects[0]
-
-
 async def clicks_of(services: Services, member_id: str) -> float:
     """The count of clicks that features serves for a member; 0 when nothing is known."""
     described = await services.features.DescribeFeatureSet(features_pb.DescribeFeatureSetRequest(), timeout=CALL_S)
@@ -173,7 +130,7 @@ async def test_gorse_goes_on_recommending_from_its_cache_to_whom_it_deleted(serv
     somebody = await ranked_person(services)
     request_id = uuid.uuid4().hex
     assert (await hero_of(somebody, request_id=request_id))[0] == "RANKED"
-    await erased(services, somebody)
+    await erase(somebody)
     assert await hero_of(somebody) == (NO_CONSENT, DEFAULTS["home_hero"])
     assert (await hero_of(somebody, request_id=request_id))[0] != "RANKED", "the logged slate is gone as well"
 
@@ -184,9 +141,10 @@ async def test_feast_deletes_no_row(services: Services) -> None:
     Here an erasure takes the person's state out of features, cache and counts of items included.
     """
     somebody = await ranked_person(services)
-    _, before = await clicked(somebody)
+    await somebody.click("kite")
+    before = await somebody.resolved()
     assert await clicks_of(services, before.member_id) > 0.0
-    await erased(services, somebody)
+    await erase(somebody)
     assert await clicks_of(services, before.member_id) == 0.0
 
 
@@ -197,16 +155,22 @@ async def test_a_redelivery_resurrects_an_erased_subject(services: Services) -> 
     and nothing comes back under the old pseudonym, not even after the person agrees to everything afresh.
     """
     somebody = await ranked_person(services)
-    events, before = await clicked(somebody)
-    await erased(services, somebody)
+    events = await somebody.click("kite")
+    before = await somebody.resolved()
+    await erase(somebody)
     again = await services.feedback.Track(feedback_pb.TrackRequest(events=events), timeout=CALL_S)
-    assert {result.status for result in again.results} == {feedback_pb.TRACK_STATUS_DROPPED_NO_CONSENT}
-    after = await resolved(somebody)
+    # The first was within a decision for the old pseudonym, which is not theirs any more.
+    assert [result.status for result in again.results] == [
+        feedback_pb.TRACK_STATUS_REFUSED,
+        feedback_pb.TRACK_STATUS_DROPPED_NO_CONSENT,
+        feedback_pb.TRACK_STATUS_DROPPED_NO_CONSENT,
+    ]
+    after = await somebody.resolved()
     assert after.member_id != before.member_id
     await somebody.grant()
-    _, new = await clicked(somebody, times=1)
-    assert new.member_id == after.member_id
-    assert await clicks_of(services, new.member_id) > 0.0
+    await somebody.click("kite", times=1)
+    assert (await somebody.resolved()).member_id == after.member_id
+    assert await clicks_of(services, after.member_id) > 0.0
     assert await clicks_of(services, before.member_id) == 0.0
     old = types_pb.SubjectRef(subject_id=before.subject_id)
     record = consent_pb.RecordRequest(

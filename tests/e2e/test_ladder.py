@@ -1,10 +1,9 @@
 """With a service dead or standing still, or a ranker too slow, Decide answers in time and says what was missing."""
 
-import asyncio
-import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import grpc
 import pytest
@@ -21,26 +20,25 @@ from cli.stack import Stack
 from learning.register import activate, register
 from services.chassis.errors import Kind
 from services.chassis.status import from_call_error
-from tests.e2e.people import CALL_S, DEFAULTS, Person, item_ids, ranked_person, ranking_shop, reason
+from tests.e2e.people import CALL_S, DEFAULTS, item_ids, ranked_person, ranking_shop, reason, until_well
 from tests.e2e.slow_model import slow_model
+from tests.waiting import eventually
 
 EXPECTED = {
     "identity": "DEFAULT/IDENTITY_UNAVAILABLE",
     "consent": "DEFAULT/CONSENT_UNAVAILABLE",
     "features": "POPULAR/FEATURES_UNAVAILABLE",
 }
+# An answer that comes later is none: the call itself ends with an error then, and so does the test.
 DEADLINE_S = 0.5
 # In no trial of a model, and in no clock.
 SLOW_HOUR = 77.0
-# What gRPC and a busy machine may add before the caller has the answer in hand.
-SLACK_S = 0.25
-RECOVERY_S = 30.0
 # Of the shop that can be shown.
 ITEMS_COUNT = 45
 
 
 @asynccontextmanager
-async def broken(stack: Stack, service: str, how: str) -> AsyncIterator[None]:
+async def broken(stack: Stack, services: Services, service: str, how: str) -> AsyncIterator[None]:
     """The service paused or killed for a while, and well again afterwards."""
     if how == "paused":
         stack.pause(service)
@@ -53,6 +51,7 @@ async def broken(stack: Stack, service: str, how: str) -> AsyncIterator[None]:
             stack.resume(service)
         else:
             await stack.restart(service)
+        await until_well(services)
 
 
 @pytest.mark.parametrize("how", ["paused", "dead"])
@@ -62,16 +61,13 @@ async def test_decide_answers_on_time_without_a_service(
 ) -> None:
     """The next rung answers before the deadline, names what was missing, and all is well again afterwards."""
     somebody = await ranked_person(services)
-    async with broken(stack, service, how):
+    async with broken(stack, services, service, how):
         for _ in range(5):
-            started_s = time.monotonic()
             (hero,) = (await somebody.decide(timeout_s=DEADLINE_S)).decisions
-            assert time.monotonic() - started_s < DEADLINE_S + SLACK_S
             assert reason(hero) == EXPECTED[service]
             assert not hero.learnable
             if service != "features":
                 assert item_ids(hero) == DEFAULTS["home_hero"]
-    await until_ranked(somebody)
 
 
 @pytest.mark.usefixtures("site_restored")
@@ -91,15 +87,15 @@ async def test_decide_answers_on_time_with_a_ranker_that_is_too_slow(services: S
     hero.CopyFrom(next(policy.message for policy in bundle.policies if policy.message.id == "hero"))
     hero.ranker.model = "slow"
     applied = await apply_bundle(bundle.with_policies({"hero": hero}), services)
-    until = time.monotonic() + RECOVERY_S
-    while (await somebody.decide()).decisions[0].versions.site != applied.versions["site"]:
-        assert time.monotonic() < until, "the site was applied and does not decide"
+
+    async def decides() -> bool:
+        return (await somebody.decide()).decisions[0].versions.site == applied.versions["site"]
+
+    await eventually(decides)
     (usual,) = (await somebody.decide()).decisions
     assert reason(usual) == "RANKED"
     asked = {"hour": events_pb.ContextFact(number_value=SLOW_HOUR)}
-    started_s = time.monotonic()
     (shown,) = (await somebody.decide(timeout_s=DEADLINE_S, context=asked)).decisions
-    assert time.monotonic() - started_s < DEADLINE_S + SLACK_S
     # The loop was not held up: while the thread still computes, a placement that a column ranks goes on.
     (beside,) = (await somebody.decide("checkout_addon")).decisions
     assert reason(beside) in ("RANKED", "EXPLORED")
@@ -118,26 +114,20 @@ async def test_tracking_without_feedback_is_told_and_never_raised(stack: Stack, 
     async with ComityClient(
         stack.addresses["decision"], feedback_address=stack.addresses["feedback"], track_deadline_s=DEADLINE_S
     ) as comity:
-        async with broken(stack, "feedback", "dead"):
-            lost = await comity.track("click", identities=somebody.identities, item_ids=["kite"], event_id=event_id)
+        track = partial(comity.track, "click", identities=somebody.identities, item_ids=["kite"], event_id=event_id)
+        async with broken(stack, services, "feedback", "dead"):
+            lost = await track()
             assert (lost.event_id, lost.status) == (event_id, "NOT_DELIVERED")
             assert lost.problem
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await services.feedback.Track(feedback_pb.TrackRequest(), timeout=DEADLINE_S)
             assert from_call_error(caught.value).kind in (Kind.UNAVAILABLE, Kind.DEADLINE)
-        until, status = time.monotonic() + RECOVERY_S, lost.status
-        while status == "NOT_DELIVERED":
-            assert time.monotonic() < until, "feedback did not recover"
-            again = await comity.track("click", identities=somebody.identities, item_ids=["kite"], event_id=event_id)
-            status = again.status
-        assert status == "ACCEPTED"
-        twice = await comity.track("click", identities=somebody.identities, item_ids=["kite"], event_id=event_id)
-        assert twice.status == "DUPLICATE"
+        statuses: list[str] = []
 
+        async def delivered() -> bool:
+            statuses.append((await track()).status)
+            return statuses[-1] != "NOT_DELIVERED"
 
-async def until_ranked(person: Person) -> None:
-    """Returns once all services take part in the person's decisions again."""
-    until = time.monotonic() + RECOVERY_S
-    while reason((await person.decide()).decisions[0]) != "RANKED":
-        assert time.monotonic() < until, "the services did not recover"
-        await asyncio.sleep(0.05)
+        await eventually(delivered)
+        assert statuses[-1] == "ACCEPTED"
+        assert (await track()).status == "DUPLICATE"
