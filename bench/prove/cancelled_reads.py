@@ -53,7 +53,7 @@ LEFT_ALONE = 8
 # Cancellations fall anywhere from before the first step to well after the answer.
 LATE_FACTOR = 1.5
 ANSWERED_MIN_SHARE = 0.02
-STORMS_MAX = 60
+STORMS_MAX = 20
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,9 @@ from redis.asyncio import Connection
 
 from services.chassis.gather import Gatherer
 
+# A reply takes a moment to arrive, as over a network; here it would be there too soon for anybody to leave before it.
+ON_THE_WAY_S = 0.001
+
 
 class SharedConnection:
     """Stands where a RedisCache stands: everybody's reads on one connection, a turn each."""
@@ -30,6 +33,7 @@ class SharedConnection:
         """Whatever reply is next, which is the own one as long as nobody was ever cancelled."""
         async with self._turn:
             await self._connection.send_command("MGET", *(self._prefix + key for key in keys))
+            await asyncio.sleep(ON_THE_WAY_S)
             reply: list[bytes | None] = await self._connection.read_response(disconnect_on_error=False)
             return reply
 
