@@ -45,6 +45,14 @@ def folder() -> Iterator[Path]:
         yield parent / "demo"
 
 
+@pytest.fixture
+def _heeded() -> Iterator[None]:
+    """A shell starts what runs in its background deaf to Ctrl-C; children of the test are to hear it all the same."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_the_quick_demo_holds_and_leaves_nothing_running(folder: Path) -> None:
     """It ends with 0, its summary has what is promised, and no process of it is left."""
     with demo(folder, "--json") as running:
@@ -70,6 +78,7 @@ def test_the_quick_demo_holds_and_leaves_nothing_running(folder: Path) -> None:
     assert processes_of(folder) == []
 
 
+@pytest.mark.usefixtures("_heeded")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_demo_leaves_nothing_running(folder: Path, number: signal.Signals) -> None:
     """Ctrl-C or SIGTERM in the middle ends it at once, and everything that it started."""
