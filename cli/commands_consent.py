@@ -29,7 +29,7 @@ from cli.options import (
     Verify,
     access,
 )
-from cli.output import console, print_json
+from cli.output import console, enum_word, print_json
 from cli.parsing import AnyIdentities, Identities, SubjectId, parse_identities, parse_subject
 from services.chassis.errors import ServiceError, invalid
 from services.chassis.rpc_client import call
@@ -153,7 +153,7 @@ def history(
         table.add_row(
             _time(record.recorded_at),
             record.purpose,
-            _state(record.state),
+            enum_word(consent_pb.ConsentState.DESCRIPTOR, record.state).lower(),
             _time(record.expires_at) if record.HasField("expires_at") else "",
             record.notice_version,
             record.notice_language,
@@ -230,7 +230,3 @@ def _show_version(answer: Any, word: str, purposes: list[str], *, as_json: bool)
 
 def _time(stamp: Timestamp) -> str:
     return stamp.ToDatetime().isoformat(sep=" ", timespec="seconds")
-
-
-def _state(state: int) -> str:
-    return consent_pb.ConsentState.Name(state).removeprefix("CONSENT_STATE_").lower()  # type: ignore[arg-type]

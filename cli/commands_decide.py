@@ -30,7 +30,7 @@ from cli.options import (
     Usp,
     signals,
 )
-from cli.output import console, print_json
+from cli.output import console, enum_word, print_json
 from cli.parsing import Fact, Identities, parse_facts, parse_identities
 from services.chassis.errors import FieldProblem, Kind, ServiceError
 from services.chassis.rpc_client import call
@@ -153,7 +153,7 @@ def track(
     if as_json:
         print_json(MessageToDict(answer, preserving_proto_field_name=True))
     else:
-        word = feedback_pb.TrackStatus.Name(result.status).removeprefix("TRACK_STATUS_").lower().replace("_", " ")
+        word = enum_word(feedback_pb.TrackStatus.DESCRIPTOR, result.status).lower().replace("_", " ")
         console.print(f"{event_type} {result.event_id}: {word}")
 
 
@@ -179,8 +179,8 @@ def _show_decision(decision: decision_pb.PlacementDecision) -> None:
     why = reason_name(decision.reason)
     if decision.fallback_reason:
         why += f", {fallback_name(decision.fallback_reason)}"
-    layer = types_pb.SubjectLevel.Name(decision.layer).removeprefix("SUBJECT_LEVEL_")
-    used = f"; {layer} layer" if decision.layer else ""
+    layer = enum_word(types_pb.SubjectLevel.DESCRIPTOR, decision.layer)
+    used = f"; {layer} layer" if layer else ""
     console.print(f"[bold]{decision.placement_id}[/] {decision.decision_id}  {which}: {why}{used}")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in ("slot", "item", "variant", "score", "propensity", "reason"):
@@ -195,14 +195,12 @@ def _show_decision(decision: decision_pb.PlacementDecision) -> None:
 
 def reason_name(reason: int) -> str:
     """RANKED for REASON_RANKED; empty for none."""
-    return "" if not reason else events_pb.Reason.Name(reason).removeprefix("REASON_")  # type: ignore[arg-type]
+    return enum_word(events_pb.Reason.DESCRIPTOR, reason)
 
 
 def fallback_name(reason: int) -> str:
     """NO_CONSENT for FALLBACK_REASON_NO_CONSENT; empty for none."""
-    if not reason:
-        return ""
-    return events_pb.FallbackReason.Name(reason).removeprefix("FALLBACK_REASON_")  # type: ignore[arg-type]
+    return enum_word(events_pb.FallbackReason.DESCRIPTOR, reason)
 
 
 def _identities(texts: list[str]) -> list[types_pb.Identity]:

@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 from cli.connections import NO_ADDRESSES, Address, Services, resolve_addresses
 from cli.failures import fail, run
 from cli.options import DEFAULT_DATA_DIR, AsJson, DataDir, ReadAs, Reason, access
-from cli.output import console, print_json
+from cli.output import console, enum_word, print_json
 from cli.parsing import AnyIdentities, Identities, SubjectId, parse_identities, parse_subject
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.rpc_client import call
@@ -110,7 +110,7 @@ def _show(answer: Message, subjects: list[pb.ResolvedSubject], *told: str, as_js
         print_json(MessageToDict(answer, preserving_proto_field_name=True, always_print_fields_with_no_presence=True))
         return
     for one in subjects:
-        level = types_pb.SubjectLevel.Name(one.level).removeprefix("SUBJECT_LEVEL_")
+        level = enum_word(types_pb.SubjectLevel.DESCRIPTOR, one.level) or "by pseudonym"
         needs = f", needs {', '.join(one.required_purposes)}" if one.required_purposes else ""
         console.print(
             f"[bold]{one.subject_id}[/] {level}, bucket {one.holdout_bucket}, {len(one.members)} members{needs}"

@@ -29,7 +29,7 @@ from cli.options import (
     Verify,
     access,
 )
-from cli.output import console, errors, print_json, progress
+from cli.output import console, enum_word, errors, print_json, progress
 from cli.parsing import AnyIdentities, SubjectId, parse_facts, parse_subject
 from services.chassis.rpc_client import call
 
@@ -362,7 +362,7 @@ def _show_erasure(answer: pb.GetErasureResponse, *, as_json: bool) -> None:
     rows = [
         (
             one.service,
-            holdings_pb.ErasureStep.Name(one.step).removeprefix("ERASURE_STEP_").lower(),
+            enum_word(holdings_pb.ErasureStep.DESCRIPTOR, one.step).lower(),
             one.taken_at.ToDatetime().isoformat(sep=" ", timespec="seconds") if one.HasField("taken_at") else "",
             ", ".join(f"{count.count} {count.name}" for count in one.counts if count.count),
             one.waiting_for,

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from cli.privacy.scan import Hit, Scanner
 
@@ -126,20 +127,24 @@ def _note(found: Found, path: str, hits: Iterator[Hit]) -> None:
 
 def _chunks(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            yield chunk
+        yield from _read(file)
+
+
+def _read(file: IO[bytes] | gzip.GzipFile) -> Iterator[bytes]:
+    while chunk := file.read(CHUNK_BYTES):
+        yield chunk
 
 
 def _unpacked(path: Path, beginning: bytes) -> Iterator[tuple[str, Iterator[bytes]]]:
     """(name, content) of what lies packed in the file."""
     if beginning.startswith(GZIP):
         with gzip.open(path) as packed:
-            yield f"{path} (unpacked)", iter(lambda: packed.read(CHUNK_BYTES), b"")
+            yield f"{path} (unpacked)", _read(packed)
     elif beginning.startswith(ZIP):
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
                 with archive.open(info) as member:
-                    yield f"{path} ({info.filename})", iter(lambda member=member: member.read(CHUNK_BYTES), b"")  # type: ignore[misc]
+                    yield f"{path} ({info.filename})", _read(member)
 
 
 class _TooMuchError(Exception):

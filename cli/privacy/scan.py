@@ -109,7 +109,7 @@ class Scanner:
         self.longest = max((len(form) for _, _, form in all_forms), default=1)
         for number, name, form in all_forms:
             windows = _windows(form)
-            at = min(range(len(windows)), key=lambda place, windows=windows: (shared[windows[place]], place))  # type: ignore[misc]
+            _, at = min((shared[window], place) for place, window in enumerate(windows))
             self._by_window[windows[at]].append((number, name, form, at))
         keys = np.fromiter(self._by_window, dtype=np.uint64, count=len(self._by_window))
         self._keys = np.sort(keys)
