@@ -1,7 +1,8 @@
 """Names that must not be used about people: the built-in list, the site's own never.yaml, and declared stand-ins.
 
-Names are looked at, not values or texts: of features and what they read, of events and their properties, of purposes,
-of policies and what their rules read. What data holds under an innocent name no list of words can tell.
+Names are looked at: of features and what they read, of events and their properties, of purposes, of policies and what
+their rules read. Of values only those that an audience compares with, for they say who is meant; the values of items
+are not people's. What data holds under an innocent name no list of words can tell.
 """
 
 import re
@@ -14,10 +15,12 @@ from cli.bundle.bundle import Bundle, Declared
 from cli.bundle.checks.kinds import attributes_of
 from cli.bundle.checks.never_list import BUILT_IN
 from cli.bundle.problem import Problem
-from services.decision.domain.rules import names_of
+from services.decision.domain.rules import names_of, texts_of
 
-_HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+# hasHIV, HIVStatus, ssn2. Two small letters after an acronym's last capital: the plural IDs is one word.
+_HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z]{2})|(?<=[A-Za-z])(?=[0-9])|(?<=[0-9])(?=[a-z])")
 _BREAK = re.compile(r"[^a-z0-9]+")
+_SIBILANT_PLURAL = re.compile(r"(ss|sh|ch|x|zz)es$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,9 @@ def _singular(word: str) -> str:
     """English plurals only, and crudely: both sides of a comparison pass through here."""
     if len(word) > 4 and word.endswith("ies"):
         return f"{word[:-3]}y"
-    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
+    if _SIBILANT_PLURAL.search(word):
+        return word[:-2]
+    return word[:-1] if len(word) > 2 and word.endswith("s") and not word.endswith("ss") else word
 
 
 def _built_in() -> Iterator[Forbidden]:
@@ -107,5 +112,8 @@ def _names(bundle: Bundle) -> Iterator[tuple[Declared[Any], str, str]]:
     for policy in bundle.policies:
         yield policy, ".id", policy.message.id
         for rule in ("eligibility", "audience"):
-            for name in sorted(names_of(getattr(policy.message, rule))):
+            source = getattr(policy.message, rule)
+            # An audience's values say who is meant; those of eligibility are items', and may leave some out.
+            values = texts_of(source) if rule == "audience" else frozenset()
+            for name in sorted(names_of(source) | values):
                 yield policy, f".{rule}", name

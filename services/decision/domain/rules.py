@@ -149,6 +149,12 @@ def names_of(source: str) -> frozenset[str]:
     return frozenset(names)
 
 
+def texts_of(source: str) -> frozenset[str]:
+    """Every text that a rule holds, names in brackets and values alike, as it is written between its quotes."""
+    texts = (match.group() for match in _TOKEN.finditer(source) if match.lastgroup == "string")
+    return frozenset(text.lstrip("rR").strip("\"'") for text in texts)
+
+
 @cache
 def _environment(*, item: bool, context: bool, level: bool) -> cel.Env:
     """The variables a rule may read. Dotted names are variables of their own, so that each has a checked type."""

@@ -168,6 +168,12 @@ def test_layers_that_make_no_sense_are_refused(
         ("policies.yaml", "has(context.gift)", "has(context.religion)", "'religion' tells of a person's religious"),
         ("policies.yaml", "has(context.gift)", 'context["Home-Address"] == ""', "'Home-Address' tells of where"),
         ("policies.yaml", "- id: row", "- id: children", "'children' tells of children"),
+        (
+            "policies.yaml",
+            "- id: row\n",
+            "- id: row\n  audience: 'context.group == \"pregnant\"'\n",
+            "'pregnant' tells of",
+        ),
         ("events/purchase.yaml", "name: amount", "name: gender_guess", "'gender_guess' is never used about people, by"),
         ("features.yaml", "{key: hour,", "{key: postalcode,", "'postalcode' stands in for ethnicity"),
         ("features.yaml", "- name: hour", "- name: first_names", "'first_names' stands in for gender"),
@@ -298,6 +304,18 @@ def test_every_phrase_of_the_built_in_list_is_found() -> None:
 def test_a_part_of_a_word_is_no_word() -> None:
     """Names are compared by whole words, so that innocent ones pass."""
     assert keys_refused(["trace_id", "healthcheck", "embrace", "platform", "later", "general", "unionized"]) == []
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "HIVStatus", "userSSN", "SSNs", "hasHIV", "ssn2", "lat1", "lastIPAddress", "under13", "under13s",
+        "Under13Group", "ip_addresses", "illnesses", "churches", "diagnoses", "allergies", "home_addresses", "tax_ids",
+    ],
+)  # fmt: skip
+def test_a_word_is_found_however_it_is_written(key: str) -> None:
+    """Acronyms, numbers behind a word, and plurals, all as names are given in practice."""
+    assert keys_refused([key]) == [key]
 
 
 @given(st.text(max_size=40))
