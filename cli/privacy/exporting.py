@@ -40,7 +40,7 @@ SECTIONS: tuple[tuple[str, frozenset[str]], ...] = (
         frozenset({"ConsentGranted", "ConsentDenied", "ConsentObjected", "ConsentRevoked", "ConsentExpired"}),
     ),
     ("What you did", frozenset({"BehaviorRecorded"})),
-    ("What was decided for you, and why", frozenset({"DecisionMade", "explanation"})),
+    ("What was decided for you, and why", frozenset({"DecisionMade"})),
     ("What came of it", frozenset({"OutcomeAttributed"})),
     ("Who has looked at this", frozenset({"PersonalDataAccessed"})),
 )

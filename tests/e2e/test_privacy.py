@@ -52,7 +52,9 @@ def test_everything_held_is_exported_with_its_reasons(comity: Any, known: str, t
     assert head["schema"] == "comity.privacy.export/1"
     assert len(records) == answer["records"]
     kinds = {record["schema"].rpartition(".")[2] for record in records}
-    assert kinds >= {"ConsentGranted", "BehaviorRecorded", "DecisionMade", "explanation", "PersonalDataAccessed"}
+    assert kinds >= {"ConsentGranted", "BehaviorRecorded", "DecisionMade", "PersonalDataAccessed"}
+    (decided,) = [one["content"] for one in records if one["schema"].endswith("DecisionMade")]
+    assert {"identity", "consent", "served"} <= {step["stage"] for step in decided["explanation"]}
     assert {record["service"] for record in records} >= {"identity", "consent", "decision", "feedback"}
     read = [one["content"]["access"] for one in records if one["schema"].endswith("PersonalDataAccessed")]
     assert {"accessor": "officer", "reason": "the person asked"} in read

@@ -4,10 +4,11 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from services.decision.domain.ladder import Slate, choose_ranked
+from services.decision.domain.ladder import Slate, audience_of, choose_ranked
 from services.decision.domain.layers import layer_of, not_stronger
 from services.decision.domain.plan import Plan
 from services.decision.domain.record import DecisionRecord
+from services.decision.domain.rules import Verdict
 from services.decision.domain.vocabulary import Exclusion, FallbackReason, Level, Origin, StageOutcome
 
 _WHY = {
@@ -21,6 +22,12 @@ _WHY = {
     FallbackReason.NO_ELIGIBLE_CANDIDATES: "no candidate was eligible",
     FallbackReason.POLICY_DISABLED: "the placement is switched off",
     FallbackReason.LOG_UNAVAILABLE: "the log could not take the decision in time",
+}
+
+_AMONG = {
+    Verdict.YES: "among those whom the policy is for",
+    Verdict.NO: "not among those whom the policy is for",
+    Verdict.ERROR: "cannot be told, which counts as not among those whom the policy is for",
 }
 
 
@@ -45,6 +52,7 @@ def explain(record: DecisionRecord, plan: Plan) -> Explanation:
     steps = (
         Step("identity", _identity(record)),
         Step("consent", _consent(record, plan)),
+        *_audience(record, plan),
         Step("eligible", _eligible(record)),
         Step("scored", _scored(record)),
         *_drawn(record, plan),
@@ -91,6 +99,13 @@ def _layer(record: DecisionRecord, plan: Plan) -> str:
 def _said(record: DecisionRecord) -> str:
     """The consent signal that decided, where one did."""
     return f", by signal {record.said.signal}: {record.said.reason}" if record.said.signal else ""
+
+
+def _audience(record: DecisionRecord, plan: Plan) -> Iterator[Step]:
+    """Whether the person was among those whom the policy is for: there are no other segments of people."""
+    if plan.audience is not None and record.origin is Origin.SERVED:
+        verdict = audience_of(plan, record.context, Level(record.level))
+        yield Step("audience", f"{_AMONG[verdict]}: {plan.audience.source}")
 
 
 def _eligible(record: DecisionRecord) -> str:

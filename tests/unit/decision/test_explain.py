@@ -31,6 +31,22 @@ def test_an_explored_decision_says_what_would_have_been_shown() -> None:
 
 
 @pytest.mark.parametrize(
+    ("audience", "said"),
+    [
+        ("context.hour < 24.0", "among those whom the policy is for: context.hour"),
+        ("context.hour > 24.0", "not among those whom the policy is for: context.hour"),
+        ("context.absent == 1.0", "cannot be told"),
+    ],
+)
+def test_a_policy_for_some_says_whether_the_person_is_one_of_them(audience: str, said: str) -> None:
+    """Which segment somebody was counted to is theirs to know; a policy for everybody has none."""
+    only_some = site(policy=replace(POLICY, audience=audience))
+    explanation = explain(decide(only_some, context={"hour": 3.0}), only_some.plans[PLACEMENT.id])
+    (finding,) = [step.finding for step in explanation.steps if step.stage == "audience"]
+    assert finding.startswith(said)
+
+
+@pytest.mark.parametrize(
     ("outcomes", "stage", "said"),
     [
         ({"allowed": frozenset()}, "consent", "not allowed: profile_personalization"),
