@@ -55,6 +55,7 @@ ExpiresAt: TypeAlias = Annotated[
     datetime | None, typer.Option(help="When consent ends by itself, UTC; never if not given.")
 ]
 NO_PURPOSES: list[str] = []
+IDENTITY_LINKING = "identity_linking"
 
 
 def register(app: typer.Typer) -> None:
@@ -130,6 +131,8 @@ def revoke(
     )
     answer = _ask("Revoke", request, data_dir, address, as_json=as_json)
     _show_version(answer, "revoked", list(answer.purposes), as_json=as_json)
+    if IDENTITY_LINKING in answer.purposes and not as_json:
+        console.print("links that were made stand: `comity identity describe` lists them, `unlink` takes one back")
 
 
 def history(

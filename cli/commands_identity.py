@@ -12,7 +12,21 @@ from google.protobuf.message import Message
 
 from cli.connections import NO_ADDRESSES, Address, Services, resolve_addresses
 from cli.failures import fail, run
-from cli.options import DEFAULT_DATA_DIR, AsJson, DataDir, ReadAs, Reason, access
+from cli.options import (
+    DEFAULT_DATA_DIR,
+    AsJson,
+    DataDir,
+    DoNotPersonalize,
+    Gpc,
+    Gpp,
+    Jurisdiction,
+    ReadAs,
+    Reason,
+    TcString,
+    Usp,
+    access,
+    signals,
+)
 from cli.output import console, enum_word, print_json
 from cli.parsing import AnyIdentities, Identities, SubjectId, parse_identities, parse_subject
 from services.chassis.errors import Kind, ServiceError
@@ -53,13 +67,32 @@ def resolve(
 
 def link(
     identity: Identities,
+    gpc: Gpc = False,
+    tc_string: TcString = "",
+    gpp: Gpp = "",
+    usp: Usp = "",
+    jurisdiction: Jurisdiction = "",
+    do_not_personalize: DoNotPersonalize = False,
     request_id: RequestId = "",
     data_dir: DataDir = DEFAULT_DATA_DIR,
     address: Address = NO_ADDRESSES,
     as_json: AsJson = False,
 ) -> None:
-    """State that the identities are one person's; needs identity_linking, and what gated identities need."""
-    request = pb.LinkRequest(request_id=request_id or uuid.uuid4().hex, identities=_identities(identity))
+    """State that the identities are one person's; needs identity_linking, and what gated identities need.
+
+    A link stands until unlink takes it back, also when identity_linking is revoked, which keeps others from being made.
+    """
+    said = signals(
+        gpc=gpc,
+        tc_string=tc_string,
+        gpp=gpp,
+        usp=usp,
+        jurisdiction=jurisdiction,
+        do_not_personalize=do_not_personalize,
+    )
+    request = pb.LinkRequest(
+        request_id=request_id or uuid.uuid4().hex, identities=_identities(identity), consent_signals=said
+    )
     answer = _ask("Link", request, data_dir, address, as_json=as_json)
     _show(answer, [answer.subject], f"link {answer.link_id}{' merged' if answer.merged else ''}", as_json=as_json)
 

@@ -8,7 +8,7 @@ from comity.consent.v1 import consent_service_pb2_grpc as pb_grpc
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.rpc_client import call
 from services.identity import wire
-from services.identity.domain.permission import Side, Word
+from services.identity.domain.permission import Side, Signals, Word
 
 TIMEOUT_S = 1.0
 
@@ -23,10 +23,11 @@ class GrpcConsentReader:
         self._stub = pb_grpc.ConsentServiceStub(channel)
         self._timeout_s = timeout_s
 
-    async def words(self, asked: Sequence[Side], purposes: Sequence[str]) -> list[Mapping[str, Word]]:
+    async def words(self, asked: Sequence[Side], purposes: Sequence[str], signals: Signals) -> list[Mapping[str, Word]]:
         """See handlers.ConsentReader."""
         try:
-            response = await call(self._stub.Evaluate, wire.evaluate_request(asked, purposes), self._timeout_s)
+            request = wire.evaluate_request(asked, purposes, signals)
+            response = await call(self._stub.Evaluate, request, self._timeout_s)
         except ServiceError as error:
             if error.kind not in (Kind.UNAVAILABLE, Kind.DEADLINE):
                 raise

@@ -21,7 +21,16 @@ from services.identity.domain.identities import (
 )
 from services.identity.domain.keys import DataKey
 from services.identity.domain.linking import LinkCommand, Linked, UnlinkCommand
-from services.identity.domain.permission import IDENTITY_LINKING, Denial, Side, Word, denial, required_purposes, sides
+from services.identity.domain.permission import (
+    IDENTITY_LINKING,
+    Denial,
+    Side,
+    Signals,
+    Word,
+    denial,
+    required_purposes,
+    sides,
+)
 from services.identity.domain.resolution import ERASED, Found, Query, Resolved, Sought, answer, seek, seek_strongest
 from services.identity.domain.subjects import LinkNote, People
 
@@ -87,8 +96,8 @@ class LinkStore(Protocol):
 class ConsentReader(Protocol):
     """What people have said; the authority read."""
 
-    async def words(self, asked: Sequence[Side], purposes: Sequence[str]) -> list[Mapping[str, Word]]:
-        """What stands for each person and purpose, read after this call began.
+    async def words(self, asked: Sequence[Side], purposes: Sequence[str], signals: Signals) -> list[Mapping[str, Word]]:
+        """What stands for each person and purpose, by the ledger and the signals; read after this call began.
 
         Raises:
             ServiceError: UNAVAILABLE (CONSENT_UNAVAILABLE).
@@ -141,13 +150,19 @@ class IdentityHandlers:
             sought = [seek(self._pepper, query) for query in queries]
             return await self._answers(sought)
 
-    async def link(self, request_id: str, identities: Sequence[Identity]) -> tuple[Linked, Resolved]:
+    async def link(
+        self, request_id: str, identities: Sequence[Identity], signals: Signals = None
+    ) -> tuple[Linked, Resolved]:
         """State that the identities belong to one person, if those whom it joins allow it; the link, and who that is.
+
+        Args:
+            signals: None where none came. No part of the command: a retry brings those of its own moment.
 
         Raises:
             ServiceError: INVALID when they cannot be one person's; FAILED_PRECONDITION (IDENTITY_LINKING_NOT_ALLOWED);
                 UNAVAILABLE (CONSENT_UNAVAILABLE); see LinkStore.link. Whatever is raised, nothing was linked, but for
-                an unknown outcome.
+                an unknown outcome, and a link that was made and that says nothing about anybody any more
+                (FAILED_PRECONDITION, NAMESPACE_NOT_ALLOWED).
         """
         presented = pseudonyms(self._pepper, identities)
         if isinstance(presented, Contradiction):
@@ -155,9 +170,12 @@ class IdentityHandlers:
         with span("identity.link"):
             named = await self._living(presented)
             command = LinkCommand(request_id, uuid7(self._clock.now()), named, presented)
-            linked = await self._links.made(command) or await self._link(command)
+            linked = await self._links.made(command) or await self._link(command, signals)
             LINKS.labels("merged" if linked.merged else "kept").inc()
-            (resolved,) = await self._resolved([seek_strongest(presented)])
+            (resolved,) = await self._answers([seek_strongest(presented)])
+            if isinstance(resolved, Contradiction):
+                # A retry of a link of gated identities alone, which was taken back: they name nobody again.
+                raise ServiceError(Kind.FAILED_PRECONDITION, resolved.reason, f"identities: {resolved.problem}")
             return linked, resolved
 
     async def unlink(self, request_id: str, link_id: str) -> list[Resolved]:
@@ -169,8 +187,9 @@ class IdentityHandlers:
         with span("identity.unlink"):
             member_ids = await self._links.unlink(UnlinkCommand(request_id, link_id))
             LINKS.labels("taken_back").inc()
-            resolved = await self._resolved([Sought(member_id, Level.UNSPECIFIED) for member_id in member_ids])
-            return list({one.subject_id: one for one in resolved}.values())
+            answers = await self._answers([Sought(member_id, Level.UNSPECIFIED) for member_id in member_ids])
+            # Who was erased since is nobody any more.
+            return list({one.subject_id: one for one in answers if isinstance(one, Resolved)}.values())
 
     async def describe(self, query: Query, access: Access) -> tuple[Resolved, list[LinkNote]]:
         """Who a query means, and the links that say so; that it was read is recorded before it is given out.
@@ -190,11 +209,11 @@ class IdentityHandlers:
             await self._accesses.accessed(resolved.subject_id, access, DESCRIBE_METHOD)
             return resolved, links
 
-    async def _link(self, command: LinkCommand) -> Linked:
+    async def _link(self, command: LinkCommand, signals: Signals) -> Linked:
         for tries_left in reversed(range(ASKED_MAX)):
             people = await self._links.people([one.member_id for one in command.named])
             asked = sides(command.named, people)
-            await self._require_permission(command, asked)
+            await self._require_permission(command, asked, signals)
             try:
                 return await self._links.link(command, asked)
             except ServiceError as error:
@@ -202,7 +221,7 @@ class IdentityHandlers:
                     raise
         raise AssertionError("the last try returns or raises")
 
-    async def _require_permission(self, command: LinkCommand, asked: frozenset[Side]) -> None:
+    async def _require_permission(self, command: LinkCommand, asked: frozenset[Side], signals: Signals) -> None:
         """Refuse a link that those whom it would join do not allow.
 
         The authority read is sent after the call began, as in a Decide, so a refusal whose Record or Revoke had
@@ -212,7 +231,7 @@ class IdentityHandlers:
         That the people are those who were asked is checked under the link's own locks (LinkStore.link).
         """
         purposes = required_purposes(command.named)
-        denied = denial(purposes, await self._consent.words(sorted(asked, key=repr), purposes))
+        denied = denial(purposes, await self._consent.words(sorted(asked, key=repr), purposes, signals))
         if denied is not None:
             LINKS.labels("refused").inc()
             raise _not_allowed(denied)
@@ -246,9 +265,6 @@ class IdentityHandlers:
             ]
             number += 1
         return tuple(sorted(living, key=lambda one: one.rank))
-
-    async def _resolved(self, sought: Sequence[Sought]) -> list[Resolved]:
-        return [one for one in await self._answers(sought) if isinstance(one, Resolved)]
 
 
 def _not_allowed(denied: Denial) -> ServiceError:

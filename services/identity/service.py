@@ -23,7 +23,9 @@ class IdentityService(pb_grpc.IdentityServiceServicer):
 
     async def Link(self, request: pb.LinkRequest, context: Any) -> pb.LinkResponse:  # noqa: N802
         """State that identities belong to one person."""
-        linked, subject = await self._handlers.link(request.request_id, wire.identities_of(request.identities))
+        signals = request.consent_signals if request.HasField("consent_signals") else None
+        identities = wire.identities_of(request.identities)
+        linked, subject = await self._handlers.link(request.request_id, identities, signals)
         return pb.LinkResponse(subject=wire.resolved(subject), merged=linked.merged, link_id=linked.link_id)
 
     async def Unlink(self, request: pb.UnlinkRequest, context: Any) -> pb.UnlinkResponse:  # noqa: N802

@@ -22,7 +22,7 @@ from services.identity.domain.facts import (
 )
 from services.identity.domain.identities import NAMESPACES, Contradiction, Identity, Pseudonym
 from services.identity.domain.keys import DataKey
-from services.identity.domain.permission import Side, Word
+from services.identity.domain.permission import Side, Signals, Word
 from services.identity.domain.resolution import Query, Resolved, SubjectMember
 from services.identity.domain.subjects import LinkNote
 
@@ -61,10 +61,13 @@ def data_key(key: DataKey) -> pb.DataKey:
     return pb.DataKey(member_id=key.member_id, key_id=key.key_id, key=key.key, destroyed=key.destroyed)
 
 
-def evaluate_request(asked: Sequence[Side], purposes: Sequence[str]) -> consent_pb.EvaluateRequest:
-    """What consent is asked about the persons whom a link would join."""
+def evaluate_request(asked: Sequence[Side], purposes: Sequence[str], signals: Signals) -> consent_pb.EvaluateRequest:
+    """What consent is asked about the persons whom a link would join.
+
+    The signals are of whoever logs in, who speaks for all that they are said to be.
+    """
     return consent_pb.EvaluateRequest(
-        queries=[consent_pb.EvaluateQuery(members=_members(side), purposes=purposes) for side in asked]
+        queries=[consent_pb.EvaluateQuery(members=_members(side), purposes=purposes, signals=signals) for side in asked]
     )
 
 

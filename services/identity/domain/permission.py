@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from services.identity.domain.identities import Pseudonym
 from services.identity.domain.resolution import SubjectMember
@@ -21,6 +21,8 @@ IDENTITY_LINKING = "identity_linking"
 _TRIAL_ORDER = 2**62
 _TRIAL_AT = datetime.max.replace(tzinfo=UTC)
 
+# What the browser or consent platform says with the request: carried to consent as it came, and read and kept nowhere.
+Signals: TypeAlias = Any
 # The members of a person whom a link would join, the canonical one first.
 Side: TypeAlias = tuple[SubjectMember, ...]
 

@@ -67,6 +67,9 @@ class ConsentStandIn(consent_pb_grpc.ConsentServiceServicer):
     def _evaluation(self, query: consent_pb.EvaluateQuery) -> consent_pb.Evaluation:
         evaluation = consent_pb.Evaluation()
         for purpose in query.purposes:
+            if query.signals.gpc:
+                evaluation.verdicts.add(purpose=purpose, state=consent_pb.CONSENT_STATE_OBJECTED)
+                continue
             said = [self.states.get((one.subject_id, purpose), "GRANTED") for one in query.members]
             known = [consent_pb.ConsentState.Value(f"CONSENT_STATE_{state}") for state in said]
             strictest = max(known, key=lambda state: (state != consent_pb.CONSENT_STATE_GRANTED, state))
@@ -94,9 +97,11 @@ class Identity:
         )
         return response.subjects[0]
 
-    async def link(self, request_id: str, *presented: str) -> pb.LinkResponse:
+    async def link(
+        self, request_id: str, *presented: str, signals: common_pb.ConsentSignals | None = None
+    ) -> pb.LinkResponse:
         """State that these are one person."""
-        request = pb.LinkRequest(request_id=request_id, identities=identities(*presented))
+        request = pb.LinkRequest(request_id=request_id, identities=identities(*presented), consent_signals=signals)
         return await self.service.Link(request, timeout=10)
 
     async def unlink(self, request_id: str, link_id: str) -> pb.UnlinkResponse:

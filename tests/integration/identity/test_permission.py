@@ -82,6 +82,27 @@ async def test_a_link_that_was_made_is_answered_without_asking_again(identity: A
     assert (await refusal(identity.link("r3", "anonymous_id:b", "user_id:1"))).kind is Kind.FAILED_PRECONDITION
 
 
+async def test_a_signal_of_the_moment_counts_and_is_kept_nowhere(identity: Any) -> None:
+    """Whoever logs in with an objection is not linked, whatever the ledger says; a retry brings its own signals."""
+    objects = common_pb.ConsentSignals(gpc="1")
+    error = await refusal(identity.link("r1", "anonymous_id:a", "user_id:1", signals=objects))
+    assert (error.kind, error.reason) == (Kind.FAILED_PRECONDITION, "IDENTITY_LINKING_NOT_ALLOWED")
+    assert [query.signals for query in identity.consent.asked] == [objects, objects]
+    assert await written(identity) == 0
+    made = await identity.link("r1", "anonymous_id:a", "user_id:1")
+    assert not identity.consent.asked[-1].HasField("signals")
+    assert await identity.link("r1", "anonymous_id:a", "user_id:1", signals=objects) == made
+
+
+async def test_a_link_of_gated_identities_that_was_taken_back_names_nobody(identity: Any) -> None:
+    """A late retry finds that it was made; that they name nobody again is a typed error and no breakdown."""
+    names = ("device_fingerprint:f", "third_party_id:t")
+    linked = await identity.link("r1", *names)
+    await identity.unlink("u1", linked.link_id)
+    error = await refusal(identity.link("r1", *names))
+    assert (error.kind, error.reason) == (Kind.FAILED_PRECONDITION, "NAMESPACE_NOT_ALLOWED")
+
+
 async def test_every_member_of_those_who_would_be_joined_is_asked_about(identity: Any) -> None:
     """Consent combines all members of a side, so all of them are in the question, and when they joined."""
     await identity.link("r1", "anonymous_id:a", "user_id:1")

@@ -149,18 +149,26 @@ class LinkRequest(_message.Message):
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     IDENTITIES_FIELD_NUMBER: _builtins.int
+    CONSENT_SIGNALS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     @_builtins.property
     def identities(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Identity]: ...
+    @_builtins.property
+    def consent_signals(self) -> _types_pb2.ConsentSignals:
+        """What the person's browser or consent platform says as they log in: counts where the bundle lets it bear on
+        identity_linking. A replica of the release before goes by the ledger alone.
+        """
+
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
         identities: _abc.Iterable[_types_pb2.Identity] | None = ...,
+        consent_signals: _types_pb2.ConsentSignals | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["consent_signals", b"consent_signals"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["identities", b"identities", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consent_signals", b"consent_signals", "identities", b"identities", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
