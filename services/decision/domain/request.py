@@ -164,6 +164,7 @@ class PastDecision:
     Args:
         subject_id: the pseudonym, where the caller knows it; else identities say who it is.
         propensities: one an item, or none at all where the other system did not know them.
+        signals: that came with the request then; None where none did. No part of the digest.
         digest: of the whole decision.
     """
 
@@ -176,6 +177,7 @@ class PastDecision:
     propensities: Sequence[float]
     context: Context = field(repr=False)
     digest: bytes
+    signals: Signals | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,7 +118,8 @@ class RecordDecisions:
         else:
             person = await self._identity.resolve(decision.identities)
         needed = plan.purposes | person.required_purposes
-        permission = await self._consent.evaluate(person.members, tuple(sorted(site.layout.purposes | needed)))
+        asked = tuple(sorted(site.layout.purposes | needed))
+        permission = await self._consent.evaluate(person.members, asked, decision.signals)
         is_refused = layer_of(plan, person.level, permission.allowed) is None
         if is_refused or not person.required_purposes <= permission.allowed:
             return _Found(decision, plan, person, permission, None)

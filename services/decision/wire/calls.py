@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable
+from copy import deepcopy
 from datetime import UTC
 
 import numpy as np
@@ -75,12 +76,11 @@ def _signals_from_pb(message: types_pb2.ConsentSignals) -> Signals:
     )
 
 
-def _digest_without_signals(request: pb.DecideRequest) -> bytes:
+def _digest_without_signals(request: pb.DecideRequest | pb.RecordedDecision) -> bytes:
     """Content digest of what the decision answers: a retry may bring other signals, and nothing of them is kept."""
     if not request.HasField("consent_signals"):
         return digest_of(request)
-    bare = pb.DecideRequest()
-    bare.CopyFrom(request)
+    bare = deepcopy(request)
     bare.ClearField("consent_signals")
     return digest_of(bare)
 
@@ -105,7 +105,8 @@ def past_from_pb(decision: pb.RecordedDecision) -> PastDecision:
         decided_at=decision.decided_at.ToDatetime(tzinfo=UTC),
         propensities=list(decision.propensities),
         context=facts_from_pb(decision.context),
-        digest=digest_of(decision),
+        signals=_signals_from_pb(decision.consent_signals) if decision.HasField("consent_signals") else None,
+        digest=_digest_without_signals(decision),
     )
 
 

@@ -166,7 +166,7 @@ class StandIns(
         for query in request.queries:
             evaluation = response.evaluations.add(consent_version=3)
             for purpose in query.purposes:
-                refused = any(one.subject_id in self.refused for one in query.members)
+                refused = query.signals.gpc == "1" or any(one.subject_id in self.refused for one in query.members)
                 evaluation.verdicts.add(purpose=purpose, allowed=not refused)
         return response
 

@@ -230,6 +230,17 @@ async def test_the_past_of_someone_who_does_not_agree_is_kept_without_features(d
     assert (logged.inputs.subject_vector, logged.inputs.matrix, logged.learnable) == (b"", b"", False)
 
 
+async def test_what_the_browser_refused_then_is_not_read_of_the_past(deciding: Deciding) -> None:
+    """Signals of the request that another system answered count as in a Decide, and are no part of what it was."""
+    objected = past("one", consent_signals=types_pb2.ConsentSignals(gpc="1"))
+    (result,) = await record(deciding, objected)
+    assert (list(result.scores), result.fallback_reason) == ([], events_pb.FALLBACK_REASON_NO_CONSENT)
+    (again,) = await record(deciding, past("one"))
+    assert again.already_recorded
+    assert list(again.scores) == []
+    assert (await replayed(deciding, result.decision_id)).identical
+
+
 async def test_an_outage_records_nothing_of_the_past(deciding: Deciding) -> None:
     """Recorded without its features a decision would be lost for learning: the caller tries again instead."""
     deciding.around.down.add("features")

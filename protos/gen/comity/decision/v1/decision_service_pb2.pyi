@@ -277,6 +277,7 @@ class RecordedDecision(_message.Message):
     DECIDED_AT_FIELD_NUMBER: _builtins.int
     PROPENSITIES_FIELD_NUMBER: _builtins.int
     CONTEXT_FIELD_NUMBER: _builtins.int
+    CONSENT_SIGNALS_FIELD_NUMBER: _builtins.int
     external_id: _builtins.str
     """The other system's id: recording it again changes nothing."""
     placement_id: _builtins.str
@@ -294,6 +295,12 @@ class RecordedDecision(_message.Message):
 
     @_builtins.property
     def context(self) -> _containers.MessageMap[_builtins.str, _decision_events_pb2.ContextFact]: ...
+    @_builtins.property
+    def consent_signals(self) -> _types_pb2.ConsentSignals:
+        """What the person's browser or consent platform said when the slate was shown: what it refuses is not read either. A
+        replica of the release before goes by the ledger alone.
+        """
+
     def __init__(
         self,
         *,
@@ -304,10 +311,11 @@ class RecordedDecision(_message.Message):
         decided_at: _timestamp_pb2.Timestamp | None = ...,
         propensities: _abc.Iterable[_builtins.float] | None = ...,
         context: _abc.Mapping[_builtins.str, _decision_events_pb2.ContextFact] | None = ...,
+        consent_signals: _types_pb2.ConsentSignals | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["decided_at", b"decided_at", "subject", b"subject"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["consent_signals", b"consent_signals", "decided_at", b"decided_at", "subject", b"subject"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "decided_at", b"decided_at", "external_id", b"external_id", "item_ids", b"item_ids", "placement_id", b"placement_id", "propensities", b"propensities", "subject", b"subject"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consent_signals", b"consent_signals", "context", b"context", "decided_at", b"decided_at", "external_id", b"external_id", "item_ids", b"item_ids", "placement_id", b"placement_id", "propensities", b"propensities", "subject", b"subject"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
