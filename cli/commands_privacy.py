@@ -45,7 +45,7 @@ ErasureId: TypeAlias = Annotated[str, typer.Argument(metavar="ERASURE_ID", help=
 def register(app: typer.Typer) -> None:
     """Add the commands to the app."""
     privacy = typer.Typer(help="A person's rights, the record of processing, and proof that what is erased is gone.")
-    for command in (inventory, export, rectify, erase, status, receipt, scan):
+    for command in (inventory, export, rectify, erase, status, receipt, key, scan):
         privacy.command()(command)
     app.add_typer(privacy, name="privacy")
 
@@ -198,6 +198,17 @@ def receipt(
     if answer.state != pb.ERASURE_STATE_COMPLETED:
         fail(not_completed(), as_json=as_json)
     print_json(as_document(answer))
+
+
+def key(data_dir: DataDir = DEFAULT_DATA_DIR, address: Address = NO_ADDRESSES, as_json: AsJson = False) -> None:
+    """Give the public key that receipts are signed with, to be published; as JSON: a JSON Web Key Set."""
+    from cli.privacy.receipts import as_key_set
+
+    answer = run(_ask("GetReceiptKey", pb.GetReceiptKeyRequest(), data_dir, address), as_json=as_json)
+    if as_json:
+        print_json(as_key_set(answer))
+    else:
+        console.print(f"{answer.public_key.hex()}  key {answer.key_id}: what receipt --verify takes as --public-key")
 
 
 def scan(

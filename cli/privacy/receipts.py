@@ -1,6 +1,6 @@
 """Signed receipts as files: written so that a person can read them, and verified without asking anybody."""
 
-import hashlib
+import base64
 import json
 from typing import Any
 
@@ -8,7 +8,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from services.chassis.errors import Kind, ServiceError, invalid
-from services.consent.domain.receipts import canonical
+from services.consent.domain.receipts import canonical, key_id_of
 
 
 def as_document(answer: Any) -> dict[str, Any]:
@@ -19,6 +19,13 @@ def as_document(answer: Any) -> dict[str, Any]:
         "key_id": answer.key_id,
         "public_key": answer.public_key.hex(),
     }
+
+
+def as_key_set(answer: Any) -> dict[str, Any]:
+    """A GetReceiptKeyResponse as a JSON Web Key Set, the form in which sites publish keys (RFC 7517, RFC 8037)."""
+    x = base64.urlsafe_b64encode(answer.public_key).rstrip(b"=").decode()
+    key = {"kty": "OKP", "crv": "Ed25519", "alg": "EdDSA", "use": "sig", "kid": answer.key_id, "x": x}
+    return {"keys": [key]}
 
 
 def verify(text: str, public_key: str = "") -> dict[str, Any]:
@@ -34,7 +41,8 @@ def verify(text: str, public_key: str = "") -> dict[str, Any]:
     """
     try:
         document = json.loads(text)
-        receipt = document["receipt"]
+        receipt: dict[str, Any] = document["receipt"]
+        _ = receipt["receipt_id"]
         content, signature = canonical(receipt), bytes.fromhex(document["signature"])
         named = bytes.fromhex(document["public_key"])
         key = Ed25519PublicKey.from_public_bytes(named)
@@ -44,14 +52,13 @@ def verify(text: str, public_key: str = "") -> dict[str, Any]:
         ) from error
     if public_key and named.hex() != public_key.lower():
         raise _not_genuine("it is signed with another key than the one that was given")
-    if document.get("key_id") != hashlib.sha256(named).hexdigest()[:16]:
+    if document.get("key_id") != key_id_of(named):
         raise _not_genuine("it names another key than it holds")
     try:
         key.verify(signature, content)
     except InvalidSignature as error:
         raise _not_genuine("its content is not what was signed") from error
-    found: dict[str, Any] = receipt
-    return found
+    return receipt
 
 
 def _not_genuine(problem: str) -> ServiceError:

@@ -4,7 +4,8 @@ Owns: the ledger of answers (granted, denied, objected, revoked, expired), the p
 jurisdictions) and its versions, and what consent signals (Sec-GPC, TCF, GPP, US Privacy) mean for it; the ledger of
 erasures.
 Answers: Record, Revoke, Evaluate (the authority read), History, PublishPurposes; a person's rights over all services
-(PrivacyService): Export, Rectify, Erase, GetErasure, ListErasures, GetReceipt, Inventory.
+(PrivacyService): Export, Rectify, Erase, GetErasure, ListErasures, GetReceipt, GetReceiptKey,
+Inventory.
 Emits: ConsentGranted, ConsentDenied, ConsentObjected, ConsentRevoked, ConsentExpired, PurposesPublished,
 ErasureRequested, ErasureStepTaken, ErasureCompleted, PersonalDataAccessed.
 Consumes: nothing. It asks identity who somebody is where a caller gives identities, and every service what it holds

@@ -96,6 +96,12 @@ class PrivacyService(privacy_grpc.PrivacyServiceServicer):
             )
         )
 
+    async def GetReceiptKey(  # noqa: N802
+        self, request: privacy_pb.GetReceiptKeyRequest, context: Any
+    ) -> privacy_pb.GetReceiptKeyResponse:
+        """Give the key that receipts are signed with."""
+        return wire.receipt_key_response(self._handlers.receipt_key())
+
     async def Inventory(self, request: privacy_pb.InventoryRequest, context: Any) -> privacy_pb.InventoryResponse:  # noqa: N802
         """Give the record of processing."""
         return privacy_pb.InventoryResponse(

@@ -1,5 +1,6 @@
 """A person's rights as a privacy officer serves them from the shell, over all services."""
 
+import base64
 import json
 import uuid
 from pathlib import Path
@@ -80,7 +81,10 @@ def test_who_is_erased_is_gone_and_the_receipt_proves_it(comity: Any, known: str
     assert all(deleted[name] > 0 for name in ("identity", "decision", "feedback"))
     file = tmp_path / "erased.json"
     file.write_text(json.dumps(erased))
-    result = CliRunner().invoke(app, ["privacy", "receipt", f"--verify={file}", f"--public-key={erased['public_key']}"])
+    (key,) = comity("privacy", "key")[1]["keys"]
+    assert key["kid"] == erased["key_id"]
+    published = base64.urlsafe_b64decode(key["x"] + "=").hex()
+    result = CliRunner().invoke(app, ["privacy", "receipt", f"--verify={file}", f"--public-key={published}"])
     assert result.exit_code == 0
     file.write_text(json.dumps(erased).replace('"DELETE"', '"SUPPRESS"'))
     assert CliRunner().invoke(app, ["privacy", "receipt", f"--verify={file}"]).exit_code == 1

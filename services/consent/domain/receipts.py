@@ -4,6 +4,7 @@ A receipt of a change of consent has the fields of ISO/IEC TS 27560 (consent rec
 knows; nothing in it depends on when it was asked for. Signing is the handlers' (a key is no fact).
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -66,7 +67,7 @@ class Signed:
     Args:
         receipt: canonical JSON.
         signature: Ed25519 over these bytes, 64 bytes.
-        key_id: first 16 hex digits of the SHA-256 of the public key.
+        key_id: see `key_id_of`.
         public_key: 32 bytes.
     """
 
@@ -74,6 +75,11 @@ class Signed:
     signature: bytes
     key_id: str
     public_key: bytes
+
+
+def key_id_of(public_key: bytes) -> str:
+    """How receipts name the key: the first 16 hex digits of the SHA-256 of its 32 bytes."""
+    return hashlib.sha256(public_key).hexdigest()[:16]
 
 
 def canonical(content: Mapping[str, Any]) -> bytes:

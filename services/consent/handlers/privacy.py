@@ -32,7 +32,7 @@ _log = structlog.get_logger(__name__)
 
 
 class PrivacyHandlers:
-    """Export, Rectify, Erase, GetErasure, ListErasures, GetReceipt and Inventory.
+    """Export, Rectify, Erase, GetErasure, ListErasures, GetReceipt, GetReceiptKey and Inventory.
 
     Args:
         controller: who answers to people for what is held about them, as receipts name it.
@@ -134,6 +134,10 @@ class PrivacyHandlers:
             await self._ports.accesses.accessed(person.subject_id, access, RECEIPT_METHOD)
             content = consent_receipt(self._controller, member_id, answers, terms, policy_version)
             return self._ports.signer.sign(content)
+
+    def receipt_key(self) -> bytes:
+        """The public key that receipts are signed for now, 32 bytes; nobody's data."""
+        return self._ports.signer.public_key
 
     async def inventory(self) -> list[tuple[str, Description]]:
         """The record of processing, service by service.

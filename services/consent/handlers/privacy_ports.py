@@ -74,6 +74,11 @@ class Receipts(Protocol):
 class Signer(Protocol):
     """The site's own signature."""
 
+    @property
+    def public_key(self) -> bytes:
+        """What its signatures verify under: 32 bytes."""
+        ...
+
     def sign(self, receipt: bytes) -> Signed:
         """The receipt, signed."""
         ...

@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from services.chassis.eventstore import recorded
 from services.chassis.postgres import Connection, Pool, acquire
 from services.consent import wire
-from services.consent.domain.receipts import RecordedAnswer, Signed, Terms
+from services.consent.domain.receipts import RecordedAnswer, Signed, Terms, key_id_of
 from services.consent.store.policies import PostgresPolicies
 
 # The events of the transaction that made the ledger this version; 0: that wrote the newest event of any member.
@@ -79,8 +79,12 @@ class Ed25519Signer:
         # A secret file holds text of any length; the key is 32 bytes of it that serve nothing else.
         self._key = Ed25519PrivateKey.from_private_bytes(hashlib.sha256(b"comity.receipts|" + secret).digest())
         self._public = self._key.public_key().public_bytes_raw()
-        self._key_id = hashlib.sha256(self._public).hexdigest()[:16]
+
+    @property
+    def public_key(self) -> bytes:
+        """See handlers.privacy_ports.Signer."""
+        return self._public
 
     def sign(self, receipt: bytes) -> Signed:
         """See handlers.privacy_ports.Signer."""
-        return Signed(receipt, self._key.sign(receipt), self._key_id, self._public)
+        return Signed(receipt, self._key.sign(receipt), key_id_of(self._public), self._public)

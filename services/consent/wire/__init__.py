@@ -30,6 +30,7 @@ from services.consent.wire.privacy import (
     erasure_entry,
     erasure_response,
     event_json,
+    receipt_key_response,
     receipt_response,
     rectify_request,
 )
@@ -58,6 +59,7 @@ __all__ = [
     "event_json",
     "person_of",
     "query_of",
+    "receipt_key_response",
     "receipt_response",
     "record_of",
     "rectify_request",

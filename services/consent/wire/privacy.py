@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 from services.chassis.events import RecordedEvent
 from services.chassis.ports import Access
 from services.consent.domain.erasure import Erasure, Progress, Step
-from services.consent.domain.receipts import Counts, Signed
+from services.consent.domain.receipts import Counts, Signed, key_id_of
 from services.consent.wire.times import to_timestamp
 
 
@@ -112,6 +112,11 @@ def receipt_response(signed: Signed) -> pb.GetReceiptResponse:
     return pb.GetReceiptResponse(
         receipt=signed.receipt, signature=signed.signature, key_id=signed.key_id, public_key=signed.public_key
     )
+
+
+def receipt_key_response(public_key: bytes) -> pb.GetReceiptKeyResponse:
+    """The key that receipts are signed with."""
+    return pb.GetReceiptKeyResponse(key_id=key_id_of(public_key), public_key=public_key)
 
 
 def _progress(progress: Progress) -> pb.ErasureProgress:

@@ -69,6 +69,14 @@ async def test_a_receipt_is_the_same_whenever_it_is_asked_for(consent: Any, righ
     assert json.loads((await receipt(rights)).receipt)["consent_version"] == 3
 
 
+async def test_the_key_can_be_had_by_itself(consent: Any, rights: Any) -> None:
+    """A site publishes it without a receipt of anybody; it is the one that receipts are signed with."""
+    await consent.record("r1", who(ALICE), ads="GRANTED")
+    found = await receipt(rights)
+    key = await rights.privacy.GetReceiptKey(pb.GetReceiptKeyRequest(), timeout=5)
+    assert (key.key_id, key.public_key) == (found.key_id, found.public_key)
+
+
 async def test_a_changed_byte_is_noticed(consent: Any, rights: Any) -> None:
     """Whichever byte it is."""
     await consent.record("r1", who(ALICE), ads="GRANTED")

@@ -63,7 +63,18 @@ def test_another_key_is_noticed_where_the_right_one_is_given() -> None:
     assert refusal(json.dumps({**forged, "public_key": document()["public_key"]})) == "RECEIPT_NOT_GENUINE"
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"receipt": 1}', '{"receipt": {}, "signature": "zz"}', "[" * 5000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"receipt": 1}',
+        json.dumps({**document(), "receipt": {}}),
+        '{"receipt": {}, "signature": "zz"}',
+        "[" * 5000,
+    ],
+)
 def test_what_is_no_receipt_is_refused(text: str) -> None:
     """With a typed error, whatever it is."""
     assert refusal(text) == "RECEIPT_UNREADABLE"

@@ -65,6 +65,11 @@ class PrivacyServiceStub:
                 request_serializer=comity_dot_consent_dot_v1_dot_privacy__service__pb2.GetReceiptRequest.SerializeToString,
                 response_deserializer=comity_dot_consent_dot_v1_dot_privacy__service__pb2.GetReceiptResponse.FromString,
                 _registered_method=True)
+        self.GetReceiptKey = channel.unary_unary(
+                '/comity.consent.v1.PrivacyService/GetReceiptKey',
+                request_serializer=comity_dot_consent_dot_v1_dot_privacy__service__pb2.GetReceiptKeyRequest.SerializeToString,
+                response_deserializer=comity_dot_consent_dot_v1_dot_privacy__service__pb2.GetReceiptKeyResponse.FromString,
+                _registered_method=True)
         self.Inventory = channel.unary_unary(
                 '/comity.consent.v1.PrivacyService/Inventory',
                 request_serializer=comity_dot_consent_dot_v1_dot_privacy__service__pb2.InventoryRequest.SerializeToString,
@@ -118,6 +123,14 @@ class PrivacyServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetReceiptKey(self, request, context):
+        """The key that receipts are signed with now, for the site to publish: a receipt is held against the published one,
+        for the key that it names itself proves only that it was not changed since.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Inventory(self, request, context):
         """The record of processing of all services.
         """
@@ -157,6 +170,11 @@ def add_PrivacyServiceServicer_to_server(servicer, server):
                     servicer.GetReceipt,
                     request_deserializer=comity_dot_consent_dot_v1_dot_privacy__service__pb2.GetReceiptRequest.FromString,
                     response_serializer=comity_dot_consent_dot_v1_dot_privacy__service__pb2.GetReceiptResponse.SerializeToString,
+            ),
+            'GetReceiptKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetReceiptKey,
+                    request_deserializer=comity_dot_consent_dot_v1_dot_privacy__service__pb2.GetReceiptKeyRequest.FromString,
+                    response_serializer=comity_dot_consent_dot_v1_dot_privacy__service__pb2.GetReceiptKeyResponse.SerializeToString,
             ),
             'Inventory': grpc.unary_unary_rpc_method_handler(
                     servicer.Inventory,
@@ -327,6 +345,33 @@ class PrivacyService:
             '/comity.consent.v1.PrivacyService/GetReceipt',
             comity_dot_consent_dot_v1_dot_privacy__service__pb2.GetReceiptRequest.SerializeToString,
             comity_dot_consent_dot_v1_dot_privacy__service__pb2.GetReceiptResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetReceiptKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/comity.consent.v1.PrivacyService/GetReceiptKey',
+            comity_dot_consent_dot_v1_dot_privacy__service__pb2.GetReceiptKeyRequest.SerializeToString,
+            comity_dot_consent_dot_v1_dot_privacy__service__pb2.GetReceiptKeyResponse.FromString,
             options,
             channel_credentials,
             insecure,

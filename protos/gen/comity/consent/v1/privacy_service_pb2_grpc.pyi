@@ -29,6 +29,10 @@ class PrivacyServiceStub:
     """The erasure ledger in order: what a service that was restored from a backup applies before it serves."""
     GetReceipt: _aio.UnaryUnaryMultiCallable[_privacy_service_pb2.GetReceiptRequest, _privacy_service_pb2.GetReceiptResponse]
     """The signed receipt of one change of consent (ISO/IEC TS 27560)."""
+    GetReceiptKey: _aio.UnaryUnaryMultiCallable[_privacy_service_pb2.GetReceiptKeyRequest, _privacy_service_pb2.GetReceiptKeyResponse]
+    """The key that receipts are signed with now, for the site to publish: a receipt is held against the published one,
+    for the key that it names itself proves only that it was not changed since.
+    """
     Inventory: _aio.UnaryUnaryMultiCallable[_privacy_service_pb2.InventoryRequest, _privacy_service_pb2.InventoryResponse]
     """The record of processing of all services."""
 
@@ -83,6 +87,16 @@ class PrivacyServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_privacy_service_pb2.GetReceiptRequest, _abc.Awaitable[_privacy_service_pb2.GetReceiptResponse]],
     ) -> _abc.Awaitable[_privacy_service_pb2.GetReceiptResponse]:
         """The signed receipt of one change of consent (ISO/IEC TS 27560)."""
+
+    @_abc_1.abstractmethod
+    def GetReceiptKey(
+        self,
+        request: _privacy_service_pb2.GetReceiptKeyRequest,
+        context: _aio.ServicerContext[_privacy_service_pb2.GetReceiptKeyRequest, _abc.Awaitable[_privacy_service_pb2.GetReceiptKeyResponse]],
+    ) -> _abc.Awaitable[_privacy_service_pb2.GetReceiptKeyResponse]:
+        """The key that receipts are signed with now, for the site to publish: a receipt is held against the published one,
+        for the key that it names itself proves only that it was not changed since.
+        """
 
     @_abc_1.abstractmethod
     def Inventory(
