@@ -1,7 +1,7 @@
 """What identity holds about people: links, who is who, data keys; described, handed out and erased.
 
-An erasure leaves those who stay as though the erased had never been: links that name both lose the erased and are
-folded again. What stays of the erased is pseudonyms: the suppress list, the tombstones of keys and two kinds of facts.
+An erasure leaves those who stay as though the erased had never been: links that name both lose the erased, and are
+stated again. What stays of the erased is pseudonyms: the suppress list, the tombstones of keys and two kinds of facts.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -17,18 +17,20 @@ from services.chassis.holdings import HeldRecord, Holding
 from services.chassis.postgres import Connection, Pool, acquire, transaction
 from services.identity import wire
 from services.identity.domain.facts import DataKeyDestroyed, Fact, IdentityLinked, SubjectErased
+from services.identity.domain.identities import Pseudonym
 from services.identity.domain.linking import without
-from services.identity.domain.subjects import Link, People, fold
+from services.identity.domain.subjects import Link, fold
 from services.identity.store.links import (
     DELETE_MEMBERS_SQL,
     LOCK_ALL_SQL,
     event_of,
     note_streams,
     put_people,
+    read_links,
     read_tangle,
     stream_id_of,
 )
-from services.identity.store.subjects import LINKS_SQL
+from services.identity.store.subjects import LINKS_SQL, read_people
 
 # Rewriting a table takes it exclusively: past this it is only vacuumed, and what lies in freed space until it is
 # written over is a key that is wrapped.
@@ -171,15 +173,19 @@ class IdentityHoldings:
         async with transaction(self._pool) as connection:
             await connection.execute(LOCK_ALL_SQL)
             link_ids = [row["link_id"] for row in await connection.fetch(STREAMS_SQL, sorted(erased))]
-            tangle = await read_tangle(connection, link_ids)
-            left = without(tangle, erased)
+            # Whole persons go as though they had never been, and nobody else is folded again, however many hang
+            # together with them; of a person who was linked while the erasure began, somebody is left, who is.
+            is_whole = not await read_people(connection, sorted(erased))
+            links = await (read_links if is_whole else read_tangle)(connection, link_ids)
+            left = without(links, erased)
+            people = {} if is_whole else fold(left)
             kept = [link for link in left if link.link_id in set(link_ids)]
             stated = {link.link_id: await _stated(connection, link.link_id) for link in kept}
-            counts = await _delete(connection, link_ids, tangle, left, erased)
-            people = fold(left)
+            counts = await _delete(connection, link_ids, links, left, erased)
+            await connection.execute(DELETE_MEMBERS_SQL, sorted(erased.union(people)))
             await put_people(connection, people)
             for link in kept:
-                await _state_again(connection, link, stated[link.link_id], people)
+                await _state_again(connection, link, stated[link.link_id])
             await count_in(connection, erasure.erasure_id, Step.DELETE, counts)
 
     async def _record_erased(self, erasure: Erasure) -> None:
@@ -193,16 +199,15 @@ class IdentityHoldings:
 async def _delete(
     connection: Connection,
     link_ids: Sequence[str],
-    tangle: Sequence[Link],
+    links: Sequence[Link],
     left: Sequence[Link],
     erased: frozenset[str],
 ) -> Mapping[tuple[str, str], int]:
-    """Delete links, members and streams; links that are left forget what they stated."""
+    """Delete links, their members and streams; links that are left forget what they stated."""
     streams = [stream_id_of(link_id) for link_id in link_ids]
     names = {link.link_id: len(link.named) for link in left}
-    gone = sorted(link.link_id for link in tangle if link.link_id not in names)
-    less = sorted(link.link_id for link in tangle if 0 < names.get(link.link_id, 0) < len(link.named))
-    members = {one.member_id for link in tangle for one in link.named} | erased
+    gone = sorted(link.link_id for link in links if link.link_id not in names)
+    less = sorted(link.link_id for link in links if 0 < names.get(link.link_id, 0) < len(link.named))
     await connection.execute(ERASING_SQL)
     counts = {
         (POSTGRES, "events"): await _count(connection, DELETE_STREAMS_SQL, streams),
@@ -213,7 +218,6 @@ async def _delete(
     }
     await connection.execute(FORGET_STATEMENT_SQL, less)
     await connection.execute(DELETE_NOTES_SQL, link_ids)
-    await connection.execute(DELETE_MEMBERS_SQL, sorted(members))
     return counts
 
 
@@ -222,19 +226,25 @@ async def _count(connection: Connection, statement: str, ids: Sequence[str]) -> 
     return len(rows)
 
 
-async def _stated(connection: Connection, link_id: str) -> IdentityLinked:
+async def _stated(connection: Connection, link_id: str) -> tuple[Pseudonym, ...]:
+    """What the link's fact names; nothing where all whom it names still are another erasure's, see _state_again."""
     payload = await connection.fetchval(STATED_SQL, stream_id_of(link_id), wire.IDENTITY_LINKED)
-    return wire.linked_of(payload)
+    return () if payload is None else wire.linked_of(payload).named
 
 
-async def _state_again(connection: Connection, link: Link, stated: IdentityLinked, people: People) -> None:
-    """The fact of a link that stands, without the erased."""
-    names = {one.member_id for one in link.named}
-    named = tuple(one for one in stated.named if one.member_id in names)
-    anchor = min(link.named, key=lambda one: one.rank)
-    fact = IdentityLinked(link.link_id, people[anchor.member_id].subject_id, named)
-    await append_in(connection, [Append(stream_id_of(link.link_id), 0, (event_of(fact, link.linked_at),))])
-    await note_streams(connection, link.link_id, (fact,))
+async def _state_again(connection: Connection, link: Link, stated: Sequence[Pseudonym]) -> None:
+    """The fact of a link that stands, without the erased, those of other erasures among them.
+
+    Somebody on the suppress list whose rows are still here is another erasure's to delete, which finds the link by its
+    notes. The log would refuse a fact about them, and of two who shared a device each erasure would wait for the other.
+    """
+    await note_streams(connection, link.link_id, [one.member_id for one in link.named])
+    people = await read_people(connection, [one.member_id for one in link.named])
+    named = tuple(one for one in stated if one.member_id in people)
+    if named:
+        anchor = min(named, key=lambda one: one.rank)
+        fact = IdentityLinked(link.link_id, people[anchor.member_id].subject_id, named)
+        await append_in(connection, [Append(stream_id_of(link.link_id), 0, (event_of(fact, link.linked_at),))])
 
 
 def _about_nobody(stream_id: str, fact: Fact, at: datetime) -> Append:

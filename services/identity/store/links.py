@@ -8,7 +8,7 @@ The locks are advisory, because a row lock would give the transaction its id bef
 of those ids, and of two changes to one person the later one must have the higher.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from itertools import count
 
@@ -85,6 +85,11 @@ SELECT l.link_id, l.link_order, l.linked_at, m.namespace, m.member_id
 FROM (SELECT link_id FROM reached LIMIT $2) r JOIN links l USING (link_id) JOIN link_members m USING (link_id)
 """
 
+LINKS_BY_ID_SQL = """
+SELECT l.link_id, l.link_order, l.linked_at, m.namespace, m.member_id
+FROM links l JOIN link_members m USING (link_id) WHERE l.link_id = ANY($1::text[])
+"""
+
 NOTE_STREAM_SQL = """
 INSERT INTO link_streams (member_id, link_id) SELECT m, $1 FROM unnest($2::text[]) AS m ORDER BY m
 ON CONFLICT DO NOTHING
@@ -152,7 +157,7 @@ class PostgresLinks:
         if change.is_full:
             raise _full()
         await append_in(connection, [_append(command.link_id, 0, change, row["linked_at"], command)])
-        await note_streams(connection, command.link_id, change.facts)
+        await note_streams(connection, command.link_id, _named_in(change.facts))
         await connection.execute(
             INSERT_LINK_MEMBERS_SQL,
             command.link_id,
@@ -183,7 +188,7 @@ class PostgresLinks:
         version = await connection.fetchval(VERSION_SQL, stream_id_of(command.link_id))
         now = await connection.fetchval(NOW_SQL)
         await append_in(connection, [_append(command.link_id, version, change, now, command)])
-        await note_streams(connection, command.link_id, change.facts)
+        await note_streams(connection, command.link_id, _named_in(change.facts))
         await connection.execute(DELETE_LINK_SQL, command.link_id)
         concerned = {one.member_id for one_link in links for one in one_link.named}
         await connection.execute(DELETE_MEMBERS_SQL, sorted(concerned - set(change.people)))
@@ -255,17 +260,27 @@ async def read_tangle(connection: Connection, link_ids: Sequence[str]) -> list[L
     Raises:
         ServiceError: EXHAUSTED (LINKS_TANGLED).
     """
-    rows = await connection.fetch(TANGLE_SQL, list(link_ids), LINKS_FOLDED_MAX + 1)
-    grouped: dict[str, list[asyncpg.Record]] = {}
-    for row in rows:
-        grouped.setdefault(row["link_id"], []).append(row)
-    if len(grouped) > LINKS_FOLDED_MAX:
+    found = _links(await connection.fetch(TANGLE_SQL, list(link_ids), LINKS_FOLDED_MAX + 1))
+    if len(found) > LINKS_FOLDED_MAX:
         raise ServiceError(
             Kind.EXHAUSTED,
             "LINKS_TANGLED",
-            f"the link hangs together with more than {LINKS_FOLDED_MAX} others through shared identities: "
-            "take back links of the most shared device first",
+            f"the link hangs together with more than {LINKS_FOLDED_MAX} others through shared identities, too many to "
+            "fold again: it stands; leave devices that many people share out of links",
         )
+    return found
+
+
+async def read_links(connection: Connection, link_ids: Sequence[str]) -> list[Link]:
+    """The links that stand of these."""
+    return _links(await connection.fetch(LINKS_BY_ID_SQL, list(link_ids)))
+
+
+def _links(rows: Sequence[asyncpg.Record]) -> list[Link]:
+    """Links from rows of (link_id, link_order, linked_at, namespace, member_id), one a member."""
+    grouped: dict[str, list[asyncpg.Record]] = {}
+    for row in rows:
+        grouped.setdefault(row["link_id"], []).append(row)
     return [
         Link(
             name,
@@ -277,9 +292,9 @@ async def read_tangle(connection: Connection, link_ids: Sequence[str]) -> list[L
     ]
 
 
-async def note_streams(connection: Connection, link_id: str, facts: Sequence[Fact]) -> None:
-    """Keep whom the link's stream names, for an erasure to find it by."""
-    await connection.execute(NOTE_STREAM_SQL, link_id, sorted({one for fact in facts for one in named_in(fact)}))
+async def note_streams(connection: Connection, link_id: str, member_ids: Collection[str]) -> None:
+    """Keep whom the link or its stream names, for an erasure to find it by."""
+    await connection.execute(NOTE_STREAM_SQL, link_id, sorted(member_ids))
 
 
 async def put_people(connection: Connection, people: People) -> None:
@@ -313,6 +328,10 @@ def event_of(fact: Fact, at: datetime) -> NewEvent:
 def stream_id_of(link_id: str) -> str:
     """The stream of a link's facts."""
     return f"link-{link_id}"
+
+
+def _named_in(facts: Sequence[Fact]) -> set[str]:
+    return {one for fact in facts for one in named_in(fact)}
 
 
 def _link_id(stream_id: str) -> str:

@@ -1,6 +1,7 @@
 """Erased members leave nothing behind that says who they were, and whoever comes back is somebody new."""
 
 import asyncio
+from itertools import permutations
 from typing import Any
 
 import grpc
@@ -13,6 +14,7 @@ from services.chassis.errors import Kind, ServiceError
 from services.chassis.status import from_call_error
 from services.identity.domain.identities import Identity as IdentityValue
 from services.identity.domain.identities import Pseudonym, next_generation, pseudonym
+from services.identity.store import links
 from tests.integration.identity.conftest import PEPPER
 
 STEPS = ("SUPPRESS", "WITHDRAW", "DESTROY_KEYS", "DELETE")
@@ -166,6 +168,43 @@ async def test_who_shared_a_device_with_the_erased_is_who_they_were(identity: An
     assert await identity.resolve("user_id:2") == before
     await identity.unlink("r5", kept.link_id)
     assert [len((await identity.resolve(name)).members) for name in ("user_id:2", "anonymous_id:b")] == [1, 1]
+
+
+@pytest.mark.parametrize("order", list(permutations(("e1", "e2", "e3"))))
+async def test_people_who_shared_devices_are_erased_at_once(identity: Any, order: tuple[str, ...]) -> None:
+    """Whoever is deleted first, while all are suppressed: no erasure waits for another, and nothing of them is left."""
+    linked = {
+        "e1": await identity.link("r1", "user_id:1", "device_id:d"),
+        "e3": await identity.link("r3", "user_id:3", "device_id:f"),
+        "e2": await identity.link("r2", "user_id:2", "anonymous_id:b", "device_id:d", "device_id:f"),
+    }
+    kept = await identity.link("r4", "user_id:4", "device_id:d")
+    before = await identity.resolve("user_id:4")
+    for step in STEPS:
+        for erasure_id in order:
+            members = [each.subject_id for each in linked[erasure_id].subject.members]
+            await erase(identity, members, step, erasure_id=erasure_id)
+    for presented in ("user_id:1", "user_id:2", "user_id:3", "anonymous_id:b", "device_id:d", "device_id:f"):
+        assert await places(identity, first(presented).identity_hash) == set()
+    assert await identity.resolve("user_id:4") == before
+    assert await identity.events(f"link-{kept.link_id}") == ["IdentityLinked"]
+    for table in ("links", "link_members", "link_streams", "subject_members"):
+        assert await identity.pool.fetchval(f"SELECT count(*) FROM {table}") == 1
+
+
+async def test_an_erasure_does_not_hang_on_how_many_hang_together(
+    identity: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where links are too many to be folded again nobody is unlinked, and whoever wants to be gone is gone."""
+    gone = await identity.link("r1", "user_id:1", "device_id:d")
+    kept = await identity.link("r2", "user_id:2", "device_id:d", "anonymous_id:b")
+    before = await identity.resolve("user_id:2")
+    monkeypatch.setattr(links, "LINKS_FOLDED_MAX", 1)
+    error = await refusal(identity.unlink("u1", kept.link_id))
+    assert (error.kind, error.reason) == (Kind.EXHAUSTED, "LINKS_TANGLED")
+    await erase(identity, [one.subject_id for one in gone.subject.members], *STEPS)
+    assert await places(identity, first("device_id:d").identity_hash) == set()
+    assert await identity.resolve("user_id:2") == before
 
 
 async def test_a_link_of_the_erased_is_refused_or_begins_anew(identity: Any) -> None:
