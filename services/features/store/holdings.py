@@ -5,6 +5,8 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 from uuid import UUID
 
+import structlog
+
 from services.chassis.cache import VERSION_BYTES, split_version
 from services.chassis.erasure import POSTGRES, Erasure, Step, count_in, delete_from_log
 from services.chassis.events import ORIGIN
@@ -29,6 +31,8 @@ from services.features.domain.requests import Source
 from services.features.domain.withdrawal import Folded, withdraw
 from services.features.store import CONSUMER, STATES_SQL, Books, blocks_to_change, cache_key, put_blocks
 
+_log = structlog.get_logger(__name__)
+
 PERSONALIZED = ("profile_personalization",)
 
 # No state has this version: whoever read an old state before the erasure cannot put it over the tombstone.
@@ -37,6 +41,7 @@ TOMBSTONE_VERSION = 2**63 - 1
 TOMBSTONE_TTL_S = 600.0
 
 SETS_SQL = "SELECT version, published_at FROM feature_sets ORDER BY sequence"
+STATE_EXISTS_SQL = "SELECT EXISTS (SELECT FROM member_states WHERE member_id = $1)"
 WITHDRAWN_SQL = "SELECT EXISTS (SELECT FROM withdrawn_members WHERE member_id = $1)"
 # Numbers are given in commit order: a replica that has seen one must not miss a lower one that commits after it.
 LOCK_SQL = "SELECT pg_advisory_xact_lock(hashtextextended('features.withdrawn_members', 0))"
@@ -172,6 +177,10 @@ class FeaturesHoldings:
             after = withdraw(book.item_layout, await _declared_s(connection, book), before, folded)
             await put_blocks(connection, book, after)
             counts = {(POSTGRES, "item_blocks"): len(after), (POSTGRES, "item_blocks: events"): len(folded)}
+            if not recorded and await connection.fetchval(STATE_EXISTS_SQL, member_id):
+                # Features was restored from before the erasure, and what would be subtracted is deleted or unreadable.
+                _log.warning("item counts keep an erased person", erasure_id=erasure.erasure_id)
+                counts[POSTGRES, "item_blocks: not subtracted"] = 1
             await count_in(connection, erasure.erasure_id, Step.WITHDRAW, counts)
 
 

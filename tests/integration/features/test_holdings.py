@@ -9,6 +9,7 @@ import pytest
 import redis.asyncio
 from comity.decision.v1 import site_pb2
 from comity.feedback.v1 import feedback_events_pb2
+from structlog.testing import capture_logs
 
 from services.chassis import envelope
 from services.chassis.cache import RedisCache
@@ -138,6 +139,17 @@ async def test_counts_are_as_though_the_person_had_never_been(site: Site) -> Non
     assert await site.erase(Step.WITHDRAW) == counts
     assert await site.item_clicks() == {"book": 1.0, "coat": 0.0}
     assert counts["postgres", "item_blocks: events"] == 2
+
+
+async def test_what_cannot_be_subtracted_any_more_is_told(site: Site) -> None:
+    """Restored from a backup, features may count somebody whose behavior is gone: it says so, and goes on."""
+    await site.click_through(ANN, "book")
+    site.log.clear()
+    with capture_logs() as logs:
+        counts = await site.erase(Step.SUPPRESS, Step.WITHDRAW)
+    assert counts["postgres", "item_blocks: not subtracted"] == 1
+    assert [one["event"] for one in logs if one["log_level"] == "warning"] == ["item counts keep an erased person"]
+    assert await site.item_clicks() == {"book": 1.0, "coat": 0.0}
 
 
 async def test_a_replica_that_looks_late_forgets_blocks_that_are_deleted_by_then(site: Site) -> None:
