@@ -17,7 +17,7 @@ from services.chassis.postgres import Pool, transaction
 from services.chassis.tracing import span, traceparent
 
 PERSONAL_DATA_ACCESSED = holdings_pb.PersonalDataAccessed.DESCRIPTOR.full_name
-# Recorded for callers that do not say who they are, as those do that were built before it was asked.
+# Recorded for callers that do not say who they are, or why: those that were built before it was asked, or in a hurry.
 UNSTATED = "unstated"
 
 # Two reads of one person at once go one after the other. Advisory, because a row lock would give the transaction its
@@ -28,7 +28,7 @@ VERSION_SQL = "SELECT coalesce(max(version), 0) FROM events WHERE stream_id = $1
 
 def access_of(message: types_pb.Access) -> Access:
     """Who reads, and why, as a request says it."""
-    return Access(message.accessor or UNSTATED, message.reason)
+    return Access(message.accessor or UNSTATED, message.reason or UNSTATED)
 
 
 def stream_of(subject_id: str) -> str:

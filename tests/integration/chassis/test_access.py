@@ -45,6 +45,7 @@ async def test_reads_at_once_are_all_recorded(pool: Pool) -> None:
     assert times == sorted(times)
 
 
-def test_who_does_not_say_who_they_are_is_recorded_as_such() -> None:
-    """A caller that was built before it was asked still leaves a trace."""
+def test_who_does_not_say_who_they_are_or_why_is_recorded_as_such() -> None:
+    """A caller that was built before it was asked still leaves a trace, and no reason is not an empty one."""
     assert access_of(types_pb.Access(reason="why")) == Access(UNSTATED, "why")
+    assert access_of(types_pb.Access(accessor="officer")) == Access("officer", UNSTATED)

@@ -249,6 +249,7 @@ async def test_who_looks_up_a_subject_is_a_fact(identity: Any) -> None:
     stream = f"access-{linked.subject.subject_id}"
     rows = await identity.pool.fetch("SELECT payload, subject_id FROM events WHERE stream_id = $1", stream)
     told = [holdings_pb.PersonalDataAccessed.FromString(row["payload"]) for row in rows]
-    assert [(one.access.accessor, one.access.reason) for one in told] == [("ann@site", "ticket 7"), ("unstated", "")]
+    said = [(one.access.accessor, one.access.reason) for one in told]
+    assert said == [("ann@site", "ticket 7"), ("unstated", "unstated")]
     assert {one.method for one in told} == {"comity.identity.v1.IdentityService/DescribeSubject"}
     assert {row["subject_id"] for row in rows} == {linked.subject.subject_id}
