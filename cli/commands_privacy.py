@@ -227,8 +227,8 @@ def scan(
 ) -> None:
     """Look for texts in every file of a stack, in every form that they may be stored in; exit 1 when one is found.
 
-    Plain, UTF-16, hex, base64 and percent-encoded, also inside of gzip and zip files. What is looked for is never
-    printed: #3 is the third text that was given.
+    Plain, UTF-16, hex, base64, percent-encoded and escaped, also inside of gzip and zip files. What is looked for is
+    never printed: #3 is the third text that was given.
     """
     try:
         wanted = _wanted(canary, canaries, key_hex)

@@ -7,6 +7,9 @@ ten seconds however many strings there are.
 """
 
 import base64
+import html
+import json
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +39,8 @@ class Hit:
 def forms_of_text(text: str) -> dict[str, bytes]:
     """Every form of a text that is looked for, by name; forms that are the same bytes are there once.
 
+    A form that is too short to be told from chance is left out, as three letters of Japanese in UTF-16 are.
+
     Raises:
         ValueError: the text is too short for that: it would be found by accident, or cannot be.
     """
@@ -46,7 +51,12 @@ def forms_of_text(text: str) -> dict[str, bytes]:
         "utf-16be": text.encode("utf-16-be"),
         "percent": quote(text, safe="").encode(),
         "percent-lower": _lower_percent(quote(text, safe="")).encode(),
-        "json": text.encode("ascii", "backslashreplace").replace(b"\\x", b"\\u00"),
+        # As it lies between the quotes; é can be one character, or two.
+        "json": json.dumps(text)[1:-1].encode(),
+        "json-utf8": json.dumps(text, ensure_ascii=False)[1:-1].encode(),
+        "html": html.escape(text).encode(),
+        "composed": unicodedata.normalize("NFC", text).encode(),
+        "decomposed": unicodedata.normalize("NFD", text).encode(),
         **_forms_of_bytes(plain),
     }
     return _checked(found)
@@ -88,7 +98,8 @@ def _checked(forms: dict[str, bytes]) -> dict[str, bytes]:
         raise ValueError(f"has {len(forms['plain'])} bytes; at least {WINDOW_BYTES} are needed to tell it from chance")
     distinct: dict[bytes, str] = {}
     for name, form in forms.items():
-        distinct.setdefault(form, name)
+        if len(form) >= WINDOW_BYTES:
+            distinct.setdefault(form, name)
     return {name: form for form, name in distinct.items()}
 
 

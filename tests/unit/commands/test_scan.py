@@ -43,6 +43,22 @@ def test_a_form_that_is_left_out_is_missed(form: str) -> None:
     assert not Scanner([kept]).scan(b"......." + STORED[form] + b"......")
 
 
+@pytest.mark.parametrize(
+    ("text", "stored"),
+    [
+        ("Zo\u00eb \U0001f600 M\u00fcller", b'{"n": "Zo\\u00eb \\ud83d\\ude00 M\\u00fcller"}'),
+        ('Jane "JD" Doe', b'"Jane \\"JD\\" Doe"'),
+        ("O'Brien & Sons", b"<td>O&#x27;Brien &amp; Sons</td>"),
+        ("Zo\u00eb M\u00fcller", "Zoe\u0308 Mu\u0308ller".encode()),
+        ("Zoe\u0308 Mu\u0308ller", "Zo\u00eb M\u00fcller".encode()),
+        ("\u65e5\u672c\u8a9e", "...\u65e5\u672c\u8a9e...".encode()),
+    ],
+)
+def test_a_name_is_found_as_software_writes_it(text: str, stored: bytes) -> None:
+    """Escaped for JSON and HTML, composed and decomposed; and where one of its forms is too short, by the others."""
+    assert Scanner([forms_of_text(text)]).scan(b"\0" * 5 + stored + b"\0" * 9)
+
+
 def test_base64_of_url_alphabet_is_found_where_it_differs() -> None:
     """A string whose base64 has a plus or a slash."""
     text = "???>>>~~~???>>>~~~"
