@@ -14,6 +14,7 @@ from google.protobuf.message import Message
 
 from cli.bundle.document import Place, place_of
 from cli.bundle.problem import Problem
+from services.feedback.domain.schemas import EXPOSURE
 
 M = TypeVar("M", bound=Message)
 
@@ -70,6 +71,7 @@ class Bundle:
             policies=[policy.message for policy in self.policies],
             feature_set_version=feature_set_version,
             consent_policy_version=consent_policy_version,
+            exposure_purposes=next((one.message.purposes for one in self.events if one.message.type == EXPOSURE), ()),
         )
 
     def consent(self, *, validate_only: bool = False) -> consent_pb.PublishPurposesRequest:

@@ -244,6 +244,7 @@ def decode_decided(member_id: str, plain: bytes) -> Decided:
         # A recorded decision was shown by the system that made it; its exposure is that system's to track.
         immediate=message.activation == decision_pb2.ACTIVATION_IMMEDIATE
         and message.origin != decision_pb2.ORIGIN_RECORDED,
+        refused_by_signal=dict(message.consent.refused_by_signal),
     )
 
 

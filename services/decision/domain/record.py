@@ -65,6 +65,7 @@ class DecisionRecord:
         digest: of the inputs and the evidence as it was logged, see digest_of; empty before that.
         said: the consent signal that decided; empty where the ledger or the regime did.
         layer: that was used; UNSPECIFIED: nothing of the person was.
+        refused_by_signal: purpose → signal, of those asked for that a signal refused.
         recorded_slate: the slate as another system showed it; None for our own.
     """
 
@@ -92,6 +93,7 @@ class DecisionRecord:
     digest: bytes = field(default=b"")
     said: Said = Said()
     layer: Level = Level.UNSPECIFIED
+    refused_by_signal: Mapping[str, str] = field(default_factory=dict)
 
 
 def digest_of(record: DecisionRecord) -> bytes:

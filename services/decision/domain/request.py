@@ -142,6 +142,11 @@ class Consent:
         """Whether one of these purposes is missing because the person objects to it."""
         return not self.objected.isdisjoint(purposes)
 
+    @property
+    def refused_by_signal(self) -> dict[str, str]:
+        """Purpose → signal, of those that a signal refused, in order."""
+        return {purpose: said.signal for purpose, said in sorted(self.said.items()) if purpose not in self.allowed}
+
     def deciding(self, purposes: frozenset[str]) -> Said:
         """The signal that decided about these purposes together; none where the ledger or the regime did."""
         missing = purposes - self.allowed

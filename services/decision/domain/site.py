@@ -81,6 +81,7 @@ class Site:
     policies: tuple[Policy, ...]
     feature_set_version: str
     consent_policy_version: str = ""
+    exposure_purposes: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

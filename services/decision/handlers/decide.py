@@ -16,7 +16,7 @@ from services.decision.domain.ladder import Choice, choose, rung_of
 from services.decision.domain.layers import still_covers
 from services.decision.domain.plan import CompiledSite, Plan
 from services.decision.domain.record import DecisionRecord, corrected
-from services.decision.domain.request import Answer, Answers, Ask, DecideRequest
+from services.decision.domain.request import Answer, Answers, Ask, DecideRequest, Signals
 from services.decision.domain.serving import Serving
 from services.decision.domain.vocabulary import FallbackReason, Level, Reason, StageOutcome
 from services.decision.handlers.corrections import Corrections
@@ -75,7 +75,7 @@ class Decide:
             known = await self._people.know(
                 request.identities,
                 budget,
-                purposes=_purposes(site, plans),
+                purposes=_purposes(site, plans, request.signals),
                 signals=request.signals,
                 feature_set_version=site.layout.feature_set.version,
                 as_of=now,
@@ -209,11 +209,15 @@ def check_candidates(field: str, ask: Ask) -> None:
         raise invalid(field, "holds an item twice; send each candidate once", reason="CANDIDATE_REPEATED")
 
 
-def _purposes(site: CompiledSite, plans: Sequence[Plan]) -> tuple[str, ...]:
-    """What consent is asked for: every purpose of placements and columns; nothing where nobody would read it."""
+def _purposes(site: CompiledSite, plans: Sequence[Plan], signals: Signals | None) -> tuple[str, ...]:
+    """What consent is asked for: every purpose of placements and columns; nothing where nobody would read it.
+
+    With signals also what their exposures need: feedback, which records those, has the ledger alone.
+    """
     if all(plan.placement.disabled for plan in plans):
         return ()
-    return tuple(sorted(site.layout.purposes.union(*(plan.purposes for plan in plans))))
+    purposes = site.layout.purposes.union(*(plan.purposes for plan in plans))
+    return tuple(sorted(purposes if signals is None else purposes | site.site.exposure_purposes))
 
 
 def _default(draft: Draft, reason: FallbackReason) -> Choice:

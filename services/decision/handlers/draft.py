@@ -1,6 +1,7 @@
 """From what is known to a decision for one placement: eligible, assembled, scored, drawn; not recorded yet."""
 
 import hmac
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -29,6 +30,8 @@ from services.decision.handlers.people import Known
 from services.decision.handlers.scoring import Scoring
 from services.decision.handlers.stages import SCORED_BY, Budget
 
+# In the place of a signal's name: there were some, and consent did not answer.
+UNREAD = "unread"
 _NOBODY = Person("", "", Level.UNSPECIFIED, 0, ())
 
 
@@ -177,6 +180,7 @@ class Drafting:
             request_digest=request.digest,
             said=known.deciding(deciding_purposes(plan, facts.level, facts.allowed)),
             layer=used_layer(plan, facts.level, facts.allowed, computed.inputs),
+            refused_by_signal=_refused_by_signal(call),
         )
 
 
@@ -203,6 +207,15 @@ def used_layer(plan: Plan, level: Level, allowed: frozenset[str], inputs: Inputs
     """The layer that the inputs were made from; UNSPECIFIED where nothing of the person was."""
     layer = None if inputs.matrix is None else layer_of(plan, level, allowed)
     return Level.UNSPECIFIED if layer is None else layer.level
+
+
+def _refused_by_signal(call: Call) -> Mapping[str, str]:
+    """What the signals of the request refused; where there are some and nobody judged them: all that exposures need."""
+    if call.request.signals is None:
+        return {}
+    if call.known.consent is not StageOutcome.OK:
+        return dict.fromkeys(sorted(call.site.site.exposure_purposes), UNREAD)
+    return call.known.refused_by_signal
 
 
 def _facts(call: Call, plan: Plan, context: Context) -> Facts:

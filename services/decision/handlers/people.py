@@ -34,6 +34,11 @@ class Known:
         """Whether the person objects to one of these purposes."""
         return self._answer.objects_to(purposes)
 
+    @property
+    def refused_by_signal(self) -> dict[str, str]:
+        """Purpose → signal, of those asked for that a signal refused."""
+        return self._answer.refused_by_signal
+
     def deciding(self, purposes: frozenset[str]) -> Said:
         """The signal that decided about these purposes."""
         return self._answer.deciding(purposes)

@@ -52,6 +52,7 @@ def record_to_pb(record: DecisionRecord) -> pb.DecisionMade:
             signal=record.said.signal,
             signal_reason=record.said.reason,
             layer=number(record.layer),
+            refused_by_signal=record.refused_by_signal,
         ),
         context=facts_to_pb(record.context),
         reason=number(choice.reason),
@@ -96,6 +97,7 @@ def record_from_pb(message: pb.DecisionMade, member_id: str) -> DecisionRecord:
         digest=inputs.digest,
         said=Said(message.consent.signal, message.consent.signal_reason),
         layer=Level(message.consent.layer),
+        refused_by_signal=dict(message.consent.refused_by_signal),
     )
 
 

@@ -52,6 +52,7 @@ def site_from_pb(site: pb.Site, version: str) -> Site:
         policies=tuple(_policy(policy) for policy in site.policies),
         feature_set_version=site.feature_set_version,
         consent_policy_version=site.consent_policy_version,
+        exposure_purposes=frozenset(site.exposure_purposes),
     )
 
 

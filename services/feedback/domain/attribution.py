@@ -4,8 +4,8 @@ Attribution is to the decision the behavior names. It holds only for a behavior 
 was made for, within the reward window.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from services.chassis.events import LogPosition
@@ -18,7 +18,12 @@ NOT_IN_SLATE = -1
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """What of a decision a behavior is joined to; *item_ids* is the slate, first slot first."""
+    """What of a decision a behavior is joined to.
+
+    Args:
+        item_ids: the slate, first slot first.
+        refused_by_signal: purpose → signal, of what the signals of its Decide refused.
+    """
 
     decision_id: str
     placement_id: str
@@ -27,6 +32,7 @@ class Decided:
     decided_at: datetime
     item_ids: tuple[str, ...]
     immediate: bool
+    refused_by_signal: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

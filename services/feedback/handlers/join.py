@@ -155,7 +155,7 @@ class JoinOutcomes:
         refusals = await self._refusals(shown, schema) if shown and schema.purposes else {}
         exposures: list[NewBehavior] = []
         for entry in shown:
-            refusal = refusals.get(entry.member_id)
+            refusal = refusals.get(entry.member_id) or _refused_by_signal(entry, schema)
             if refusal is not None:
                 count_refused(refusal, is_anonymized=schema.anonymize_without_consent)
             if refusal is None or schema.anonymize_without_consent:
@@ -187,6 +187,13 @@ class JoinOutcomes:
         if self._expired_at is None or now - self._expired_at >= EXPIRE_EVERY:
             await self._progress.expire(now - self._reward_window)
             self._expired_at = now
+
+
+def _refused_by_signal(decided: Decided, schema: EventSchema) -> Refusal | None:
+    """What the signals of its Decide refused of what an exposure needs; they are gone, and only that is known."""
+    signals = (decided.refused_by_signal[name] for name in schema.purposes if name in decided.refused_by_signal)
+    signal = next(signals, None)
+    return None if signal is None else Refusal("DENIED", signal)
 
 
 def _exposure_of(decided: Decided) -> NewBehavior:

@@ -81,6 +81,8 @@ async def test_all_validate_and_then_all_publish_with_the_site_last() -> None:
     assert applied.versions == {"purposes": "p1", "events": "e1", "features": "f1", "items": "c1", "site": "s1"}
     assert services.site.site.feature_set_version == "f1"
     assert services.site.site.consent_policy_version == "p1"
+    # From events/exposure.yaml: what a Decide with consent signals asks for, too.
+    assert list(services.site.site.exposure_purposes) == ["measurement"]
     assert services.site.feature_set.version == "f1"
     assert services.awaited == 9, "apply returns when the items are decided with"
 

@@ -15,6 +15,7 @@ from services.decision.domain.request import Answer, Ask
 from services.decision.domain.serving import Serving
 from services.decision.domain.site import Site
 from services.decision.domain.vocabulary import Exclusion, FallbackReason, Reason, StageOutcome
+from services.decision.wire.record import record_from_pb, record_to_pb
 from tests.unit.decision.fakes import DEAD, KEYS, Harness, Port, person, request
 from tests.unit.decision.world import FEATURE_SET, ITEMS, MEMBER, NOW, PLACEMENT, POLICY, PROFILE, site
 
@@ -155,6 +156,20 @@ async def test_a_retry_with_an_objection_gets_the_default() -> None:
     assert not again.exposure_token
     assert (await harness.logged(first.decision_id)).choice.reason is Reason.RANKED
     assert (await answer_of(harness)).choice.slate == first.choice.slate
+
+
+async def test_what_signals_refuse_of_the_exposure_is_logged_with_the_decision() -> None:
+    """An immediate decision is an exposure, recorded elsewhere: consent is asked while the signals are there."""
+    counts = site(policy=replace(POLICY, epsilon=0.0), exposure_purposes=frozenset({"measurement"}))
+    harness = Harness(counts)
+    objected = await harness.logged((await answer_of(harness, gpc="1")).decision_id)
+    assert objected.refused_by_signal == {"measurement": "gpc", PROFILE: "gpc"}
+    bare = await harness.logged((await answer_of(harness, request_id="r-2")).decision_id)
+    assert bare.refused_by_signal == {}
+    harness.consent.fails = DEAD
+    unread = await harness.logged((await answer_of(harness, request_id="r-3", gpc="1")).decision_id)
+    assert unread.refused_by_signal == {"measurement": "unread"}
+    assert record_from_pb(record_to_pb(unread), unread.member_id).refused_by_signal == unread.refused_by_signal
 
 
 async def test_the_holdout_gets_the_default() -> None:

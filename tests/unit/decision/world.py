@@ -88,10 +88,17 @@ PLACEMENT = Placement(
 )
 
 
-def site(*, placement: Placement = PLACEMENT, policy: Policy = POLICY, holdout_share: float = 0.1) -> CompiledSite:
+def site(
+    *,
+    placement: Placement = PLACEMENT,
+    policy: Policy = POLICY,
+    holdout_share: float = 0.1,
+    exposure_purposes: frozenset[str] = frozenset(),
+) -> CompiledSite:
     """The site with one placement and one policy."""
+    versions = FEATURE_SET.version, "consent-1"
     return compile_site(
-        Site("shop", "site-1", holdout_share, (placement,), (policy,), FEATURE_SET.version, "consent-1"), FEATURE_SET
+        Site("shop", "site-1", holdout_share, (placement,), (policy,), *versions, exposure_purposes), FEATURE_SET
     )
 
 

@@ -122,6 +122,17 @@ async def test_an_immediate_decision_is_its_own_exposure_also_without_the_person
     assert dropping.log.behaviors == []
 
 
+async def test_what_the_signals_of_a_decide_refused_is_not_collected_from_it() -> None:
+    """The ledger allows it, and the browser that asked did not: dropped, counted by the signal; others are kept."""
+    world = World()
+    before = counted(effect="dropped", reason="DENIED", signal="tc_string")
+    world.decisions.arrive(decided("d1", immediate=True, refused_by_signal={"measurement": "tc_string"}))
+    world.decisions.arrive(decided("d2", immediate=True, refused_by_signal={"profile_personalization": "gpc"}))
+    await world.settle()
+    assert [entry.behavior.decision_id for _, entry in world.log.behaviors] == ["d2"]
+    assert counted(effect="dropped", reason="DENIED", signal="tc_string") == before + 1
+
+
 async def test_behavior_of_nobody_answers_no_decision() -> None:
     """No outcome follows from it: an outcome is a person's."""
     world = refusing_world()

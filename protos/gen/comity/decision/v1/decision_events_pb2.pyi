@@ -442,12 +442,33 @@ Global___ContextFact: _TypeAlias = ContextFact  # noqa: Y015
 class ConsentBasis(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class RefusedBySignalEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ALLOWED_PURPOSES_FIELD_NUMBER: _builtins.int
     CONSENT_VERSION_FIELD_NUMBER: _builtins.int
     DO_NOT_PERSONALIZE_FIELD_NUMBER: _builtins.int
     LAYER_FIELD_NUMBER: _builtins.int
     SIGNAL_FIELD_NUMBER: _builtins.int
     SIGNAL_REASON_FIELD_NUMBER: _builtins.int
+    REFUSED_BY_SIGNAL_FIELD_NUMBER: _builtins.int
     consent_version: _builtins.int
     do_not_personalize: _builtins.bool
     layer: _types_pb2.SubjectLevel.ValueType
@@ -459,6 +480,12 @@ class ConsentBasis(_message.Message):
     def allowed_purposes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Purposes that were allowed, of those asked for."""
 
+    @_builtins.property
+    def refused_by_signal(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Of the purposes asked for those that a signal of the request refused, and which signal did; "unread": there were
+        signals, and consent did not answer. A replica of the release before leaves it empty.
+        """
+
     def __init__(
         self,
         *,
@@ -468,10 +495,11 @@ class ConsentBasis(_message.Message):
         layer: _types_pb2.SubjectLevel.ValueType = ...,
         signal: _builtins.str = ...,
         signal_reason: _builtins.str = ...,
+        refused_by_signal: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_purposes", b"allowed_purposes", "consent_version", b"consent_version", "do_not_personalize", b"do_not_personalize", "layer", b"layer", "signal", b"signal", "signal_reason", b"signal_reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_purposes", b"allowed_purposes", "consent_version", b"consent_version", "do_not_personalize", b"do_not_personalize", "layer", b"layer", "refused_by_signal", b"refused_by_signal", "signal", b"signal", "signal_reason", b"signal_reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -31,6 +31,7 @@ class Site(_message.Message):
     POLICIES_FIELD_NUMBER: _builtins.int
     FEATURE_SET_VERSION_FIELD_NUMBER: _builtins.int
     CONSENT_POLICY_VERSION_FIELD_NUMBER: _builtins.int
+    EXPOSURE_PURPOSES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     holdout_share: _builtins.float
     """Share of subjects who always get the default experience, in [0, 0.5]."""
@@ -41,6 +42,13 @@ class Site(_message.Message):
     def placements(self) -> _containers.RepeatedCompositeFieldContainer[Global___Placement]: ...
     @_builtins.property
     def policies(self) -> _containers.RepeatedCompositeFieldContainer[Global___Policy]: ...
+    @_builtins.property
+    def exposure_purposes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Purposes of the event type `exposure`; set by comity apply. A Decide with consent signals asks for them, too: what
+        they refuse is not collected from an immediate decision, which is an exposure by itself. Empty (also of a site that
+        was applied by a release before): the ledger alone says.
+        """
+
     def __init__(
         self,
         *,
@@ -50,10 +58,11 @@ class Site(_message.Message):
         policies: _abc.Iterable[Global___Policy] | None = ...,
         feature_set_version: _builtins.str = ...,
         consent_policy_version: _builtins.str = ...,
+        exposure_purposes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["consent_policy_version", b"consent_policy_version", "feature_set_version", b"feature_set_version", "holdout_share", b"holdout_share", "name", b"name", "placements", b"placements", "policies", b"policies"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consent_policy_version", b"consent_policy_version", "exposure_purposes", b"exposure_purposes", "feature_set_version", b"feature_set_version", "holdout_share", b"holdout_share", "name", b"name", "placements", b"placements", "policies", b"policies"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
