@@ -124,14 +124,16 @@ async def test_a_retry_gives_the_same_answer_from_any_replica(start: Start, deci
 async def test_simultaneous_decides_share_their_questions(deciding: Deciding) -> None:
     """Calls that wait leave together, and each gets its own person's answer."""
     await deciding.learn()
-    deciding.around.refused.update(member(f"person-{k}") for k in range(0, 64, 2))
+    # As many as a busy machine answers within a second, the longest budget there is.
+    people_count = 24
+    deciding.around.refused.update(member(f"person-{k}") for k in range(0, people_count, 2))
     deciding.around.batches.clear()
-    answers = await asyncio.gather(*(deciding.decide(who=f"person-{k}") for k in range(64)))
+    answers = await asyncio.gather(*(deciding.decide(who=f"person-{k}") for k in range(people_count)))
     for k, answer in enumerate(answers):
         refused = answer.fallback_reason == events_pb.FALLBACK_REASON_NO_CONSENT
         assert refused is (k % 2 == 0)
-    assert sum(deciding.around.batches) == 64
-    assert len(deciding.around.batches) < 64
+    assert sum(deciding.around.batches) == people_count
+    assert len(deciding.around.batches) < people_count
 
 
 @pytest.mark.parametrize(
