@@ -51,13 +51,16 @@ def register(app: typer.Typer) -> None:
 
 def resolve(
     identity: Identities,
+    read_as: ReadAs = "",
+    reason: Reason = "",
     data_dir: DataDir = DEFAULT_DATA_DIR,
     address: Address = NO_ADDRESSES,
     as_json: AsJson = False,
 ) -> None:
-    """Who the identities name; writes nothing."""
+    """Who the identities name; that it was looked up is recorded, and nothing else written."""
     query = pb.ResolveQuery(identities=_identities(identity))
-    answer = _ask("Resolve", pb.ResolveRequest(queries=[query]), data_dir, address, as_json=as_json)
+    request = pb.ResolveRequest(queries=[query], access=access(read_as, reason))
+    answer = _ask("Resolve", request, data_dir, address, as_json=as_json)
     (subject,) = answer.subjects
     if subject.error:
         kind = Kind.FAILED_PRECONDITION if subject.error_reason != "IDENTITIES_INVALID" else Kind.INVALID

@@ -36,6 +36,7 @@ from services.identity.domain.subjects import LinkNote, People
 
 # A person who was erased and came back is looked for in this many later generations at once.
 GENERATIONS_TOGETHER = 8
+RESOLVE_METHOD = "comity.identity.v1.IdentityService/Resolve"
 DESCRIBE_METHOD = "comity.identity.v1.IdentityService/DescribeSubject"
 MEMBER_ID = re.compile(r"[a-z2-7]{26}")
 # Somebody may be linked from elsewhere while consent is asked: each try asks again, about the people of that moment.
@@ -144,11 +145,20 @@ class IdentityHandlers:
         self._pepper = pepper
         self._salt = holdout_salt
 
-    async def resolve(self, queries: Sequence[Query]) -> list[Resolved | Contradiction]:
-        """Who each query means, in order; one that contradicts itself costs the others nothing. Writes nothing."""
+    async def resolve(self, queries: Sequence[Query], access: Access | None = None) -> list[Resolved | Contradiction]:
+        """Who each query means, in order; one that contradicts itself costs the others nothing.
+
+        Args:
+            access: of a person who looks them up, recorded before they are given out; None of a service, which writes
+                nothing.
+        """
         with span("identity.resolve", {COMITY_BATCH_SIZE: len(queries)}):
-            sought = [seek(self._pepper, query) for query in queries]
-            return await self._answers(sought)
+            answers = await self._answers([seek(self._pepper, query) for query in queries])
+            if access is not None:
+                told = {one.subject_id for one in answers if isinstance(one, Resolved)}
+                for subject_id in sorted(told):
+                    await self._accesses.accessed(subject_id, access, RESOLVE_METHOD)
+            return answers
 
     async def link(
         self, request_id: str, identities: Sequence[Identity], signals: Signals = None

@@ -18,7 +18,8 @@ class IdentityService(pb_grpc.IdentityServiceServicer):
 
     async def Resolve(self, request: pb.ResolveRequest, context: Any) -> pb.ResolveResponse:  # noqa: N802
         """Who each query means."""
-        results = await self._handlers.resolve([wire.query_of(query) for query in request.queries])
+        access = access_of(request.access) if request.HasField("access") else None
+        results = await self._handlers.resolve([wire.query_of(query) for query in request.queries], access)
         return pb.ResolveResponse(subjects=[wire.resolved(result) for result in results])
 
     async def Link(self, request: pb.LinkRequest, context: Any) -> pb.LinkResponse:  # noqa: N802

@@ -244,12 +244,19 @@ async def test_who_looks_up_a_subject_is_a_fact(identity: Any) -> None:
     """Who read, why and by which call; a caller that does not say is recorded as such."""
     linked = await identity.link("r1", "anonymous_id:a", "user_id:1")
     ref = common_pb.SubjectRef(identities=[common_pb.Identity(namespace="user_id", value="1")])
-    for access in (common_pb.Access(accessor="ann@site", reason="ticket 7"), common_pb.Access()):
-        await identity.service.DescribeSubject(pb.DescribeSubjectRequest(subject=ref, access=access), timeout=10)
+    access = common_pb.Access(accessor="ann@site", reason="ticket 7")
+    for told in (access, common_pb.Access()):
+        await identity.service.DescribeSubject(pb.DescribeSubjectRequest(subject=ref, access=told), timeout=10)
+    query = pb.ResolveQuery(identities=ref.identities)
+    for request in (pb.ResolveRequest(queries=[query, query], access=access), pb.ResolveRequest(queries=[query])):
+        await identity.service.Resolve(request, timeout=10)
     stream = f"access-{linked.subject.subject_id}"
     rows = await identity.pool.fetch("SELECT payload, subject_id FROM events WHERE stream_id = $1", stream)
-    told = [holdings_pb.PersonalDataAccessed.FromString(row["payload"]) for row in rows]
-    said = [(one.access.accessor, one.access.reason) for one in told]
-    assert said == [("ann@site", "ticket 7"), ("unstated", "unstated")]
-    assert {one.method for one in told} == {"comity.identity.v1.IdentityService/DescribeSubject"}
+    facts = [holdings_pb.PersonalDataAccessed.FromString(row["payload"]) for row in rows]
+    assert [(one.access.accessor, one.access.reason, one.method.rpartition("/")[2]) for one in facts] == [
+        ("ann@site", "ticket 7", "DescribeSubject"),
+        ("unstated", "unstated", "DescribeSubject"),
+        # Once, however often one call asks for the person; never when a service asks.
+        ("ann@site", "ticket 7", "Resolve"),
+    ]
     assert {row["subject_id"] for row in rows} == {linked.subject.subject_id}
