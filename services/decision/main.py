@@ -60,7 +60,7 @@ class Settings(ServiceSettings):
         seed_key_file: the key that draws and decision ids are derived with; a new one ends replays of old decisions.
         token_key_file: the key that exposure tokens are signed with; feedback has the same.
         budget_ms_max: most time of a Decide, whatever the caller would wait. Consent's Revoke waits as long.
-        inline_cost_us: scoring estimated above this goes to a thread.
+        inline_cost_us: scoring estimated above this goes to a thread, and so does a model that took far longer once.
         offered_max: most candidates of a request that names none.
         pool_size: most connections to Postgres.
     """
@@ -143,6 +143,7 @@ class _Parts:
             accesses=self.accesses,
         )
         self.scoring = Scoring(inline_cost_s=settings.inline_cost_us / 1e6)
+        app.on_stop("scoring", self.scoring.close)
         self.refresher = Refresher(
             standing=PostgresStanding(pool),
             sites=self.sites,
