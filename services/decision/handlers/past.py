@@ -4,12 +4,15 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
+import structlog
 
 from services.chassis.clock import Clock
 from services.chassis.errors import Kind, ServiceError, invalid
-from services.chassis.events import ORIGIN
+from services.chassis.events import ORIGIN, LogPosition
 from services.chassis.gather import Load
 from services.decision.domain.candidates import offer_of
 from services.decision.domain.ladder import Candidates, Choice, Inputs, Slate, is_holdout, known_scores, score_by_column
@@ -24,10 +27,15 @@ from services.decision.handlers.decide import plan_of
 from services.decision.handlers.draft import Keys, deciding_purposes, used_layer, versions_of
 from services.decision.handlers.ports import ConsentReader, DecisionLog, FeatureReader, IdentityReader
 
+A = TypeVar("A")
+B = TypeVar("B")
+
 # Clocks differ; what is further ahead is a mistake.
 AHEAD_MAX = timedelta(minutes=5)
 # Decisions computed in one go in a thread: enough to pay for the hop, few enough to let a Decide score in between.
 COMPUTED_TOGETHER = 8
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,15 +86,14 @@ class RecordDecisions:
             found = await asyncio.gather(
                 *(self._find(site, decision, plan) for decision, plan in zip(decisions, plans, strict=True))
             )
-            records: list[DecisionRecord] = []
-            for start in range(0, len(found), COMPUTED_TOGETHER):
-                part = found[start : start + COMPUTED_TOGETHER]
-                records += await asyncio.to_thread(self._compute, serving, site, part)
-            return list(
-                await asyncio.gather(
-                    *(self._record(serving, each, record) for each, record in zip(found, records, strict=True))
-                )
-            )
+            records = await _aside(partial(self._compute, serving, site), found)
+            recorded = await asyncio.gather(*map(self._record, records))
+            before = [(each, stored) for each, (_, stored) in zip(found, recorded, strict=True) if stored is not None]
+            again = iter(await _aside(lambda each: _score_again(serving, *each), before))
+            return [
+                _result(each, record, position, None if stored is None else next(again))
+                for each, record, (position, stored) in zip(found, records, recorded, strict=True)
+            ]
 
     def _admit(self, serving: Serving, decisions: Sequence[PastDecision]) -> tuple[CompiledSite, list[Plan]]:
         """The plan of each decision's placement, when all of the call can be recorded."""
@@ -126,10 +133,7 @@ class RecordDecisions:
         profile = await self._features.read(site.layout.feature_set.version, person, decision.decided_at)
         return _Found(decision, plan, person, permission, profile)
 
-    def _compute(self, serving: Serving, site: CompiledSite, found: Sequence[_Found]) -> list[DecisionRecord]:
-        return [self._compute_one(serving, site, each) for each in found]
-
-    def _compute_one(self, serving: Serving, site: CompiledSite, found: _Found) -> DecisionRecord:
+    def _compute(self, serving: Serving, site: CompiledSite, found: _Found) -> DecisionRecord:
         """The record: the slate as given is the list of candidates, all of them eligible because they were shown."""
         decision, plan, profile, person = found.decision, found.plan, found.profile, found.person
         view = serving.views[decision.placement_id]
@@ -186,24 +190,39 @@ class RecordDecisions:
             layer=used_layer(plan, person.level, allowed, inputs),
         )
 
-    async def _record(self, serving: Serving, found: _Found, record: DecisionRecord) -> PastResult:
-        """Put it into the log, or find what is there."""
-        position, scores, reason = ORIGIN, record.inputs.scores, record.choice.fallback_reason
+    async def _record(self, record: DecisionRecord) -> tuple[LogPosition, DecisionRecord | None]:
+        """Put it into the log; its position there, or ORIGIN and what was recorded before."""
         try:
-            position = await self._log.add(record)
+            return await self._log.add(record), None
         except ServiceError as error:
             stored = await self._log.find(record.decision_id) if error.kind is Kind.CONFLICT else None
             if stored is None:
                 raise
-            scores, reason = _score_again(serving, found, stored)
-        return PastResult(
-            external_id=found.decision.external_id,
-            decision_id=record.decision_id,
-            already_recorded=position == ORIGIN,
-            scores=() if scores is None else scores.tolist(),
-            fallback_reason=reason,
-            position=position,
-        )
+        return ORIGIN, stored
+
+
+async def _aside(work: Callable[[A], B], each: Sequence[A]) -> list[B]:
+    """What *work* gives of each, computed in a thread: a model may be too dear for the loop."""
+    done: list[B] = []
+    for start in range(0, len(each), COMPUTED_TOGETHER):
+        part = each[start : start + COMPUTED_TOGETHER]
+        done += await asyncio.to_thread(lambda part: list(map(work, part)), part)
+    return done
+
+
+def _result(
+    found: _Found, record: DecisionRecord, position: LogPosition, again: tuple[Floats | None, FallbackReason] | None
+) -> PastResult:
+    """What became of the slate; *again*: the scores of what had been recorded before."""
+    scores, reason = again or (record.inputs.scores, record.choice.fallback_reason)
+    return PastResult(
+        external_id=found.decision.external_id,
+        decision_id=record.decision_id,
+        already_recorded=again is not None,
+        scores=() if scores is None else scores.tolist(),
+        fallback_reason=reason,
+        position=position,
+    )
 
 
 def _check_propensities(field: str, decision: PastDecision) -> None:
@@ -221,7 +240,12 @@ def _score(serving: Serving, plan: Plan, matrix: Floats) -> tuple[StageOutcome, 
     ranker = serving.ranker(plan.policy.model)
     if ranker is None:
         return StageOutcome.SKIPPED, None, ""
-    scores = ranker.score(matrix)
+    try:
+        scores = ranker.score(matrix)
+    except Exception as error:
+        # As in a Decide: a model that breaks costs the scores, and the slate was shown all the same.
+        _log.error("model failed", exc_info=error, stage="score")
+        return StageOutcome.UNAVAILABLE, None, ""
     if not np.isfinite(scores).all():
         return StageOutcome.REFUSED, None, ""
     return StageOutcome.OK, scores, ranker.version

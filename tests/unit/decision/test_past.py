@@ -1,0 +1,72 @@
+"""Slates of other systems are recorded whatever the model does, and no model is run on the loop for them."""
+
+import threading
+
+import numpy as np
+
+from services.chassis.clock import FakeClock
+from services.chassis.gather import Load
+from services.decision.domain.layout import Floats
+from services.decision.domain.request import PastDecision
+from services.decision.domain.vocabulary import FallbackReason, StageOutcome
+from services.decision.handlers.past import RecordDecisions
+from tests.unit.decision.fakes import KEYS, Harness
+from tests.unit.decision.world import ITEMS, NOW, PLACEMENT
+
+COUNT = 20
+
+
+def recording(harness: Harness) -> RecordDecisions:
+    """RecordDecisions over the harness's fakes."""
+    return RecordDecisions(
+        serving=lambda: harness.serving,
+        identity=harness.identity,
+        consent=harness.consent,
+        features=harness.features,
+        log=harness.log,
+        keys=KEYS,
+        load=Load(),
+        clock=FakeClock(NOW),
+    )
+
+
+def past(external_id: str) -> PastDecision:
+    """A slate that was shown."""
+    shown = [item.id for item in ITEMS[:3]]
+    return PastDecision(external_id, "", (("user_id", "42"),), PLACEMENT.id, shown, NOW, (), {}, b"d" * 32)
+
+
+async def test_what_was_recorded_before_is_scored_beside_the_loop_too() -> None:
+    """A retry gives the same scores; a model that is dear holds up no Decide, then as now."""
+    harness, ran_in = Harness(), set[threading.Thread]()
+    quick = harness.ranker.score
+
+    def score(matrix: Floats) -> Floats:
+        ran_in.add(threading.current_thread())
+        return quick(matrix)
+
+    harness.ranker.score = score  # type: ignore[method-assign]
+    record, slates = recording(harness), [past(f"past-{k}") for k in range(COUNT)]
+    first = await record(slates)
+    again = await record([*slates, past("new")])
+    assert [result.already_recorded for result in first] == [False] * COUNT
+    assert [result.already_recorded for result in again] == [True] * COUNT + [False]
+    assert [result.decision_id for result in again[:COUNT]] == [result.decision_id for result in first]
+    for one, other in zip(first, again, strict=False):
+        np.testing.assert_array_equal(one.scores, other.scores)
+    assert len(first[0].scores) == 3
+    assert threading.current_thread() not in ran_in
+
+
+async def test_a_model_that_breaks_costs_the_scores_and_not_the_record() -> None:
+    """As in a Decide: what was shown is true whatever the model says of it."""
+    harness = Harness()
+    harness.ranker.fails = True
+    record = recording(harness)
+    for already in (False, True):
+        (result,) = await record([past("past-1")])
+        assert result.already_recorded is already
+        assert (list(result.scores), result.fallback_reason) == ([], FallbackReason.MODEL_UNAVAILABLE)
+    logged = await harness.logged(result.decision_id)
+    assert logged.inputs.ranker is StageOutcome.UNAVAILABLE
+    assert logged.inputs.matrix is not None
