@@ -1,7 +1,8 @@
 """Keeps a replica deciding with what stands in the database, and with the newest item columns."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from typing import NoReturn
 
 import structlog
 
@@ -56,6 +57,8 @@ class Refresher:
         self._offered_max = offered_max
         self._serving = Serving()
         self._turn = asyncio.Lock()
+        # Of reading columns: an answer that was long on its way must not take the place of a newer one.
+        self._columns_turn = asyncio.Lock()
         self._taken_over = Standing("", 0, frozenset())
 
     def serving(self) -> Serving:
@@ -63,14 +66,13 @@ class Refresher:
         return self._serving
 
     async def run(self) -> None:
-        """Refresh until cancelled; an outage leaves what there is in place."""
-        while True:
+        """Refresh until cancelled; an outage leaves what there is in place.
+
+        Two loops: features that hang must not hold up a kill switch.
+        """
+        async with asyncio.TaskGroup() as group:
             for refresh in (self.refresh, self.refresh_columns):
-                try:
-                    await refresh()
-                except ServiceError as error:
-                    _log.warning("not refreshed", reason=error.reason)
-            await asyncio.sleep(POLL_S)
+                group.create_task(_again_and_again(refresh))
 
     async def refresh(self) -> None:
         """Take over what changed in the database since the last time.
@@ -94,17 +96,17 @@ class Refresher:
         Raises:
             ServiceError: an outage.
         """
-        site = self._serving.compiled
-        if site is None:
-            return
-        feature_set = site.layout.feature_set
-        held = self._serving.columns
-        newest = await self._columns.newest(feature_set.version, feature_set.item_width, held)
-        if newest is None:
-            return
-        async with self._turn:
-            serving = self._serving
-            await self._swap(serving.compiled, serving.catalog, newest, serving.rankers)
+        async with self._columns_turn:
+            site, held = self._serving.compiled, self._serving.columns
+            if site is None:
+                return
+            feature_set = site.layout.feature_set
+            newest = await self._columns.newest(feature_set.version, feature_set.item_width, held)
+            if newest is None:
+                return
+            async with self._turn:
+                serving = self._serving
+                await self._swap(serving.compiled, serving.catalog, newest, serving.rankers)
 
     async def await_columns(self, behavior: LogPosition, catalog: LogPosition) -> str:
         """The version of the item columns once they stand at these positions or later.
@@ -178,3 +180,12 @@ class Refresher:
         self._serving = await asyncio.to_thread(
             serving_of, self._serving, compiled, catalog, columns, rankers, offered_max=self._offered_max
         )
+
+
+async def _again_and_again(refresh: Callable[[], Awaitable[None]]) -> NoReturn:
+    while True:
+        try:
+            await refresh()
+        except ServiceError as error:
+            _log.warning("not refreshed", reason=error.reason)
+        await asyncio.sleep(POLL_S)

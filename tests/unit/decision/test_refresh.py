@@ -1,5 +1,6 @@
 """A replica follows the database, swaps whole states, and keeps what it has when something is wrong."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -17,6 +18,7 @@ from services.decision.domain.site import Item
 from services.decision.handlers.refresh import Refresher
 from tests.unit.decision.fakes import DEAD, FakeRanker
 from tests.unit.decision.world import ITEMS, PLACEMENT, columns, site
+from tests.waiting import eventually
 
 NO_MODEL = NewModel("ranker", "1", "features-1", 5, b"")
 
@@ -31,6 +33,10 @@ class World:
         self.refuses_models = False
         self.down = False
         self.loads = 0
+        # Features answers once this is set.
+        self.features_answers = asyncio.Event()
+        self.features_answers.set()
+        self.asked_features = asyncio.Event()
 
     async def standing(self) -> Standing:
         if self.down:
@@ -47,7 +53,10 @@ class World:
     async def newest(self, feature_set_version: str, item_width: int, held: ItemColumns | None) -> ItemColumns | None:
         if self.down:
             raise DEAD
-        return None if self.snapshot is held else self.snapshot
+        snapshot = self.snapshot
+        self.asked_features.set()
+        await self.features_answers.wait()
+        return None if snapshot is held else snapshot
 
     def load(self, model: NewModel) -> Ranker:
         if self.refuses_models:
@@ -222,3 +231,39 @@ async def test_newer_columns_are_looked_up_as_the_held_ones_were() -> None:
     assert rows is not None
     assert rows.places is held.places
     np.testing.assert_array_equal(rows.of(np.array([2])), held.of(np.array([2])) * 2)
+
+
+async def test_features_that_hang_do_not_hold_up_what_is_applied() -> None:
+    """A kill switch or a model counts within a second, also while nobody answers for item columns."""
+    world = World()
+    world.features_answers.clear()
+    replica = refresher(world)
+    running = asyncio.create_task(replica.run())
+    await world.asked_features.wait()
+    world.items = [Item("new", variants=("a",))]
+    world.now = replace(world.now, catalog_version=2)
+
+    async def followed() -> bool:
+        return replica.serving().catalog.version == 2
+
+    await eventually(followed)
+    running.cancel()
+    await asyncio.wait({running})
+
+
+async def test_columns_that_were_long_on_their_way_replace_no_newer_ones() -> None:
+    """Who waited for a position decides with it from then on: an older answer does not come after it."""
+    world = World()
+    world.features_answers.clear()
+    replica = refresher(world)
+    await replica.refresh()
+    slow = asyncio.create_task(replica.refresh_columns())
+    await world.asked_features.wait()
+    world.snapshot = replace(columns(), version="columns-2", position=LogPosition(1, 5, 10))
+    waiting = asyncio.create_task(replica.await_columns(LogPosition(1, 5, 10), ORIGIN))
+    world.features_answers.set()
+    assert await waiting == "columns-2"
+    await slow
+    held = replica.serving().columns
+    assert held is not None
+    assert held.version == "columns-2"
