@@ -4,7 +4,8 @@ import asyncio
 
 import structlog
 
-from services.chassis.errors import ServiceError
+from services.chassis.deadline import carry_deadline
+from services.chassis.errors import Kind, ServiceError
 from services.decision.domain.record import DecisionRecord
 from services.decision.handlers.ports import DecisionLog
 
@@ -43,13 +44,18 @@ class Corrections:
                 task.cancel()
 
     async def _correct(self, record: DecisionRecord) -> None:
-        for pause_s in PAUSES_S:
+        # The call's own deadline is all but over, and is not this work's.
+        carry_deadline(None)
+        for pause_s in (*PAUSES_S, None):
             try:
                 await self._log.add(record, correction=True)
+                return
             except ServiceError as error:
                 if error.reason == "SUBJECT_ERASED":
                     # Neither the record nor its correction is in the log, and neither will be.
                     return
+                last = error
+            if pause_s is not None:
                 await asyncio.sleep(pause_s)
-            else:
-                return
+        if last.kind is not Kind.CONFLICT:
+            _log.warning("correction given up", decision_id=record.decision_id, reason=last.reason)

@@ -1,0 +1,74 @@
+"""The log is told what was answered instead, for as long as it can be expected to listen."""
+
+import pytest
+
+from services.chassis.deadline import deadline_scope, remaining_s
+from services.chassis.errors import Kind, ServiceError
+from services.chassis.events import ORIGIN, LogPosition
+from services.decision.domain.record import DecisionRecord
+from services.decision.handlers import corrections
+from services.decision.handlers.corrections import Corrections
+from tests.unit.decision.fakes import DEAD, Harness, request
+
+ABSENT = ServiceError(Kind.CONFLICT, "VERSION_CONFLICT", "the record is not there yet")
+ERASED = ServiceError(Kind.FAILED_PRECONDITION, "SUBJECT_ERASED", "the subject was erased")
+
+
+class Log:
+    """A decision log that refuses these times; notes how much time each try had."""
+
+    def __init__(self, *refusals: ServiceError) -> None:
+        self.refusals = list(refusals)
+        self.left_s: list[float | None] = []
+        self.corrected = False
+
+    def holds_key(self, member_id: str) -> bool:
+        return True
+
+    async def fetch_key(self, member_id: str) -> None:
+        return None
+
+    async def find(self, decision_id: str) -> DecisionRecord | None:
+        return None
+
+    async def add(self, record: DecisionRecord, *, correction: bool = False) -> LogPosition:
+        assert correction
+        self.left_s.append(remaining_s())
+        if self.refusals:
+            raise self.refusals.pop(0)
+        self.corrected = True
+        return ORIGIN
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corrections, "PAUSES_S", (0.0, 0.0))
+
+
+async def record() -> DecisionRecord:
+    """Any record."""
+    harness = Harness()
+    answers = await harness.decide(request())
+    return await harness.logged(answers.decisions[0].decision_id)
+
+
+async def test_a_correction_waits_for_what_it_corrects_and_for_the_log() -> None:
+    """After the last pause it is tried once more, with time of its own: that of the call is over."""
+    log = Log(ABSENT, DEAD)
+    with deadline_scope(0.0):
+        behind = Corrections(log)
+        behind.add(await record())
+    await behind.drain()
+    assert log.corrected
+    assert log.left_s == [None, None, None]
+
+
+@pytest.mark.parametrize(("refusals", "tries"), [((ERASED,), 1), ((DEAD, DEAD, DEAD, DEAD), 3)])
+async def test_a_correction_that_cannot_be_is_given_up(refusals: tuple[ServiceError, ...], tries: int) -> None:
+    """Of somebody who was erased at once, else after the last try."""
+    log = Log(*refusals)
+    behind = Corrections(log)
+    behind.add(await record())
+    await behind.drain()
+    assert not log.corrected
+    assert len(log.left_s) == tries
