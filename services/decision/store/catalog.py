@@ -43,7 +43,7 @@ SELECT epoch, xid, position FROM events WHERE stream_id = $1 ORDER BY version DE
 
 
 class PostgresCatalog:
-    """handlers.ports.CatalogStore and CatalogWriter."""
+    """handlers.ports.CatalogStore."""
 
     def __init__(self, pool: Pool, clock: Clock) -> None:
         self._pool = pool
@@ -64,7 +64,7 @@ class PostgresCatalog:
         return [found.get(item_id) for item_id in item_ids]
 
     async def upsert(self, items: Sequence[DeclaredItem]) -> tuple[int, LogPosition]:
-        """See handlers.ports.CatalogWriter."""
+        """See handlers.ports.CatalogStore."""
         now = self._clock.now()
         async with transaction(self._pool) as connection:
             version, stream_version = await connection.fetchrow(LOCK_SQL) or (0, 0)

@@ -50,8 +50,10 @@ class SealedDecisionLog:
         try:
             return await self._sealer.seal(member_id, DECISION_MADE, plain)
         except ServiceError as error:
+            if error.reason != SUBJECT_ERASED:
+                raise
             # The same answer whether the key or the suppress list says it.
-            raise subject_erased() if error.reason == SUBJECT_ERASED else error from error
+            raise subject_erased() from error
 
     async def find(self, decision_id: str) -> DecisionRecord | None:
         """See handlers.ports.DecisionLog."""

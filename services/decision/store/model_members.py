@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 
 from services.chassis.postgres import Connection
-from services.decision.domain.training_members import fingerprint, merged, packed, without
+from services.decision.domain.training_members import FINGERPRINT_BYTES, fingerprint, merged, packed, without
 
 ROWS_SQL = "SELECT first_byte, fingerprints FROM model_members WHERE name = $1 AND sha256 = $2 FOR UPDATE"
 PUT_SQL = """
@@ -63,7 +63,7 @@ async def forget_in(connection: Connection, member_ids: Sequence[str]) -> tuple[
     for row in await connection.fetch(SEARCH_SQL, sorted({each[0] for each in gone})):
         left = without(row["fingerprints"], gone)
         if left is not None:
-            taken[row["name"], row["sha256"]] += (len(row["fingerprints"]) - len(left)) // len(next(iter(gone)))
+            taken[row["name"], row["sha256"]] += (len(row["fingerprints"]) - len(left)) // FINGERPRINT_BYTES
             await connection.execute(TRIM_SQL, row["name"], row["sha256"], row["first_byte"], left)
     for name, sha256 in sorted(taken):
         # One person, however many members: an erasure is a person's.
