@@ -14,6 +14,7 @@ from asyncpg.pool import PoolConnectionProxy
 from asyncpg.transaction import Transaction
 
 from services.chassis.errors import Kind, ServiceError
+from services.chassis.uncancelled import uncancelled
 
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
@@ -182,22 +183,6 @@ def translated() -> Iterator[None]:
         if known is None:
             raise
         raise known from error
-
-
-async def uncancelled(work: Coroutine[Any, Any, T]) -> T:
-    """Run *work* to its end even when the caller is cancelled; the cancellation is raised afterwards."""
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        # Looked at, so that asyncio does not report it as never retrieved.
-        task.cancelled() or task.exception()
-        raise cancelled
-    return task.result()
 
 
 async def to_the_end(connection: Connection, work: Coroutine[Any, Any, T], *, timeout_s: float) -> T:

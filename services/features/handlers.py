@@ -7,6 +7,7 @@ from typing import Protocol
 from services.chassis.errors import FieldProblem, Kind, ServiceError
 from services.chassis.events import LogPosition
 from services.chassis.tracing import COMITY_BATCH_SIZE, COMITY_FEATURE_SET_VERSION, span
+from services.chassis.uncancelled import uncancelled
 from services.features.domain.aggregates import ItemLayout
 from services.features.domain.book import Book
 from services.features.domain.catalog import CatalogItem
@@ -93,7 +94,8 @@ class Intake(Protocol):
 class ItemColumns:
     """The item columns of this replica: catalog and counts in memory, brought up to date by what changed.
 
-    Only one refresh runs at a time; whoever asks during one gets the next, which began after the question.
+    Only one refresh runs at a time; whoever asks during one gets the next, which began after the question. It goes on
+    when whoever asked gives up: what was read and not computed would be in no snapshot until it changes again.
     """
 
     def __init__(self, books: BookKeeper, items: ItemReader) -> None:
@@ -127,8 +129,7 @@ class ItemColumns:
             feature_set = await known_set(self._books, version)
             async with self._turn:
                 if version not in self._columns:
-                    await self._take_changes()
-                    await self._open(feature_set)
+                    await uncancelled(self._begin(feature_set))
         return self._columns[version]
 
     def changed_since(self, version: str, held_version: str) -> tuple[int, ...] | None:
@@ -136,12 +137,17 @@ class ItemColumns:
         running = self._running.get(version)
         return None if running is None else running.changed_since(held_version)
 
-    async def refresh(self, *, force: bool = False) -> Standing:
+    async def refresh(self) -> Standing:
         """Bring every snapshot up to date when positions have moved; the positions they stand at then."""
         async with self._turn:
-            if force or await self._items.standing() != self._standing:
-                await self._take_changes()
+            if await self._items.standing() != self._standing:
+                await uncancelled(self._take_changes())
             return self._standing
+
+    async def _begin(self, feature_set: FeatureSet) -> None:
+        """Have snapshots of this feature set from now on."""
+        await self._take_changes()
+        await self._open(feature_set)
 
     async def _take_changes(self) -> None:
         """Read what changed and compute what follows from it."""

@@ -28,6 +28,8 @@ from tests.conftest import MakeDatabase
 
 MEMBER = "a" * 26
 START = datetime(2026, 1, 1, tzinfo=UTC)
+# As the inbox notes it with the message's effect.
+STANDS_AT_SQL = "INSERT INTO inbox_positions VALUES ('feedback', 'features', 1, '1', 1)"
 FEATURES = [
     feature_set_pb2.Feature(
         name="clicks", purposes=["profile"], subject_count=feature_set_pb2.SubjectCount(event_type="click")
@@ -135,7 +137,8 @@ async def test_item_columns_follow_catalog_and_behavior(features: Features) -> N
     assert before.item_ids == ("book",)
     assert before.rows[0].tolist() == [0.0, 12.5]
     await features.take(await features.click(1))
-    await features.columns.refresh(force=True)
+    await features.pool.execute(STANDS_AT_SQL)
+    await features.columns.refresh()
     after = await features.columns.columns(features.version)
     assert after.rows[0].tolist() == [1.0, 12.5]
     assert features.columns.changed_since(features.version, before.version) == (0,)

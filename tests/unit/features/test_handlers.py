@@ -1,0 +1,82 @@
+"""Item columns follow what changed, whoever asks for them and gives up."""
+
+import asyncio
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from services.chassis.events import LogPosition
+from services.features import handlers
+from services.features.domain.book import Book
+from services.features.domain.catalog import CatalogItem
+from services.features.domain.columns import Standing
+from services.features.domain.declared import Feature, ItemAttribute
+from services.features.domain.feature_set import FeatureSet, compile_features
+from services.features.domain.item_rows import ItemTable, build
+from services.features.handlers import ItemColumns
+from services.features.store import Changes
+from tests.waiting import eventually
+
+SET = compile_features([Feature("price", ItemAttribute("price"))])
+
+
+class Books:
+    """One published set."""
+
+    def __init__(self) -> None:
+        self.book = Book({SET.version: SET}, SET.version)
+
+    async def refresh(self) -> Book:
+        return self.book
+
+
+class Items:
+    """A catalog that tells its changes once."""
+
+    def __init__(self) -> None:
+        self.changed: dict[str, CatalogItem] = {}
+        self.at = Standing()
+
+    def put(self, item: CatalogItem, number: int) -> None:
+        self.changed[item.id] = item
+        self.at = Standing(catalog=LogPosition(1, number, number))
+
+    async def standing(self) -> Standing:
+        return self.at
+
+    async def changes(self, book: Book, since: int) -> Changes:
+        told, self.changed = self.changed, {}
+        return Changes(self.at, since + 1, told, {})
+
+
+async def test_a_caller_that_gives_up_loses_no_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was read from the database is computed to its end: the next caller has it, though nothing changed since."""
+    building, go_on = threading.Event(), threading.Event()
+
+    def build_slowly(feature_set: FeatureSet, items: Sequence[CatalogItem]) -> ItemTable:
+        building.set()
+        go_on.wait()
+        return build(feature_set, items)
+
+    items = Items()
+    columns = ItemColumns(Books(), items)
+    items.put(CatalogItem("boots", {"price": 90.0}), 1)
+    await columns.columns(SET.version)
+    items.put(CatalogItem("coat", {"price": 200.0}), 2)
+    monkeypatch.setattr(handlers, "build", build_slowly)
+    leaving = asyncio.create_task(columns.refresh())
+
+    async def is_building() -> bool:
+        return building.is_set()
+
+    await eventually(is_building)
+    leaving.cancel()
+    go_on.set()
+    await asyncio.wait({leaving})
+    assert leaving.cancelled()
+    assert await columns.refresh() == items.at
+    held = await columns.columns(SET.version)
+    assert held.standing == items.at
+    np.testing.assert_array_equal(held.rows, np.array([[90.0], [200.0]], dtype=np.float32))
