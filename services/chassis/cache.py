@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import structlog
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -22,6 +23,8 @@ VERSION_BYTES = 8
 COMMANDS_MAX = 512
 IN_FLIGHT_MAX = 4
 WAITING_MAX = 20_000
+
+_log = structlog.get_logger(__name__)
 
 # Numbers in Lua are doubles and its string comparison follows a locale, so the versions are compared half by half.
 SET_NEWER_LUA = """
@@ -190,9 +193,11 @@ class RedisCache:
             async with asyncio.timeout(self._timeout_s):
                 replies = await self._exchange(batch)
         except (RedisError, OSError, TimeoutError) as error:
-            outage = _unavailable()
-            outage.__cause__ = error
-            replies = [outage] * len(batch.calls)
+            replies = [_unavailable(error) for _ in batch.calls]
+        except Exception as error:
+            # A bug, in the client as a rule: whoever waits must not wait for ever.
+            _log.error("cache failed", exc_info=error)
+            replies = [_unavailable(error) for _ in batch.calls]
         except asyncio.CancelledError:
             for call in batch.calls:
                 call.done.cancel()
@@ -225,18 +230,19 @@ class RedisCache:
 def _settle(call: _Call, reply: Any) -> None:
     if call.done.done():
         return
-    if isinstance(reply, NoScriptError):
-        call.done.set_exception(reply)
-    elif isinstance(reply, RedisError):
-        # The server's words may quote what was stored.
-        call.done.set_exception(_unavailable())
-    elif isinstance(reply, Exception):
-        call.done.set_exception(reply)
-    else:
+    if not isinstance(reply, Exception):
         call.done.set_result(reply)
+        return
+    # The server's words may quote what was stored; only that it forgot a script is the caller's to know.
+    hidden = isinstance(reply, RedisError) and not isinstance(reply, NoScriptError)
+    call.done.set_exception(_unavailable() if hidden else reply)
+    # Seen, also where the caller is cancelled before its own next step.
+    call.done.exception()
 
 
-def _unavailable() -> ServiceError:
-    return ServiceError(
+def _unavailable(cause: Exception | None = None) -> ServiceError:
+    outage = ServiceError(
         Kind.UNAVAILABLE, "CACHE_UNAVAILABLE", "The cache did not answer in time. Try again.", retry_after_s=0.1
     )
+    outage.__cause__ = cause
+    return outage

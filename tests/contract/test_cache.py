@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 from redis.asyncio import Redis
+from redis.asyncio.client import Pipeline
 
 from services.chassis.cache import RedisCache, split_version
 from services.chassis.errors import Kind, ServiceError
@@ -133,28 +134,45 @@ class TestRedisCache(CacheContract):
         await cache.set_newer_many({"a": (2, b"2")})
         assert split_version(await cache.get("a") or b"") == (2, b"2")
 
-    async def test_stalled_server_is_an_outage_and_its_late_replies_reach_nobody(self, redis_url: str) -> None:
+    async def test_stalled_server_is_an_outage_and_its_late_replies_reach_nobody(
+        self, cache: RedisCache, redis_url: str
+    ) -> None:
         """What is not answered in time is UNAVAILABLE, and reads after it get their own values."""
-        cache = RedisCache(redis_url, prefix="test:", timeout_s=0.3, connections_max=1)
         await cache.set_many({key: key.encode() for key in ("a", "b", "c")})
+        hasty = RedisCache(redis_url, prefix="test:", timeout_s=0.3, connections_max=1)
         server = Redis.from_url(redis_url)
-        # Holds every command's reply for longer than the cache waits.
-        await server.client_pause(600, all=True)
+        # Holds every command's reply for far longer than the cache waits.
+        await server.client_pause(2000, all=True)
         with pytest.raises(ServiceError) as outage:
-            await cache.get("a")
+            await hasty.get("a")
         assert outage.value.kind is Kind.UNAVAILABLE
-
-        async def back() -> bool:
-            try:
-                return await cache.get("b") == b"b"
-            except ServiceError:
-                return False
-
-        await eventually(back)
         keys = ["a", "b", "c"] * 20
-        assert await asyncio.gather(*(cache.get(key) for key in keys)) == [key.encode() for key in keys]
+
+        async def each_gets_its_own() -> bool:
+            try:
+                found = await asyncio.gather(*(hasty.get(key) for key in keys))
+            except ServiceError:
+                # Still held, or the machine is busy.
+                return False
+            assert found == [key.encode() for key in keys]
+            return True
+
+        await eventually(each_gets_its_own)
         await server.aclose()
-        await cache.close()
+        await hasty.close()
+
+    async def test_a_bug_of_the_client_leaves_nobody_waiting(
+        self, cache: RedisCache, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whatever goes wrong in a batch, its callers are told; the next one is tried anew."""
+        with monkeypatch.context() as patched:
+            patched.setattr(Pipeline, "execute", _fails)
+            for ask in (cache.get("a"), cache.set_many({"a": b"1"})):
+                with pytest.raises(ServiceError) as outage:
+                    await asyncio.wait_for(ask, 20)
+                assert outage.value.kind is Kind.UNAVAILABLE
+        await cache.set_many({"a": b"1"})
+        assert await cache.get("a") == b"1"
 
     async def test_server_that_is_not_there_is_an_outage(self) -> None:
         """A refused connection is UNAVAILABLE, not a Redis error."""
@@ -163,3 +181,7 @@ class TestRedisCache(CacheContract):
             await cache.set_many({"a": b"1"})
         assert outage.value.kind is Kind.UNAVAILABLE
         await cache.close()
+
+
+async def _fails(*_: object, **__: object) -> None:
+    raise AttributeError("the connection is gone")
