@@ -9,7 +9,7 @@ from enum import StrEnum
 
 
 class Kind(StrEnum):
-    """What a caller can do about an error; each maps to one gRPC status (chassis.rpc_server)."""
+    """What a caller can do about an error; each maps to one gRPC status (chassis.status)."""
 
     INVALID = "INVALID_ARGUMENT"
     NOT_FOUND = "NOT_FOUND"
@@ -57,6 +57,14 @@ class ServiceError(Exception):
         self.message = message
         self.problems = problems
         self.retry_after_s = retry_after_s
+
+    def again(self) -> "ServiceError":
+        """The same for another waiter: one that is raised in many tasks would collect the tracebacks of all of them."""
+        other = ServiceError(
+            self.kind, self.reason, self.message, problems=self.problems, retry_after_s=self.retry_after_s
+        )
+        other.__cause__ = self
+        return other
 
     def __repr__(self) -> str:
         return f"ServiceError({self.kind.value}, {self.reason}, {self.message!r})"

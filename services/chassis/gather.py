@@ -231,16 +231,6 @@ def _settle(future: "asyncio.Future[R]", result: R | Exception) -> None:
 
 
 def _fail(batch: list[_Waiter[Q, R]], error: Exception) -> None:
-    """Tell every waiter that its batch failed, each with an error of its own: a shared one would collect tracebacks."""
+    """Tell every waiter that its batch failed, each with an error of its own."""
     for waiter in batch:
-        own = error
-        if isinstance(error, ServiceError):
-            own = ServiceError(
-                error.kind,
-                error.reason,
-                error.message,
-                problems=error.problems,
-                retry_after_s=error.retry_after_s,
-            )
-            own.__cause__ = error
-        _settle(waiter.future, own)
+        _settle(waiter.future, error.again() if isinstance(error, ServiceError) else error)

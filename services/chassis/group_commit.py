@@ -124,7 +124,7 @@ class GroupCommit(Generic[Q, R]):
             results = await self._commit([waiter.item for waiter in batch])
             assert len(results) == len(batch), "one result an item"
         except Exception as error:
-            results = [error] * len(batch)
+            results = [error.again() if isinstance(error, ServiceError) else error for _ in batch]
         except asyncio.CancelledError:
             # Only the end of the process cancels a batch; its callers end with it.
             for waiter in batch:
@@ -135,6 +135,8 @@ class GroupCommit(Generic[Q, R]):
                 continue
             if isinstance(result, Exception):
                 waiter.done.set_exception(result)
+                # Seen, also where the caller is cancelled before its own next step.
+                waiter.done.exception()
             else:
                 waiter.done.set_result(result)
 

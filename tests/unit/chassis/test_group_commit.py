@@ -127,6 +127,7 @@ async def test_failed_commit_is_told_to_everyone_in_it_and_nobody_else(commits: 
     commit: GroupCommit[int, int] = GroupCommit(fail_once, batch_max=10, bytes_max=10)
     first = await asyncio.gather(commit(1), commit(2), return_exceptions=True)
     assert [error.reason for error in first if isinstance(error, ServiceError)] == ["DATABASE_UNAVAILABLE"] * 2
+    assert first[0] is not first[1]
     assert await commit(3) == 3
 
 
