@@ -44,6 +44,7 @@ class Settings(ServiceSettings):
         identity_address: host:port of identity, for data keys.
         feedback_address: host:port of feedback: what erased members did is subtracted from the counts of items.
         consent_address: host:port of consent, which has the erasure ledger.
+        redis_url: of Redis or Valkey, for states; features cannot do without.
         columns_every_ms: how often item columns are brought up to date.
         pool_size: most connections to Postgres.
     """
@@ -53,6 +54,7 @@ class Settings(ServiceSettings):
     identity_address: str
     feedback_address: str
     consent_address: str
+    redis_url: str = Field(pattern="^(rediss?|unix)://")
     columns_every_ms: int = Field(default=250, ge=10, le=10_000)
     pool_size: int = Field(default=8, ge=5, le=64)
 
