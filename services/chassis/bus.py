@@ -159,6 +159,7 @@ class NatsBus:
     async def consume(self, channels: str, *, durable: str) -> AsyncGenerator[Delivery, None]:
         """See ports.Bus. Outages are waited out in here; a subscription that falls silent is rebuilt."""
         while True:
+            _heed_cancellation()
             subscription: JetStreamContext.PullSubscription | None = None
             try:
                 subscription = await self._subscribe(channels, durable)

@@ -10,11 +10,11 @@ A whole `services/<name>/main.py`:
     async def build(settings: Settings, app: App) -> None:
         pool = await create_pool(settings.database_url.get_secret_value(), statement_timeout_ms=2000, size=8)
         app.on_stop("postgres", pool.close)
-        bus = await connect_bus(settings.nats_url)
+        bus = await NatsBus.connect(settings.nats_url)
         app.on_stop("nats", bus.close)
         store = PostgresEventStore(pool)
-        app.on_stop("event log", store.close)
-        app.background("relay", Relay(store, bus, ...).run)
+        app.on_stop("event log", store.drain)
+        app.background("relay", Relay(pool, store, bus, "identity").run)
         app.server.add(add_IdentityServiceServicer_to_server, IdentityService(...))
 
 
