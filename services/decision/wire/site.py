@@ -7,6 +7,7 @@ from comity.decision.v1 import site_pb2 as pb
 from comity.features.v1 import feature_set_pb2, features_service_pb2
 
 from services.chassis.envelope import from_position
+from services.chassis.errors import ServiceError, invalid
 from services.chassis.ids import content_hash
 from services.decision.domain.catalog import ItemColumns
 from services.decision.domain.layout import (
@@ -125,8 +126,14 @@ def _placement(placement: pb.Placement) -> Placement:
         popular_without_consent=placement.popular_without_consent,
         disabled=placement.disabled,
         variants=tuple(placement.variants),
-        layers=tuple(Layer(Level(layer.level), frozenset(layer.purposes)) for layer in placement.layers),
+        layers=tuple(Layer(_level(layer.level), frozenset(layer.purposes)) for layer in placement.layers),
     )
+
+
+def _level(number: int) -> Level:
+    if number not in set(Level):
+        raise _unknown("site.placements", "a layer has a level")
+    return Level(number)
 
 
 def _policy(policy: pb.Policy) -> Policy:
@@ -150,4 +157,12 @@ def _source(column: feature_set_pb2.ModelColumn) -> Source:
         return ItemColumn(column.item.offset)
     if kind == "dot":
         return DotColumn(column.dot.subject_offset, column.dot.item_offset, column.dot.width)
-    return ContextColumn(column.context.key, column.context.default_value)
+    if kind == "context":
+        return ContextColumn(column.context.key, column.context.default_value)
+    # Of a later release, as a rule. Any guess would shift what the model reads.
+    raise _unknown("feature_set.columns", "a column has a source")
+
+
+def _unknown(field: str, what: str) -> ServiceError:
+    """The refusal of a site that a later release has declared: this replica goes on with the one it has."""
+    return invalid(field, f"{what} that this release does not know; upgrade decision first", reason="SITE_INVALID")

@@ -10,11 +10,13 @@ from comity.common.v1 import types_pb2
 from comity.consent.v1 import consent_service_pb2 as consent_pb
 from comity.decision.v1 import decision_events_pb2 as events_pb
 from comity.decision.v1 import decision_service_pb2 as pb
-from comity.features.v1 import features_service_pb2
+from comity.decision.v1 import site_pb2
+from comity.features.v1 import feature_set_pb2, features_service_pb2
 from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.chassis.errors import ServiceError
 from services.chassis.events import LogPosition
 from services.decision.domain import vocabulary as words
 from services.decision.domain.record import DecisionRecord, Evidence
@@ -22,7 +24,7 @@ from services.decision.domain.request import Answer, Answers
 from services.decision.domain.vocabulary import FallbackReason, Reason, StageOutcome
 from services.decision.wire.calls import answers_to_pb, consent_from_pb, decide_from_pb, digest_of, evaluate_query
 from services.decision.wire.record import record_from_bytes, record_to_bytes
-from services.decision.wire.site import item_columns_from_pb
+from services.decision.wire.site import compiled_from_bytes, item_columns_from_pb
 from tests.unit.decision.world import MEMBER, PROFILE, SUBJECT, decide, site
 
 PAIRS = [
@@ -179,3 +181,19 @@ def test_purposes_and_vectors_of_others_do_not_leak_into_a_record() -> None:
     permitted = compiled.layout.permitted(SUBJECT, frozenset())
     assert np.isnan(permitted.vector).all()
     assert compiled.layout.permitted(SUBJECT, frozenset({PROFILE})) is SUBJECT
+
+
+SITE, LAYER, FEATURES = site_pb2.Site, site_pb2.Layer, feature_set_pb2.FeatureSet
+LATER = {
+    "feature_set.columns": (SITE(), FEATURES(columns=[feature_set_pb2.ModelColumn(name="sum")])),
+    "site.placements": (SITE(placements=[site_pb2.Placement(layers=[LAYER(level=9)])]), FEATURES()),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("field", LATER)
+def test_a_site_in_words_of_a_later_release_is_refused(field: str) -> None:
+    """A replica that is not upgraded yet goes on with the site it has, and never guesses what a model reads."""
+    declared, feature_set = LATER[field]
+    with pytest.raises(ServiceError) as refused:
+        compiled_from_bytes(declared.SerializeToString(), feature_set.SerializeToString())
+    assert (refused.value.reason, refused.value.problems[0].field) == ("SITE_INVALID", field)
