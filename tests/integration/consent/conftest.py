@@ -1,9 +1,10 @@
 """Consent and identity over real Postgres and real gRPC, in this process."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from comity.common.v1 import types_pb2 as common_pb
@@ -21,6 +22,7 @@ from services.chassis.settings import ServiceSettings
 from services.consent.clients import GrpcIdentityReader
 from services.consent.handlers.ledger import ConsentHandlers
 from services.consent.service import ConsentService
+from services.consent.store import ledger
 from services.consent.store.ledger import PostgresLedger
 from services.consent.store.policies import PostgresPolicies
 from services.identity.clients import GrpcConsentReader
@@ -85,6 +87,19 @@ class Consent:
         if expires_at is not None:
             request.expires_at.FromDatetime(expires_at)
         return await self.service.Record(request, timeout=10)
+
+    @staticmethod
+    @contextmanager
+    def an_hour_ago() -> Iterator[datetime]:
+        """What is recorded meanwhile is recorded an hour ago, as far as the ledger can tell; a time in between.
+
+        So a grant that was valid has run out, and no test waits for that.
+        """
+        earlier = ledger.STANDINGS_SQL.replace("statement_timestamp()", "statement_timestamp() - interval '1 hour'")
+        assert earlier != ledger.STANDINGS_SQL
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(ledger, "STANDINGS_SQL", earlier)
+            yield datetime.now(UTC) - timedelta(minutes=30)
 
     async def revoke(self, request_id: str, subject: common_pb.SubjectRef, *purposes: str) -> pb.RevokeResponse:
         """Take consent back."""

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 from comity.common.v1 import types_pb2 as common_pb
@@ -15,6 +16,7 @@ from services.chassis.eventstore import PostgresEventStore
 from services.consent.subscribers import Expiries
 from tests.integration.consent.conftest import purpose
 from tests.integration.consent.test_ledger import ALICE, BOB, member, refusal, who
+from tests.waiting import eventually
 
 ADS = purpose("ads")
 ADS.personalizes = True
@@ -170,23 +172,21 @@ async def test_that_a_grant_ran_out_becomes_a_fact_once(stitched: Any) -> None:
     """By two leaders at once, and again; what stands does not change, a renewed grant counts again."""
     _, consent = stitched
     await declared(consent)
-    expires_at = datetime.now(UTC) + timedelta(seconds=0.3)
     request = grant("r1", "ads")
-    request.expires_at.FromDatetime(expires_at)
-    await consent.service.Record(request, timeout=10)
+    with consent.an_hour_ago() as expires_at:
+        request.expires_at.FromDatetime(expires_at)
+        await consent.service.Record(request, timeout=10)
     await consent.service.Record(grant("r2", "measurement"), timeout=10)
     runners = [asyncio.ensure_future(Expiries(consent.pool, consent.handlers, poll_s=0.02).run()) for _ in range(2)]
-    direct = [asyncio.ensure_future(poll(consent.handlers)) for _ in range(2)]
     try:
-        async with asyncio.timeout(20):
-            while not await expired_events(consent):
-                pass
+        await asyncio.gather(*(consent.handlers.expire() for _ in range(4)))
+        await eventually(partial(is_recorded, consent))
         for _ in range(3):
             await consent.handlers.expire()
     finally:
-        for task in (*runners, *direct):
+        for task in runners:
             task.cancel()
-        await asyncio.wait({*runners, *direct})
+        await asyncio.wait({*runners})
     assert len(await expired_events(consent)) == 1
     history = await consent.service.History(pb.HistoryRequest(subject=who(ALICE)), timeout=10)
     assert [(one.purpose, one.state, one.consent_version) for one in history.records] == [
@@ -203,10 +203,9 @@ async def test_that_a_grant_ran_out_becomes_a_fact_once(stitched: Any) -> None:
     assert await consent.states(member(BOB), "ads") == ["UNSPECIFIED"]
 
 
-async def poll(handlers: Any) -> None:
-    while True:
-        await handlers.expire()
-        await asyncio.sleep(0.01)
+async def is_recorded(consent: Any) -> bool:
+    """Whether some grant is recorded to have run out."""
+    return bool(await expired_events(consent))
 
 
 async def expired_events(consent: Any) -> list[Any]:
@@ -217,15 +216,13 @@ async def expired_events(consent: Any) -> list[Any]:
 async def test_nothing_is_added_to_the_ledger_of_somebody_erased(consent: Any) -> None:
     """Not even that a grant ran out; and those after them are not kept waiting."""
     await declared(consent)
-    soon = datetime.now(UTC) + timedelta(seconds=0.3)
-    for request_id, subject in (("r1", ALICE), ("r2", BOB)):
-        request = grant(request_id, "ads")
-        request.subject.CopyFrom(who(subject))
-        request.expires_at.FromDatetime(soon)
-        await consent.service.Record(request, timeout=10)
+    with consent.an_hour_ago() as expires_at:
+        for request_id, subject in (("r1", ALICE), ("r2", BOB)):
+            request = grant(request_id, "ads")
+            request.subject.CopyFrom(who(subject))
+            request.expires_at.FromDatetime(expires_at)
+            await consent.service.Record(request, timeout=10)
     await consent.pool.execute("INSERT INTO erased_members (member_id, erasure_id) VALUES ($1, 'e1')", ALICE)
-    async with asyncio.timeout(20):
-        while not await expired_events(consent):
-            await consent.handlers.expire()
+    await consent.handlers.expire()
     assert [event.subject_id for event in await expired_events(consent)] == [BOB]
     assert (await refusal(consent.service.Record(grant("r3", "ads"), timeout=10))).reason == "SUBJECT_ERASED"

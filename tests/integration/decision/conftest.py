@@ -35,6 +35,7 @@ from services.chassis.settings import ServiceSettings
 from services.chassis.telemetry import Telemetry
 from services.decision.main import Settings, build
 from tests.unit.decision.onnx_models import linear
+from tests.waiting import until_served
 
 TIMEOUT_S = 10.0
 PROFILE = "profile_personalization"
@@ -300,10 +301,7 @@ async def running(settings: Settings) -> AsyncIterator[str]:
         await build(settings, app)
         async with asyncio.TaskGroup() as group:
             group.create_task(app.serve_until(stop))
-            async with asyncio.timeout(TIMEOUT_S):
-                while not app.server.port:  # noqa: ASYNC110 — serving says so nowhere else
-                    await asyncio.sleep(0.005)
-            yield f"127.0.0.1:{app.server.port}"
+            yield await until_served(app.server)
             stop.set()
     finally:
         await app.close()

@@ -23,6 +23,7 @@ from tests.integration.decision.conftest import (
 )
 from tests.integration.decision.test_deciding import refusal
 from tests.unit.decision.onnx_models import linear
+from tests.waiting import eventually
 
 WIDTH = len(FEATURE_SET.columns)
 
@@ -144,11 +145,12 @@ async def test_every_replica_follows_within_a_second(start: Start, deciding: Dec
     await other.with_columns()
     version = await deciding.learn()
     await deciding.apply(site(epsilon=0.0))
-    async with asyncio.timeout(TIMEOUT_S):
-        # A poll has no event to wait for.
-        while (answer := await other.decide()).versions.model != version:  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
-    assert answer.reason == events_pb.REASON_RANKED
+
+    async def follows() -> bool:
+        answer = await other.decide()
+        return (answer.versions.model, answer.reason) == (version, events_pb.REASON_RANKED)
+
+    await eventually(follows)
 
 
 async def test_calls_go_on_while_models_are_swapped(deciding: Deciding) -> None:

@@ -39,6 +39,7 @@ from services.chassis.settings import ServiceSettings
 from services.chassis.telemetry import Telemetry
 from services.feedback.main import Settings, build
 from services.feedback.wire import DECISION_MADE
+from tests.waiting import until_served
 
 TOKEN_KEY = b"key of exposure tokens, 32 bytes"
 TIMEOUT_S = 10.0
@@ -203,10 +204,7 @@ async def running(app: App) -> AsyncIterator[str]:
     async with asyncio.TaskGroup() as group:
         group.create_task(app.serve_until(stop))
         try:
-            async with asyncio.timeout(TIMEOUT_S):
-                while not app.server.port:  # noqa: ASYNC110 — serving says so nowhere else
-                    await asyncio.sleep(0.005)
-            yield f"127.0.0.1:{app.server.port}"
+            yield await until_served(app.server)
         finally:
             stop.set()
 

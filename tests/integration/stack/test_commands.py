@@ -1,6 +1,5 @@
 """`comity up`, `down`, `status`, `serve`, `trace`: what a person at a shell gets."""
 
-import asyncio
 import json
 import os
 import subprocess
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cli.stack import look
+from tests.waiting import eventually
 
 STAND_IN = Path(__file__).with_name("stand_in.py")
 # The command line with stand-ins for the services, on data that is thrown away.
@@ -55,12 +55,13 @@ async def test_serve_takes_the_place_of_the_background_service(data_dir: Path) -
     command = [sys.executable, "-c", COMITY, str(STAND_IN), "serve", "identity"]
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as serving:
         try:
-            async with asyncio.timeout(60):
-                while True:
-                    parts = {part.name: part for part in (await look(data_dir)).parts}
-                    if parts["identity"].state == "up":
-                        break
-                    await asyncio.sleep(0.1)
+            parts = {}
+
+            async def is_up() -> bool:
+                parts.update({part.name: part for part in (await look(data_dir)).parts})
+                return parts["identity"].state == "up"
+
+            await eventually(is_up, within_s=60)
             assert parts["identity"].pid == serving.pid
             assert parts["postgres"].state == "up"
         finally:
