@@ -159,12 +159,12 @@ async def build(settings: ServiceSettings, app: App) -> None:
 
     app.background("ready", ready)
     if "HANG" in os.environ:
+        lifecycle.STOP_S_MAX = 0.5
         app.on_stop("loop", hang)
 
 async def hang() -> None:
     time.sleep(60)
 
-lifecycle.STOP_S_MAX = 0.5
 run("sample", ServiceSettings, build)
 """
 

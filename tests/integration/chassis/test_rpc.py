@@ -296,7 +296,8 @@ async def test_health_and_reflection_answer(served: Served) -> None:
 
 async def test_a_drain_lets_calls_in_flight_end() -> None:
     """Stop says not serving first, then waits for what it has accepted; no call is lost."""
-    server, consent = RpcServer(settings(drain_s=0.3, stop_grace_s=10.0)), Consent()  # type: ignore[abstract]
+    # Long enough for a question in between on a busy machine.
+    server, consent = RpcServer(settings(drain_s=2.0, stop_grace_s=10.0)), Consent()  # type: ignore[abstract]
     server.add(consent_grpc.add_ConsentServiceServicer_to_server, consent)
     channel = rpc_client.connect(f"127.0.0.1:{await server.start()}")
     stub, health = consent_grpc.ConsentServiceStub(channel), health_pb2_grpc.HealthStub(channel)
@@ -310,7 +311,7 @@ async def test_a_drain_lets_calls_in_flight_end() -> None:
         consent.waits.set()
         assert (await call).policy_version == "v1"
         await stopping
-    error = await refusal_of(rpc_client.call(stub.Evaluate, question(), 1.0))
+    error = await refusal_of(rpc_client.call(stub.Evaluate, question(), 10.0))
     assert error.kind is Kind.UNAVAILABLE
     await channel.close()
 

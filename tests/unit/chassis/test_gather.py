@@ -2,8 +2,7 @@
 
 import asyncio
 import random
-import selectors
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import pytest
@@ -11,36 +10,9 @@ import pytest
 from services.chassis.deadline import current_deadline, deadline_scope, remaining_s
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.gather import WINDOW_S_MAX, Gatherer, Load
+from tests.virtual_time import run
 
 T = TypeVar("T")
-
-
-class JumpingSelector(selectors.DefaultSelector):
-    """Instead of waiting it lets the loop's time jump ahead by as much."""
-
-    now_s = 0.0
-
-    def select(self, timeout: float | None = None) -> list[Any]:
-        ready = super().select(0)
-        if not ready and timeout is not None and timeout > 0:
-            self.now_s += timeout
-        return ready
-
-
-class JumpingLoop(asyncio.SelectorEventLoop):
-    """A loop in which no test ever waits, and timers fire in exact order."""
-
-    def __init__(self) -> None:
-        self.selector = JumpingSelector()
-        super().__init__(self.selector)
-
-    def time(self) -> float:
-        return self.selector.now_s
-
-
-def run(main: Coroutine[Any, Any, T]) -> T:
-    with asyncio.Runner(loop_factory=JumpingLoop) as runner:
-        return runner.run(main)
 
 
 def now_s() -> float:

@@ -18,6 +18,7 @@ from services.decision.domain.vocabulary import Exclusion, FallbackReason, Reaso
 from services.decision.wire.record import record_from_pb, record_to_pb
 from tests.unit.decision.fakes import DEAD, KEYS, Harness, Port, person, request
 from tests.unit.decision.world import FEATURE_SET, ITEMS, MEMBER, NOW, PLACEMENT, POLICY, PROFILE, site
+from tests.virtual_time import in_virtual_time
 
 DEFAULT = ["spring-sale", "gift-card"]
 CERTAIN = site(policy=replace(POLICY, epsilon=0.0))
@@ -54,6 +55,7 @@ async def test_a_known_person_who_agreed_gets_a_ranking() -> None:
         ("keys", FallbackReason.LOG_UNAVAILABLE),
     ],
 )
+@in_virtual_time
 async def test_with_a_service_away_decide_answers_and_says_which(part: str, how: str, reason: FallbackReason) -> None:
     """Dead, slow or answering nonsense: the ladder answers inside the budget."""
     harness = Harness(CERTAIN)
@@ -83,7 +85,7 @@ async def test_a_broken_model_costs_the_ranking_and_not_the_answer(
 
 async def test_a_dear_model_is_scored_in_a_thread() -> None:
     """Above the inline cost the loop is not blocked, and the answer is the same."""
-    cheap, dear = Harness(CERTAIN), Harness(CERTAIN, budget_s=1.0)
+    cheap, dear = Harness(CERTAIN), Harness(CERTAIN)
     dear.ranker.cost = 1.0
     assert (await answer_of(dear)).choice.slate == (await answer_of(cheap)).choice.slate
 
@@ -202,6 +204,7 @@ async def test_an_answer_that_is_not_ready_in_time_is_the_default() -> None:
     assert not answer.exposure_token
 
 
+@in_virtual_time
 async def test_a_late_commit_is_corrected_in_the_log() -> None:
     """The slate goes into the log after the default was answered: the log's last word is the default."""
     harness = Harness(CERTAIN)
@@ -330,7 +333,7 @@ async def test_without_identity_the_record_is_nobodys() -> None:
 
 async def test_a_cancelled_decide_leaves_nothing_running() -> None:
     """A caller that hangs up takes its questions with it."""
-    harness = Harness(CERTAIN, budget_s=10.0)
+    harness = Harness(CERTAIN)
     harness.consent.hangs = harness.features.hangs = True
     task = asyncio.create_task(harness.decide(request()))
     await harness.consent.asked.wait()
