@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from services.chassis.deadline import deadline_scope, remaining_s
 from services.chassis.errors import FieldProblem, Kind, ServiceError
 from services.chassis.events import LogPosition
 from services.chassis.tracing import COMITY_BATCH_SIZE, COMITY_FEATURE_SET_VERSION, span
@@ -229,8 +230,9 @@ class AwaitFolded:
         Raises:
             ServiceError: DEADLINE (POSITION_NOT_REACHED).
         """
-        await self._intakes[source].await_position(position, timeout_s)
-        await self._settled.wait(timeout_s)
+        with deadline_scope(timeout_s):
+            await self._intakes[source].await_position(position, timeout_s)
+            await self._settled.wait(remaining_s() or 0.0)
         standing = await self._columns.refresh()
         return standing.behavior if source is Source.FEEDBACK else standing.catalog
 

@@ -209,7 +209,9 @@ async def _declared_s(connection: Connection, book: Book) -> dict[Tally, float]:
     """When each tally of the items was first declared."""
     declared: dict[Tally, float] = {}
     for row in await connection.fetch(SETS_SQL):
-        for tally in book.sets[row["version"]].counted.of_item:
+        # A set that was published since the book was read declares nothing that the blocks count.
+        feature_set = book.sets.get(row["version"])
+        for tally in feature_set.counted.of_item if feature_set is not None else ():
             declared.setdefault(tally, row["published_at"].timestamp())
     return declared
 

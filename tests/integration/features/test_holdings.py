@@ -20,11 +20,12 @@ from services.chassis.ids import uuid7
 from services.chassis.inbox import Subscription
 from services.chassis.memory import MemoryBus
 from services.chassis.postgres import Pool, create_pool
+from services.features.domain.book import Book
 from services.features.domain.members import Behavior
 from services.features.domain.requests import FeatureQuery, Source
 from services.features.handlers import Settled
 from services.features.store import CONSUMER, cache_key
-from services.features.store.holdings import LOCK_SQL, NOTE_WITHDRAWN_SQL, FeaturesHoldings
+from services.features.store.holdings import LOCK_SQL, NOTE_WITHDRAWN_SQL, FeaturesHoldings, _declared_s
 from services.features.subscribers import BehaviorIntake
 from services.features.wire import BEHAVIOR_RECORDED, behavior_from
 from tests.conftest import MakeDatabase
@@ -244,3 +245,10 @@ async def test_a_rectified_event_is_not_folded_again(site: Site) -> None:
     await site.pool.execute("DELETE FROM inbox WHERE event_id = $1", old.event_id)
     await site.deliver(replace(young, version=2), replace(old, version=2))
     assert await site.item_clicks() == {"book": 1.0, "coat": 1.0}
+
+
+async def test_a_set_that_is_published_meanwhile_declares_nothing_that_was_counted(site: Site) -> None:
+    """A withdrawal goes by the book that it read at its beginning."""
+    async with site.pool.acquire() as connection:
+        assert await _declared_s(connection, Book()) == {}
+        assert await _declared_s(connection, site.books.book) != {}

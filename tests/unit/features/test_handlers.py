@@ -1,4 +1,4 @@
-"""Item columns follow what changed, whoever asks for them and gives up."""
+"""Item columns follow what changed, whoever asks for them and gives up; a position is waited for to its end."""
 
 import asyncio
 import threading
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from services.chassis.errors import Kind, ServiceError
 from services.chassis.events import LogPosition
 from services.features import handlers
 from services.features.domain.book import Book
@@ -15,7 +16,8 @@ from services.features.domain.columns import Standing
 from services.features.domain.declared import Feature, ItemAttribute
 from services.features.domain.feature_set import FeatureSet, compile_features
 from services.features.domain.item_rows import ItemTable, build
-from services.features.handlers import ItemColumns
+from services.features.domain.requests import Source
+from services.features.handlers import AwaitFolded, ItemColumns, Settled
 from services.features.store import Changes
 from tests.waiting import eventually
 
@@ -80,3 +82,25 @@ async def test_a_caller_that_gives_up_loses_no_change(monkeypatch: pytest.Monkey
     held = await columns.columns(SET.version)
     assert held.standing == items.at
     np.testing.assert_array_equal(held.rows, np.array([[90.0], [200.0]], dtype=np.float32))
+
+
+class Arrived:
+    """An intake that has had every event."""
+
+    async def await_position(self, position: LogPosition, timeout_s: float) -> None:
+        return None
+
+
+async def test_waiting_for_a_position_waits_for_the_cache_too() -> None:
+    """What is committed and not in the cache yet could still be read as it was; out of time the wait says so."""
+    settled, columns = Settled(), ItemColumns(Books(), Items())
+    await_folded = AwaitFolded({Source.FEEDBACK: Arrived()}, columns, settled)
+    at = LogPosition(1, 1, 1)
+    assert await await_folded(Source.FEEDBACK, at, 20.0) == Standing().behavior
+    settled.begin()
+    with pytest.raises(ServiceError) as late:
+        await await_folded(Source.FEEDBACK, at, 0.0)
+    assert (late.value.kind, late.value.reason) == (Kind.DEADLINE, "POSITION_NOT_REACHED")
+    waiting = asyncio.create_task(await_folded(Source.FEEDBACK, at, 20.0))
+    settled.end()
+    assert await waiting == Standing().behavior
