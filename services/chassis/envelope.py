@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 from comity.common.v1 import events_pb2, types_pb2
 from google.protobuf.message import DecodeError
@@ -133,11 +133,6 @@ def watermark_of(message_headers: Mapping[str, str]) -> LogPosition | None:
 def percent_encode(value: str) -> str:
     """An attribute's value as a header may hold it."""
     return quote(value, safe=_SAFE)
-
-
-def percent_decode(value: str) -> str:
-    """An attribute's value from a header."""
-    return unquote(value)
 
 
 def to_event(event: RecordedEvent) -> events_pb2.Event:

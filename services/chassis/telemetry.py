@@ -71,11 +71,6 @@ class Telemetry:
             self._provider = _provider(service, exporter, ratio)
             self._install(self._provider)
 
-    @property
-    def enabled(self) -> bool:
-        """Whether any span is kept."""
-        return self._provider is not None
-
     def server_interceptors(self) -> list[grpc.aio.ServerInterceptor]:
         """What a gRPC server needs to trace the calls that are sampled."""
         if self._provider is None:

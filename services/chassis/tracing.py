@@ -5,7 +5,7 @@ current span records: where it does not, nothing at all is created and a call co
 This module knows the OpenTelemetry API and nothing of gRPC, SQL or Redis.
 """
 
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -29,9 +29,7 @@ COMITY_LAYER = "comity.layer"
 COMITY_FALLBACK_REASON = "comity.fallback_reason"
 COMITY_ERROR_REASON = "comity.error.reason"
 COMITY_BATCH_SIZE = "comity.batch.size"
-COMITY_CANDIDATES_COUNT = "comity.candidates.count"
 COMITY_ELIGIBLE_COUNT = "comity.eligible.count"
-COMITY_EVENTS_COUNT = "comity.events.count"
 COMITY_ERASURE_STEP = "comity.erasure.step"
 COMITY_STAGE_OUTCOME = "comity.stage.outcome"
 
@@ -101,13 +99,6 @@ def traceparent() -> str:
     return format_traceparent(current.get_span_context()) if current.is_recording() else ""
 
 
-def inject(headers: MutableMapping[str, str]) -> None:
-    """Put the current trace context into a message's headers, if the call is sampled."""
-    value = traceparent()
-    if value:
-        headers[TRACEPARENT] = value
-
-
 def consumer_span(
     name: str, headers: Mapping[str, str], attributes: Attributes | None = None
 ) -> AbstractContextManager[Span]:
@@ -121,17 +112,6 @@ def consumer_span(
     if context is None or not context.trace_flags.sampled:
         return _NO_SPAN
     return root_span(name, attributes, links=(parent,), kind=SpanKind.CONSUMER)
-
-
-def link_to(traceparents: Sequence[str]) -> None:
-    """Link the current span, if it records, to other sampled spans: those that its work also serves."""
-    current = trace.get_current_span()
-    if not current.is_recording():
-        return
-    for parent in traceparents:
-        context = _span_context(parent)
-        if context is not None:
-            current.add_link(context)
 
 
 def format_traceparent(context: SpanContext) -> str:

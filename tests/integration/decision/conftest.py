@@ -6,7 +6,7 @@ import hashlib
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -215,7 +215,6 @@ class Deciding:
     catalog: pb_grpc.CatalogServiceStub
     release: pb_grpc.ReleaseServiceStub
     holdings: HoldingsServiceStub
-    request_ids: list[str] = field(default_factory=list)
 
     async def decide(self, *, who: str = "ann", request_id: str = "", **placement: Any) -> pb.PlacementDecision:
         """One decision for the site's placement."""

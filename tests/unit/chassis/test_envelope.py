@@ -1,6 +1,7 @@
 """Events on the wire: the same after the way as before, in order, in messages of a bounded size."""
 
 from datetime import UTC, datetime
+from urllib.parse import unquote
 
 import pytest
 from hypothesis import given
@@ -90,7 +91,7 @@ def test_watermark_that_is_none_is_none(value: str) -> None:
 def test_header_values_are_printable_and_come_back(value: str) -> None:
     """Percent-encoded attributes are printable ASCII without space, quote or line ends."""
     encoded = envelope.percent_encode(value)
-    assert envelope.percent_decode(encoded) == value
+    assert unquote(encoded) == value
     assert all(0x21 <= ord(char) < 0x7F and char != '"' for char in encoded)
 
 
