@@ -4,6 +4,7 @@ Point in time by construction: the features are the matrix that the decision log
 can be in them. Only what was shown is an example: a candidate that nobody saw is no negative.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -15,6 +16,7 @@ from comity.feedback.v1 import feedback_service_pb2 as pb
 from comity.feedback.v1.feedback_service_pb2_grpc import FeedbackServiceStub
 from numpy.typing import NDArray
 
+from services.chassis.errors import Kind, ServiceError
 from services.chassis.status import from_call_error
 
 Floats = NDArray[np.float32]
@@ -24,6 +26,8 @@ Integers = NDArray[np.int64]
 GRADE_MAX = 4
 CHUNK_ROWS = 65_536
 CLOCK_SKEW_MAX = timedelta(minutes=5)
+# A whole log may take hours to read, a page of it never so long.
+SILENCE_S_MAX = 120.0
 Progress = Callable[[int], None]
 
 
@@ -289,11 +293,27 @@ async def _replay_rewards(
 async def _responses(
     stub: FeedbackServiceStub, request: pb.ReplayEventsRequest
 ) -> AsyncIterator[pb.ReplayEventsResponse]:
-    try:
-        async for response in stub.ReplayEvents(request):
-            yield response
-    except grpc.aio.AioRpcError as error:
-        raise from_call_error(error) from error
+    """What the log gives, for as long as it goes on giving.
+
+    Raises:
+        ServiceError: DEADLINE (REPLAY_SILENT); else as feedback raised it.
+    """
+    responses = aiter(stub.ReplayEvents(request))
+    while True:
+        try:
+            async with asyncio.timeout(SILENCE_S_MAX):
+                response = await anext(responses, None)
+        except grpc.aio.AioRpcError as error:
+            raise from_call_error(error) from error
+        except TimeoutError as error:
+            raise ServiceError(
+                Kind.DEADLINE,
+                "REPLAY_SILENT",
+                f"Feedback gave nothing out for {SILENCE_S_MAX:g} s: see that it is up, and begin again.",
+            ) from error
+        if response is None:
+            return
+        yield response
 
 
 def _request(
