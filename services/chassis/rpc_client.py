@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -103,14 +103,38 @@ async def call(
     Raises:
         ServiceError: as the other service raised it (kind, reason, message, problems), or UNAVAILABLE or DEADLINE.
     """
+    try:
+        return await method(request, timeout=_allowed_s(timeout_s, shave_s))
+    except grpc.aio.AioRpcError as error:
+        raise _counted(error) from error
+
+
+async def stream(
+    method: Callable[..., AsyncIterable[Response]], request: Any, timeout_s: float, *, shave_s: float = SHAVE_S
+) -> AsyncGenerator[Response, None]:
+    """The answers of a streaming method, as they come; time and errors as of `call`."""
+    try:
+        async for response in method(request, timeout=_allowed_s(timeout_s, shave_s)):
+            yield response
+    except grpc.aio.AioRpcError as error:
+        raise _counted(error) from error
+
+
+def _allowed_s(timeout_s: float, shave_s: float) -> float:
+    """How long a call may take.
+
+    Raises:
+        ServiceError: DEADLINE when no time is left.
+    """
     allowed_s = min(timeout_s, shave(shave_s))
     if allowed_s <= 0.0:
         raise ServiceError(Kind.DEADLINE, "DEADLINE_EXCEEDED", "no time was left to ask another service")
-    try:
-        return await method(request, timeout=allowed_s)
-    except grpc.aio.AioRpcError as error:
-        metrics.RPC_CLIENT_FAILURES.labels(error.code().name).inc()
-        raise from_call_error(error) from error
+    return allowed_s
+
+
+def _counted(error: grpc.aio.AioRpcError) -> ServiceError:
+    metrics.RPC_CLIENT_FAILURES.labels(error.code().name).inc()
+    return from_call_error(error)
 
 
 class _Switch:

@@ -10,8 +10,7 @@ from comity.identity.v1 import identity_service_pb2, identity_service_pb2_grpc
 
 from services.chassis.errors import Kind, ServiceError, invalid
 from services.chassis.gather import Gatherer, Load
-from services.chassis.rpc_client import call
-from services.chassis.status import from_call_error
+from services.chassis.rpc_client import call, stream
 from services.decision.domain.catalog import ItemColumns
 from services.decision.domain.request import Consent, Identity, Member, Person, Profile, Signals
 from services.decision.wire.calls import (
@@ -106,10 +105,7 @@ class FeaturesClient:
     async def _chunks(
         self, request: features_service_pb2.GetItemColumnsRequest
     ) -> list[features_service_pb2.GetItemColumnsResponse]:
-        try:
-            chunks = [chunk async for chunk in self._stub.GetItemColumns(request, timeout=COLUMNS_TIMEOUT_S)]
-        except grpc.aio.AioRpcError as error:
-            raise from_call_error(error) from error
+        chunks = [chunk async for chunk in stream(self._stub.GetItemColumns, request, COLUMNS_TIMEOUT_S)]
         if chunks and not chunks[-1].last:
             raise ServiceError(Kind.UNAVAILABLE, "COLUMNS_CUT_OFF", "the item columns ended before their last chunk")
         return chunks

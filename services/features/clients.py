@@ -6,7 +6,7 @@ import grpc
 from comity.feedback.v1 import feedback_service_pb2 as pb
 from comity.feedback.v1.feedback_service_pb2_grpc import FeedbackServiceStub
 
-from services.chassis.status import from_call_error
+from services.chassis.rpc_client import stream
 from services.features.domain.members import Behavior
 from services.features.wire import replayed_from_pb
 
@@ -23,8 +23,5 @@ class FeedbackLog:
     async def behavior_of(self, member_ids: Sequence[str]) -> AsyncIterator[list[tuple[str, Behavior]]]:
         """See store.holdings.BehaviorLog."""
         request = pb.ReplayEventsRequest(kinds=[pb.REPLAY_KIND_BEHAVIOR], member_ids=member_ids)
-        try:
-            async for response in self._stub.ReplayEvents(request, timeout=REPLAY_TIMEOUT_S):
-                yield [replayed_from_pb(event) for event in response.events]
-        except grpc.aio.AioRpcError as error:
-            raise from_call_error(error) from error
+        async for response in stream(self._stub.ReplayEvents, request, REPLAY_TIMEOUT_S):
+            yield [replayed_from_pb(event) for event in response.events]

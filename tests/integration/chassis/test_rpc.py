@@ -243,24 +243,27 @@ async def test_a_call_that_is_cancelled_stops_its_handler(served: Served) -> Non
 async def test_a_call_that_is_late_ends_for_both_sides(served: Served) -> None:
     """The caller has DEADLINE, the handler is cancelled."""
     served.consent.waits = asyncio.Event()
-    error = await refusal_of(rpc_client.call(served.stub.Evaluate, question(), 0.2))
+    error = await refusal_of(rpc_client.call(served.stub.Evaluate, question(), 2.0))
     assert error.kind is Kind.DEADLINE
     async with asyncio.timeout(10):
         await served.consent.cancelled.wait()
 
 
 async def test_a_stream_of_answers_is_guarded(served: Served) -> None:
-    """Limits hold before the first answer, and an error after it arrives typed."""
-    stub = features_grpc.FeatureServiceStub(served.channel)
+    """Limits hold before the first answer, and an error after it arrives typed; it has the time that the call has."""
+    ask = features_grpc.FeatureServiceStub(served.channel).GetItemColumns
+
+    async def versions(request: features_pb.GetItemColumnsRequest) -> list[str]:
+        return [one.columns_version async for one in rpc_client.stream(ask, request, 10.0)]
+
     request = features_pb.GetItemColumnsRequest(feature_set_version="v")
-    assert [one.columns_version async for one in stub.GetItemColumns(request, timeout=5)] == ["1", "2"]
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        _ = [one async for one in stub.GetItemColumns(features_pb.GetItemColumnsRequest(), timeout=5)]
-    assert from_call_error(caught.value).problems[0].field == "feature_set_version"
+    assert await versions(request) == ["1", "2"]
+    wrong = await refusal_of(versions(features_pb.GetItemColumnsRequest()))
+    assert wrong.problems[0].field == "feature_set_version"
     request.held_version = "fail"
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        _ = [one async for one in stub.GetItemColumns(request, timeout=5)]
-    assert from_call_error(caught.value).reason == "NO_COLUMNS"
+    assert (await refusal_of(versions(request))).reason == "NO_COLUMNS"
+    with deadline_scope(0.001):
+        assert (await refusal_of(versions(request))).kind is Kind.DEADLINE
 
 
 async def test_a_stream_of_requests_is_guarded_one_by_one(served: Served) -> None:
