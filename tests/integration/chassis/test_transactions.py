@@ -18,7 +18,7 @@ SOURCES_SQL = "SELECT source FROM dead_letters ORDER BY id"
 
 @pytest.fixture
 async def pool(database: MakeDatabase) -> AsyncIterator[Pool]:
-    pool = await create_pool(await database("chassis"), size=3, statement_timeout_ms=200, name="comity-test")
+    pool = await create_pool(await database("chassis"), size=3, statement_timeout_ms=1500, name="comity-test")
     yield pool
     await pool.close()
 
@@ -33,7 +33,7 @@ async def test_connections_are_set_up_as_promised(pool: Pool) -> None:
     names = ("application_name", "statement_timeout", "idle_in_transaction_session_timeout", "synchronous_commit")
     async with acquire(pool) as connection:
         values = [await connection.fetchval("SELECT current_setting($1)", name) for name in names]
-    assert values == ["comity-test", "200ms", "5s", "on"]
+    assert values == ["comity-test", "1500ms", "5s", "on"]
 
 
 async def test_cancelled_commit_is_finished(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +118,7 @@ async def test_statement_that_takes_too_long_is_an_outage(pool: Pool) -> None:
 
 async def _sleep_in(pool: Pool) -> None:
     async with transaction(pool) as connection:
-        await connection.execute("SELECT pg_sleep(5)")
+        await connection.execute("SELECT pg_sleep(60)")
 
 
 async def test_killed_connection_is_an_outage(pool: Pool) -> None:
