@@ -22,7 +22,8 @@ from services.chassis.postgres import Connection, Pool, acquire, transaction, tr
 
 # Applies events that this consumer has not seen, in commit order per subject, inside the given transaction.
 Handle = Callable[[Connection, list[RecordedEvent]], Awaitable[None]]
-# Told every event of a message (also those seen before) once their effect is committed; must be idempotent.
+# Told every event of a message (also those seen before) once their effect is committed, and also that none is left of
+# it: an earlier try may have begun what this ends. Must be idempotent.
 AfterCommit = Callable[[list[RecordedEvent]], Awaitable[None]]
 
 # The first retry is soon, because most outages are short; the last is what a database that is away costs.
@@ -173,7 +174,7 @@ class Subscription:
             ServiceError: what time may mend.
         """
         events = await self._apply_or_put_aside(message)
-        if self._after_commit is None or not events:
+        if self._after_commit is None:
             return
         try:
             await self._after_commit(events)

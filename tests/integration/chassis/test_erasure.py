@@ -25,6 +25,7 @@ from services.chassis.events import Append, LogPosition, RecordedEvent
 from services.chassis.eventstore import PostgresEventStore, append_in
 from services.chassis.holdings import HeldRecord, Holding, HoldingsService
 from services.chassis.inbox import FRESH_SQL, Subscription
+from services.chassis.memory import MemoryBus
 from services.chassis.postgres import Connection, Pool, acquire, create_pool, transaction
 from tests.conftest import MakeDatabase
 from tests.contract.samples import new_event
@@ -219,6 +220,30 @@ async def test_old_messages_create_nothing(pool: Pool, nats_url: str) -> None:
     async with acquire(pool) as connection:
         assert await connection.fetchval("SELECT count(*) FROM inbox") == 2
         assert await connection.fetchval("SELECT count(*) FROM dead_letters") == 0
+
+
+async def test_who_is_erased_between_two_tries_leaves_nothing_begun(pool: Pool) -> None:
+    """What the first try began is ended, though nothing of the message is left: told of no event."""
+    told: list[list[str]] = []
+
+    async def erased_meanwhile(connection: Connection, events: list[RecordedEvent]) -> None:
+        await pool.execute("INSERT INTO erased_members (member_id, erasure_id) VALUES ($1, 'e1')", GONE)
+        raise ServiceError(Kind.UNAVAILABLE, "AWAY", "away")
+
+    async def after_commit(events: Sequence[RecordedEvent]) -> None:
+        told.append([event.subject_id for event in events])
+
+    bus, event = MemoryBus(), recorded(GONE, 1)
+    await bus.publish("ev.v1.0.source.Happened", envelope.encode_batch([event]), message_id="m", headers={})
+    task = asyncio.create_task(Subscription(pool, bus, "source", "test", erased_meanwhile, after_commit).run())
+
+    async def is_told() -> bool:
+        return bool(told)
+
+    await eventually(is_told)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert told == [[]]
 
 
 class OneTable:
