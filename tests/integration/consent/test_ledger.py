@@ -18,7 +18,7 @@ from services.chassis.eventstore import PostgresEventStore
 from services.chassis.status import from_call_error
 from services.consent import wire
 from services.consent.domain.ledger import fold
-from services.consent.store import ledger, policies
+from services.consent.store import ledger
 
 ALICE, BOB = "a" * 26, "b" * 26
 
@@ -321,15 +321,6 @@ async def test_a_legitimate_interest_is_allowed_until_somebody_objects(consent: 
     assert await consent.states(member(ALICE), "security") == ["OBJECTED"]
     await consent.publish("security:2:legitimate_interest")
     assert await consent.states(member(ALICE), "security") == ["OBJECTED"]
-
-
-async def test_statements_can_be_prepared(consent: Any) -> None:
-    """Every SQL constant fits the tables."""
-    constants = {**vars(ledger), **vars(policies)}
-    async with consent.pool.acquire() as connection:
-        for name, statement in constants.items():
-            if name.endswith("_SQL"):
-                await connection.prepare(statement)
 
 
 async def test_who_reads_a_history_leaves_a_fact(stitched: Any) -> None:

@@ -11,7 +11,6 @@ from comity.decision.v1 import decision_service_pb2 as pb
 from comity.decision.v1 import site_pb2
 
 from services.chassis.eventstore import recorded
-from services.decision.store import catalog, models, sites, standing
 from tests.integration.decision.conftest import (
     FEATURE_SET,
     TIMEOUT_S,
@@ -26,6 +25,14 @@ from tests.unit.decision.onnx_models import linear
 from tests.waiting import eventually
 
 WIDTH = len(FEATURE_SET.columns)
+# What a busy machine may be late with; a model that is missing is not among it.
+LATE = (
+    events_pb.FALLBACK_REASON_DEADLINE_EXCEEDED,
+    events_pb.FALLBACK_REASON_IDENTITY_UNAVAILABLE,
+    events_pb.FALLBACK_REASON_CONSENT_UNAVAILABLE,
+    events_pb.FALLBACK_REASON_FEATURES_UNAVAILABLE,
+    events_pb.FALLBACK_REASON_LOG_UNAVAILABLE,
+)
 
 
 async def facts(deciding: Deciding, kind: str) -> list[Any]:
@@ -36,18 +43,6 @@ async def facts(deciding: Deciding, kind: str) -> list[Any]:
     finally:
         await connection.close()
     return [getattr(events_pb, kind).FromString(recorded(row).payload) for row in rows]
-
-
-async def test_statements_can_be_prepared(deciding: Deciding) -> None:
-    """Every SQL constant fits the tables."""
-    modules = (catalog, models, sites, standing)
-    constants = {name: text for module in modules for name, text in vars(module).items() if name.endswith("_SQL")}
-    connection = await asyncpg.connect(deciding.url)
-    try:
-        for statement in constants.values():
-            await connection.prepare(statement)
-    finally:
-        await connection.close()
 
 
 async def test_a_site_is_applied_once_and_described(deciding: Deciding) -> None:
@@ -161,14 +156,17 @@ async def test_calls_go_on_while_models_are_swapped(deciding: Deciding) -> None:
     async def ask_on() -> set[str]:
         seen = set()
         while not stop.is_set():
-            seen.add((await deciding.decide()).versions.model)
+            answer = await deciding.decide()
+            # A busy machine may be late with anything but the model.
+            if answer.fallback_reason not in LATE:
+                seen.add(answer.versions.model)
         return seen
 
     asking = asyncio.create_task(ask_on())
     for k in range(3):
         versions.add(await deciding.learn(linear(WIDTH, weights=[1.0 + k] * WIDTH)))
     stop.set()
-    assert await asking <= versions
+    assert set() < await asking <= versions
 
 
 async def test_models_are_listed_with_the_active_one_marked(deciding: Deciding) -> None:
