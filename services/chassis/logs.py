@@ -24,15 +24,9 @@ CAUSES_MAX = 4
 # Names for how the service runs. An id in here names a thing that the service made, never a person.
 # fmt: off
 ALLOWED_FIELDS = frozenset({
-    "address", "attempt", "batch_size", "bytes", "catalog_version", "cause", "channel", "channels", "code",
-    "columns_version", "consumer", "count", "crashes", "database", "decision_id", "delay_s", "deliveries", "depth",
-    "dropped", "duplicates_count", "durable", "elapsed_ms", "epoch", "erasure_id", "error", "event", "event_id",
-    "events_count", "feature_set_version", "file", "from_position", "items_count", "kind", "lag_s", "level", "logger",
-    "loop", "members_count", "messages_count", "method", "migration", "migrations", "model", "model_version", "name",
-    "partition",
-    "placement_id", "policy_version", "port", "position", "ratio", "reason", "retry_in_s", "rows_count", "service",
-    "settings", "sha256", "signal", "site_version", "size", "source", "stage", "state", "step", "stream",
-    "stream_name", "timeout_s", "timestamp", "to_position", "took_s", "type", "version", "where", "xid",
+    "cause", "channels", "consumer", "count", "crashes", "decision_id", "dropped", "durable", "epoch", "erasure_id",
+    "error", "event", "event_id", "level", "logger", "loop", "members_count", "method", "model", "name", "port",
+    "reason", "retry_in_s", "service", "settings", "source", "stage", "timeout_s", "timestamp", "where",
 })
 # fmt: on
 
