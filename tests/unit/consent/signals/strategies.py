@@ -21,8 +21,6 @@ from services.consent.domain.signals.usp import Answer, UspString
 from services.consent.domain.signals.vendors import Ranges, Vendors
 from tests.unit.consent.signals.encode import EPOCH
 
-BOUNDARY_TENTHS = (DISCLOSED_VENDORS_FROM - EPOCH) // timedelta(milliseconds=100)
-
 
 def numbers(count: int) -> st.SearchStrategy[tuple[int, ...]]:
     """Numbers from 1 on, ascending."""

@@ -12,7 +12,7 @@ from services.consent.domain.signals.errors import Code, ConsentStringError
 from services.consent.domain.signals.gpp import NAMES, Content, GppString, decode_gpp
 from services.consent.domain.signals.tcf import TcString
 from services.consent.domain.signals.us import UsSection
-from services.consent.domain.signals.us_layouts import COVERED, US_SECTIONS, Second, UsSpec, field_names
+from services.consent.domain.signals.us_layouts import COVERED, US_SECTIONS, Second, field_names
 from services.consent.domain.signals.usp import Answer, UspString
 from services.consent.domain.signals.vendors import Vendors
 from tests.unit.consent.signals import encode
@@ -223,9 +223,6 @@ def test_global_privacy_control_is_read(text: str, gpc: bool) -> None:
     found = decode_gpp(f"{header(8)}~{us_text(8)}{text}").sections[0].content
     assert isinstance(found, UsSection)
     assert found.gpc is gpc
-
-
-NATIONAL: UsSpec = US_SECTIONS[7]
 
 
 @given(us_sections(7), st.sampled_from(encode.GPP_FILLINGS))
