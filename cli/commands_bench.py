@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cli.commands_demo import until_terminated
-from cli.failures import run
+from cli.failures import run, until_terminated
 from cli.options import AsJson
 from cli.output import errors
 

@@ -1,15 +1,12 @@
 """`comity demo`: the main job end to end, with a page to read."""
 
-import asyncio
 import json
-import signal
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.failures import run
+from cli.failures import run, until_terminated
 from cli.options import AsJson
 from cli.output import console, print_json
 
@@ -17,10 +14,6 @@ if TYPE_CHECKING:
     from cli.demo.findings import Findings
     from cli.demo.run import DemoRequest
 
-T = TypeVar("T")
-
-# What a shell shows for a program that was ended by SIGTERM.
-TERMINATED = 143
 DEMO_DIR = Path(".comity/demo")
 SITE = Path(__file__).parents[1] / "examples" / "shop"
 
@@ -76,25 +69,3 @@ async def _demo(request: "DemoRequest", ranklens: Path | None, *, quiet: bool) -
         folder = request.data_dir / "ranklens"
         findings.ranklens = await evaluate(files, published_split(), folder, quiet=quiet)
     return findings
-
-
-async def until_terminated(work: Coroutine[Any, Any, T]) -> T:
-    """The result of *work*; SIGTERM ends it as Ctrl-C does, so that what it started is stopped."""
-    loop = asyncio.get_running_loop()
-    task = asyncio.ensure_future(work)
-    terminated = False
-
-    def terminate() -> None:
-        nonlocal terminated
-        terminated = True
-        task.cancel()
-
-    loop.add_signal_handler(signal.SIGTERM, terminate)
-    try:
-        return await task
-    except asyncio.CancelledError:
-        if terminated:
-            raise typer.Exit(TERMINATED) from None
-        raise
-    finally:
-        loop.remove_signal_handler(signal.SIGTERM)

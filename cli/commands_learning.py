@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from cli.commands_demo import until_terminated
 from cli.connections import NO_ADDRESSES, Address, Services, resolve_addresses
-from cli.failures import run
+from cli.failures import run, until_terminated
 from cli.options import DEFAULT_DATA_DIR, AsJson, DataDir
-from cli.output import console, print_json
+from cli.output import console, print_json, progress_bar
 from cli.stack import temporary_folder
 from services.chassis.errors import Kind, ServiceError
 
@@ -152,7 +151,6 @@ def listed(model: "RegisteredModel") -> dict[str, Any]:
 
 
 async def _train(request: "TrainRequest", data_dir: Path, address: list[str], *, quiet: bool) -> "TrainReport":
-    from cli.commands_log import progress_bar
     from learning.errors import LearningError
     from learning.pipeline import Services as LearningServices
     from learning.pipeline import train as learn

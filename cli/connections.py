@@ -24,8 +24,8 @@ Address: TypeAlias = Annotated[
     typer.Option(
         "--address",
         metavar="SERVICE=HOST:PORT",
-        help="Where a service answers; give it once for each service that is not in the stack of --data-dir. "
-        "COMITY_<SERVICE>_ADDRESS does the same.",
+        help="Where a service answers, instead of the stack of --data-dir; give it once for each service that the "
+        "command calls. COMITY_<SERVICE>_ADDRESS does the same.",
     ),
 ]
 # Typer wants a default of its own for options that repeat.
@@ -33,7 +33,9 @@ NO_ADDRESSES: list[str] = []
 
 
 def resolve_addresses(data_dir: Path, given: Sequence[str] = ()) -> dict[str, str]:
-    """host:port of each service: as given, else from the environment, else of the stack in *data_dir*.
+    """host:port of each service: as given, else from the environment; where neither names one, of the stack here.
+
+    Never of both: a command that reached a service here and another one elsewhere would mix two sites.
 
     Raises:
         ServiceError: INVALID for an address that is none; FAILED_PRECONDITION when nothing was given and nothing runs.

@@ -6,6 +6,9 @@ import sys
 import typer
 from typer.exceptions import TyperException
 
+from cli.failures import INTERRUPTED, of_system, show
+from services.chassis.errors import Kind, ServiceError
+
 # Order of the commands in --help. A module imports what is heavy inside its commands, so that `comity status` is quick.
 MODULES = (
     "cli.up",
@@ -40,16 +43,31 @@ def _without_command(context: typer.Context) -> None:
 
 def main() -> None:
     """Run the command line and exit: 0 it is done, 1 it could not be done, 2 the arguments are wrong."""
+    # Where the arguments are wrong they are not parsed, and a program that asked for JSON still reads JSON.
+    as_json = "--json" in sys.argv[1:]
     try:
         code = typer.main.get_command(app).main(prog_name="comity", standalone_mode=False)
         sys.exit(code or 0)
     except TyperException as error:
-        context = getattr(error, "ctx", None)
-        command = context.command_path if context is not None else "comity"
-        print(f"error: {error.format_message().rstrip('.')}; see `{command} --help`", file=sys.stderr)
+        _show_usage(error, as_json=as_json)
         sys.exit(error.exit_code)
+    except OSError as error:
+        show(of_system(error), as_json=as_json)
+        sys.exit(1)
     except typer.Abort:
-        sys.exit(130)
+        # A question that nobody answered, or Ctrl-C between two steps: the cursor still stands in the line.
+        print("\ninterrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def _show_usage(error: TyperException, *, as_json: bool) -> None:
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "comity"
+    message = f"{error.format_message().rstrip('.')}; see `{command} --help`"
+    if as_json:
+        show(ServiceError(Kind.INVALID, "WRONG_ARGUMENTS", message), as_json=True)
+    else:
+        print(f"error: {message}", file=sys.stderr)
 
 
 if __name__ == "__main__":

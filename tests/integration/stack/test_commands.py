@@ -89,6 +89,24 @@ def test_wrong_arguments_end_in_one_line(arguments: list[str], says: str) -> Non
     assert says in done.stderr
 
 
+def test_wrong_arguments_are_an_object_for_programs() -> None:
+    """With --json a program reads JSON also where its arguments are wrong."""
+    done = comity("up", "--bogus", "--json")
+    assert done.returncode == 2
+    assert json.loads(done.stderr)["error"]["reason"] == "WRONG_ARGUMENTS"
+
+
+@pytest.mark.parametrize("command", ["up", "down", "status", "models"])
+def test_a_data_dir_that_cannot_be_one_is_named(command: str, tmp_path: Path) -> None:
+    """A file in the place of the folder ends in one line that names it, not in a traceback."""
+    file = tmp_path / "file"
+    file.touch()
+    done = comity(command, data_dir=file)
+    assert done.returncode == 1
+    assert str(file) in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_refusal_ends_in_one_line_with_the_remedy(data_dir: Path) -> None:
     """Exit code 1; with --json the error is an object that programs can match on."""
     done = comity("trace", "show", "unknown", data_dir=data_dir)
