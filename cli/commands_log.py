@@ -10,14 +10,13 @@ from comity.decision.v1 import decision_service_pb2 as decision_pb
 from comity.feedback.v1 import feedback_service_pb2 as feedback_pb
 from google.protobuf.json_format import MessageToDict
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from cli.commands_decide import fallback_name, reason_name
 from cli.connections import NO_ADDRESSES, Address, Services, resolve_addresses
 from cli.failures import run
 from cli.options import DEFAULT_DATA_DIR, AsJson, DataDir, ReadAs, Reason, access
-from cli.output import console, errors, print_json
+from cli.output import console, errors, print_json, progress_bar
 from cli.stack.servers import together
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.rpc_client import call
@@ -134,12 +133,6 @@ async def _replay_one(decision: Any, name: str, found: Replayed) -> None:
         found.identical += 1
     else:
         found.different.append((name, list(answer.differences)))
-
-
-def progress_bar(*, quiet: bool = False) -> Progress:
-    """A bar on standard error that counts."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=errors, transient=True, disable=quiet)
 
 
 async def _explain(

@@ -1,17 +1,29 @@
 """What commands print: results on standard output, progress and errors on standard error."""
 
 import json
+import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 from google.protobuf.descriptor import EnumDescriptor
+from rich import progress as bars
 from rich.console import Console
 
 Progress = Callable[[str], None]
 
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
+# Columns of what goes into a file or another program, where a narrower table would cut ids and words short.
+UNWATCHED_WIDTH = 200
+
+
+def _width(stream: TextIO) -> int | None:
+    """Columns to fill; None: those of the terminal, or what COLUMNS says."""
+    return None if stream.isatty() or "COLUMNS" in os.environ else UNWATCHED_WIDTH
+
+
+console = Console(highlight=False, width=_width(sys.stdout))
+errors = Console(stderr=True, highlight=False, width=_width(sys.stderr))
 
 
 def print_json(value: Any) -> None:
@@ -39,3 +51,38 @@ def progress(*, quiet: bool = False) -> Iterator[Progress]:
             yield status.update
     else:
         yield errors.print
+
+
+def progress_bar(*, quiet: bool = False) -> bars.Progress:
+    """Bars on standard error that count on a terminal, a line for each step elsewhere, nothing when *quiet*."""
+    columns = (
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        bars.TimeRemainingColumn(),
+    )
+    if quiet or errors.is_terminal:
+        return bars.Progress(*columns, console=errors, transient=True, disable=quiet)
+    return _Lines(*columns, console=errors, disable=True)
+
+
+class _Lines(bars.Progress):
+    """Progress where no bar can be drawn: says what is being done whenever that changes."""
+
+    _said = ""
+
+    def add_task(self, description: str, *args: Any, **more: Any) -> bars.TaskID:
+        """A new step."""
+        self._say(description)
+        return super().add_task(description, *args, **more)
+
+    def update(self, task_id: bars.TaskID, *, description: str | None = None, **more: Any) -> None:
+        """How far a step is, and perhaps what it does now."""
+        if description is not None:
+            self._say(description)
+        super().update(task_id, description=description, **more)
+
+    def _say(self, description: str) -> None:
+        if description != self._said:
+            self._said = description
+            self.console.print(description, markup=False)

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from cli.bundle import apply_bundle, load_bundle
-from cli.commands_log import progress_bar
 from cli.connections import Services
 from cli.fresh import embedded_only, make_room
+from cli.output import progress_bar
 from cli.stack import Stack
 from learning.errors import LearningError
 from learning.ranklens import RankLens, RankLensRequest, RankLensSite, read_events

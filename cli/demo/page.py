@@ -5,6 +5,7 @@ from pathlib import Path
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.panel import Panel
+from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
@@ -14,14 +15,17 @@ from cli.demo.statistics import Rate
 DIFFERENT_SHOWN_MAX = 5
 # Name and enough of the hash to tell two models apart.
 VERSION_SHOWN_MAX = 28
+# Frames as wide as what stands in them; lines are as long as they are.
+PANEL_WIDTH_MAX = 100
 
 
 def show_page(console: Console, findings: Findings, summary: Path) -> None:
     """Print the findings."""
-    console.rule("[bold]Comity: the main job, end to end")
+    width = min(console.width, PANEL_WIDTH_MAX)
+    console.print(Rule("[bold]Comity: the main job, end to end"), width=width)
     console.print(_visitors(findings))
     for story in findings.stories:
-        console.print(_story(story))
+        console.print(_story(story), width=width)
     console.print(_rates(findings))
     console.print(_numbers(findings))
     if findings.ranklens is not None:

@@ -16,7 +16,7 @@ from comity_client import ComityClient, Decision, Entry
 from rich.progress import Progress
 
 from cli.bundle import Bundle, apply_bundle, load_bundle
-from cli.commands_log import progress_bar, replay_many
+from cli.commands_log import replay_many
 from cli.connections import Services
 from cli.demo.browsing import (
     CALL_TIMEOUT_S,
@@ -35,6 +35,7 @@ from cli.demo.site import consent_purposes, default_slates, eligible_items, expl
 from cli.demo.statistics import percentile
 from cli.fresh import embedded_only, make_room
 from cli.options import access
+from cli.output import progress_bar
 from cli.stack import SERVICES, Stack
 from learning.errors import LearningError
 from learning.pipeline import Services as LearningServices
@@ -45,9 +46,9 @@ from services.chassis.rpc_client import call
 
 MODEL = "shop_clicks"
 TRAINING_PURPOSE = "model_training"
-# Every decision traced would cost the machine more than the decisions; the ones that are shown are always traced.
 # A few thousand short sessions: trees of four leaves generalize, larger ones learn who was asked.
 PLAN = TrainPlan(params={"num_leaves": 4})
+# Every decision traced would cost the machine more than the decisions; the ones that are shown are always traced.
 TRACE_RATIO = "0.05"
 CATCH_UP_S = 60.0
 ACTIVE_WAIT_S = 10.0

@@ -1,8 +1,13 @@
-"""What commands print of the services' enums."""
+"""What commands print: words of enums, whole tables, progress where nobody watches."""
 
+import io
+
+import pytest
 from comity.consent.v1 import consent_service_pb2 as consent_pb
 from comity.decision.v1 import decision_events_pb2 as decision_pb
+from rich.console import Console
 
+from cli import output
 from cli.output import enum_word
 
 
@@ -16,3 +21,40 @@ def test_an_enum_is_told_by_its_word() -> None:
 def test_a_word_of_a_newer_server_is_told_by_its_number() -> None:
     """The command is of no use to anybody if it breaks there."""
     assert enum_word(decision_pb.Reason.DESCRIPTOR, 4711) == "4711"
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_what_goes_into_a_file_is_not_cut_to_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipe gets room for ids; a terminal and whoever sets COLUMNS get what they have."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert output._width(io.StringIO()) == output.UNWATCHED_WIDTH
+    assert output._width(_Terminal()) is None
+    monkeypatch.setenv("COLUMNS", "60")
+    assert output._width(io.StringIO()) is None
+
+
+def test_a_step_is_told_once_where_no_bar_can_be_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step is one line when it begins, however often it moves on."""
+    written = io.StringIO()
+    monkeypatch.setattr(output, "errors", Console(file=written, width=80))
+    with output.progress_bar() as bar:
+        task = bar.add_task("training", total=None)
+        for done in range(3):
+            bar.update(task, description="training: [replay]", completed=done)
+        bar.advance(task)
+    assert written.getvalue().splitlines() == ["training", "training: [replay]"]
+
+
+def test_quiet_progress_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With --json nothing but the answer is printed."""
+    written = io.StringIO()
+    monkeypatch.setattr(output, "errors", Console(file=written, width=80))
+    with output.progress_bar(quiet=True) as bar:
+        bar.update(bar.add_task("training"), description="more")
+    with output.progress(quiet=True) as tell:
+        tell("more")
+    assert written.getvalue() == ""
