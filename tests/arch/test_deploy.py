@@ -27,6 +27,7 @@ def manifests() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 ALL = dict(manifests())
+POLICIES = [document for _, document in manifests() if document["kind"] == "NetworkPolicy"]
 
 
 def container(service: str) -> dict[str, Any]:
@@ -35,10 +36,10 @@ def container(service: str) -> dict[str, Any]:
     return only
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_manifest_is_what_kubernetes_takes(name: str) -> None:
+@pytest.mark.parametrize("manifest", [pytest.param(document, id=name) for name, document in manifests()])
+def test_manifest_is_what_kubernetes_takes(manifest: dict[str, Any]) -> None:
     """Every object passes its schema, and has no field that the schema does not know."""
-    kubernetes_validate.validate(ALL[name], KUBERNETES_VERSION, strict=True)
+    kubernetes_validate.validate(manifest, KUBERNETES_VERSION, strict=True)
 
 
 def test_a_misspelt_field_is_caught() -> None:
@@ -90,6 +91,23 @@ def test_a_service_has_no_privileges(service: str) -> None:
     assert own["readOnlyRootFilesystem"] is True
     assert own["allowPrivilegeEscalation"] is False
     assert own["capabilities"] == {"drop": ["ALL"]}
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_only_what_backends_call_is_reachable_from_outside(service: str) -> None:
+    """Each service is under one policy; who is not part of Comity reaches decision and feedback alone."""
+    pod = ALL[f"base/{service}.yaml:Deployment"]["spec"]["template"]["metadata"]["labels"]
+    (policy,) = (each["spec"] for each in POLICIES if _selects(each, pod["app.kubernetes.io/name"]))
+    callers = [rule.get("from") for rule in policy["ingress"] if {"port": "grpc"} in rule["ports"]]
+    ours = [{"podSelector": {"matchLabels": {"app.kubernetes.io/part-of": pod["app.kubernetes.io/part-of"]}}}]
+    assert callers == ([None] if service in ("decision", "feedback") else [ours])
+    ports = {port["name"] for port in container(service)["ports"]}
+    assert {port["port"] for rule in policy["ingress"] for port in rule["ports"]} == ports
+
+
+def _selects(policy: dict[str, Any], name: str) -> bool:
+    (expression,) = policy["spec"]["podSelector"]["matchExpressions"]
+    return name in expression["values"]
 
 
 def test_the_image_is_built_from_what_is_there() -> None:
