@@ -20,6 +20,7 @@ from comity_client.wire import Fact
 DEADLINE_S = 0.1
 TRACK_DEADLINE_S = 1.0
 RETRIES_MAX = 2
+NOT_A_REQUEST = "ids and values of identities must be text, values of context text, numbers or booleans"
 
 
 class ComityClient:
@@ -101,20 +102,25 @@ class ComityClient:
 
         Raises:
             MissingDefaultError: a placement has no default.
-            InvalidRequestError: the server refused the request as wrong (unless raise_on_invalid is off).
+            InvalidRequestError: the request is wrong, here or to the server (unless raise_on_invalid is off).
         """
         deadline_at = _after(self._deadline_s if deadline_s is None else deadline_s)
         own = {placement: self._default_of(placement, defaults or {}) for placement in placements}
-        request = wire.decide_request(
-            request_id or uuid.uuid4().hex,
-            identities,
-            placements,
-            context=context or {},
-            candidate_ids=candidate_ids,
-            excluded_item_ids=excluded_item_ids,
-            consent_signals=consent_signals or (ConsentSignals(gpc=gpc) if gpc else None),
-            deferred=deferred,
-        )
+        try:
+            request = wire.decide_request(
+                request_id or uuid.uuid4().hex,
+                identities,
+                placements,
+                context=context or {},
+                candidate_ids=candidate_ids,
+                excluded_item_ids=excluded_item_ids,
+                consent_signals=consent_signals or (ConsentSignals(gpc=gpc) if gpc else None),
+                deferred=deferred,
+            )
+        except (TypeError, ValueError, AttributeError) as error:  # no type checker looked; often a number as user id
+            if self._raise_on_invalid:
+                raise InvalidRequestError(NOT_A_REQUEST, reason="NOT_A_REQUEST") from error
+            return _page(None, placements, own, "CLIENT_REFUSED")
         answer, why = await self._transport.ask(
             self._address,
             lambda channel: decision_grpc.DecisionServiceStub(channel).Decide,

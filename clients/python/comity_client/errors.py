@@ -27,7 +27,7 @@ class MissingDefaultError(ValueError):
 
 
 class InvalidRequestError(ValueError):
-    """The server refused the request as wrong; trying it again will not help.
+    """The request is wrong, the server says so or it could not even be written; trying it again will not help.
 
     Args:
         reason: UPPER_SNAKE code that programs match on.

@@ -308,6 +308,17 @@ async def test_a_refused_request_gives_the_default_where_the_caller_wants_that()
     assert (hero.source, hero.fallback_reason) == ("client_default", "CLIENT_REFUSED")
 
 
+async def test_what_cannot_be_written_as_a_request_is_told_as_one() -> None:
+    """A number as user id is the program's mistake: said in words, or answered by the default where that is wanted."""
+    wrong: Any = {"user_id": 42}
+    async with ComityClient(dead_address(), defaults=DEFAULTS) as comity:
+        with pytest.raises(InvalidRequestError, match="must be text"):
+            await comity.decide(identities=wrong, placements=["home_hero"])
+    async with ComityClient(dead_address(), defaults=DEFAULTS, raise_on_invalid=False) as comity:
+        hero = (await comity.decide(identities=wrong, placements=["home_hero"]))["home_hero"]
+    assert (hero.source, hero.fallback_reason) == ("client_default", "CLIENT_REFUSED")
+
+
 async def test_a_placement_without_a_default_is_refused_before_anything_is_asked() -> None:
     """The promise cannot be kept without a default, so the first call says so, not the first outage."""
     async with ComityClient(dead_address(), defaults={"home_hero": []}) as comity:
