@@ -54,7 +54,7 @@ def main() -> None:
     except OSError as error:
         show(of_system(error), as_json=as_json)
         sys.exit(1)
-    except typer.Abort:
+    except (typer.Abort, KeyboardInterrupt):
         # A question that nobody answered, or Ctrl-C between two steps: the cursor still stands in the line.
         print("\ninterrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)

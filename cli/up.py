@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from cli.failures import run
+from cli.failures import run, until_terminated
 from cli.options import DEFAULT_DATA_DIR, AsJson, DataDir
 from cli.output import console, errors, print_json, progress
 from cli.stack import SERVICES, Stack, StackStatus, look
@@ -30,7 +30,7 @@ def up(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJson = False) -> None:
     """
     started_s = time.monotonic()
     with progress(quiet=as_json) as tell:
-        run(Stack(data_dir, tied=False, progress=tell).start(), as_json=as_json)
+        run(until_terminated(Stack(data_dir, tied=False, progress=tell).start()), as_json=as_json)
     found = run(look(data_dir), as_json=as_json)
     _show(found, as_json=as_json)
     if not as_json:

@@ -30,10 +30,3 @@ def free_port() -> int:
         if is_free(port):
             return port
     raise OSError(f"no free port in {PORTS.start}-{PORTS.stop} after {TRIES_MAX} tries")
-
-
-def answers(port: int) -> bool:
-    """Whether something accepts connections on the port."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.settimeout(0.5)
-        return probe.connect_ex((LOOPBACK, port)) == 0

@@ -12,6 +12,8 @@ from cli.stack.postgres import PostgresServer
 from cli.stack.processes import Command
 from cli.stack.server import Server, exchange, plain_environment
 
+SERVERS = ("postgres", "nats", "valkey")
+
 
 class NatsServer(Server):
     """The transport of every event, with JetStream on files."""
@@ -101,7 +103,7 @@ class Servers:
     """
 
     def __init__(self, folder: Path) -> None:
-        passwords = {name: secrets.token_hex(16) for name in ("postgres", "nats", "valkey")}
+        passwords = {name: secrets.token_hex(16) for name in SERVERS}
         # The server's user must be able to pass through to its own folder; reading stays with the owner.
         folder.chmod(0o711)
         logs = folder / "logs"

@@ -14,10 +14,9 @@ from cli.stack.processes import Process
 from cli.stack.provision import SERVICES
 from cli.stack.replicas import in_order, service_of
 from cli.stack.server import exchange
+from cli.stack.servers import SERVERS
 from cli.stack.state import DataDir, State
 from services.chassis.errors import Kind, ServiceError
-
-SERVERS = ("postgres", "nats", "valkey")
 
 
 @dataclass(frozen=True, slots=True)

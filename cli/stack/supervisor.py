@@ -21,7 +21,7 @@ from cli.stack.processes import STOP_SIGNALS, Command, Process, ProcessRecord, l
 from cli.stack.provision import SERVICES, migrate_service, provision
 from cli.stack.replicas import check_replicas, in_order, replica_names, service_of
 from cli.stack.server import Server
-from cli.stack.servers import NatsServer, ValkeyServer, together
+from cli.stack.servers import SERVERS, NatsServer, ValkeyServer, together
 from cli.stack.state import DataDir, Secrets, State
 from services.chassis.errors import Kind, ServiceError
 
@@ -170,7 +170,7 @@ class Stack:
         self._hold()
         try:
             if not self._processes:
-                self._load()
+                self._load(to_stop=True)
             await self._stop_all()
         finally:
             self._release()
@@ -216,49 +216,58 @@ class Stack:
 
     # Servers.
 
-    def _load(self) -> None:
-        """Take up what state.json says, or begin anew."""
+    def _load(self, *, to_stop: bool = False) -> None:
+        """Take up what state.json says, or begin anew; without the secrets *to_stop*, which needs none of them.
+
+        Raises:
+            ServiceError: FAILED_PRECONDITION when the state cannot be read, or a secret is gone that is needed.
+        """
         state = self.data_dir.read() or State(stack_id=chance.token_hex(8))
         self._state = state
         # Where services that may still run from an earlier start were told that the others are.
         self._told = dict(state.addresses)
-        secrets = Secrets(self.data_dir.secrets, state)
-        self._secrets = secrets
-        self._secret_files = {name: secrets.file(name) for name in programs.SECRET_NAMES}
+        self._secrets = Secrets(self.data_dir.secrets, state)
+        self._secret_files = {} if to_stop else {name: self._secrets.file(name) for name in programs.SECRET_NAMES}
+        passwords = {name: "" if to_stop else self._secrets.text(f"{name}_password") for name in SERVERS}
         names = in_order(dict.fromkeys((*SERVICES, *self._wanted, *state.processes)))
         self._processes = {name: self._process(name) for name in names}
-        self._servers = {server.name: server for server in (self._postgres(), self._nats(), self._valkey())}
+        servers = (
+            self._postgres(passwords["postgres"]),
+            self._nats(passwords["nats"]),
+            self._valkey(passwords["valkey"]),
+        )
+        self._servers = {server.name: server for server in servers}
         self._processes |= {name: server.process for name, server in self._servers.items()}
         self._save()
 
     def _process(self, name: str) -> Process:
         return Process(name, record=self._state.processes.get(name), tied=self._tied)
 
-    def _postgres(self) -> PostgresServer:
+    def _postgres(self, password: str) -> PostgresServer:
         return PostgresServer(
             self.data_dir.postgres(self._state.stack_id),
             logs=self.data_dir.logs,
             port=self._state.ports.get("postgres", 0),
-            password=self._secrets.text("postgres_password"),
+            password=password,
             process=self._process("postgres"),
             disposable=self._disposable,
         )
 
-    def _nats(self) -> NatsServer:
+    def _nats(self, password: str) -> NatsServer:
         return NatsServer(
             self.data_dir.nats,
             logs=self.data_dir.logs,
             port=self._state.ports.get("nats", 0),
-            password=self._secrets.text("nats_password"),
+            password=password,
             process=self._process("nats"),
         )
 
-    def _valkey(self) -> ValkeyServer:
+    def _valkey(self, password: str) -> ValkeyServer:
         return ValkeyServer(
             self.data_dir.valkey,
             logs=self.data_dir.logs,
             port=self._state.ports.get("valkey", 0),
-            password=self._secrets.text("valkey_password"),
+            password=password,
             process=self._process("valkey"),
         )
 

@@ -89,6 +89,18 @@ def test_wrong_arguments_end_in_one_line(arguments: list[str], says: str) -> Non
     assert says in done.stderr
 
 
+def test_down_needs_no_secret(data_dir: Path) -> None:
+    """Who lost the secrets can still stop what runs; up says what is gone instead of making up another."""
+    comity("up", data_dir=data_dir)
+    for secret in (data_dir / "secrets").iterdir():
+        secret.unlink()
+    down = comity("down", "--json", data_dir=data_dir)
+    assert len(json.loads(down.stdout)["stopped"]) == 8
+    assert comity("status", "--json", data_dir=data_dir).stdout.count('"down"') == 8 + 1
+    up = comity("up", "--json", data_dir=data_dir)
+    assert json.loads(up.stderr)["error"]["reason"] == "SECRET_MISSING"
+
+
 def test_wrong_arguments_are_an_object_for_programs() -> None:
     """With --json a program reads JSON also where its arguments are wrong."""
     done = comity("up", "--bogus", "--json")
