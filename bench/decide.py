@@ -8,6 +8,7 @@ logged; spans at 1 %.
 
 import asyncio
 import dataclasses
+import statistics
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -25,11 +26,11 @@ from bench.world import DECIDE_DEADLINE_S, Requests, World, answer_label, world
 from cli.stack import SERVICES, budgets, temporary_folder
 from cli.stack.ports import free_port
 from cli.stack.probe import wait_serving
+from cli.stack.servers import SERVERS
 from services.chassis.rpc_client import connect, warm
 
 IN_FLIGHT = 32
 PEOPLE_COUNT = 2_000
-SERVERS = ("postgres", "nats", "valkey")
 # A Decide may take as long as the machine makes it: answers that fall back would not be measured as decisions.
 BUDGET_MS = 1_000
 ENV = {name: {f"COMITY_{name.upper()}_TRACE_RATIO": "0.01", **budgets(BUDGET_MS).get(name, {})} for name in SERVICES}
@@ -79,6 +80,29 @@ def figures(laps: list[Lap]) -> dict[str, Figure]:
         "P2": Figure.of([t.comity.calls_per_s / t.naive.calls_per_s for t in laps]),
         "consent_read_cost": Figure.of([1 - t.comity.calls_per_s / t.unread.calls_per_s for t in laps]),
     }
+
+
+def table(laps: list[Lap]) -> str:
+    """Figures, answers and CPU µs a call, for people."""
+    found = figures(laps)
+    names = laps[0].comity.cpu_us
+    cpu = {name: statistics.median(t.comity.cpu_us[name] for t in laps) for name in names}
+    answers: dict[str, int] = {}
+    for lap in laps:
+        for label, count in lap.comity.answers.items():
+            answers[label] = answers.get(label, 0) + count
+    lines = [
+        f"P1  Decide/s ÷ empty calls/s            {found['P1']}   first aim 0.22, goal 0.40",
+        f"    CPU a Decide ÷ CPU of an empty call  {found['P1_cpu']}   first aim 5, goal 2.8",
+        f"P2  Decide/s ÷ naive Decide/s            {found['P2']}   first aim 2.0, goal 3.5",
+        f"    share of Decide/s that reading consent for each takes  {found['consent_read_cost']}   at most 0.15",
+        f"answers: {', '.join(f'{label} {count}' for label, count in sorted(answers.items()))}",
+        "CPU µs a Decide by process (median): " + ", ".join(f"{name} {value:.0f}" for name, value in cpu.items()),
+        f"CPU µs an empty call: {statistics.median(t.floor.cpu_us_total for t in laps):.0f}",
+        f"latency of Decide, ms: p50 {statistics.median(t.comity.latency_ms_p50 for t in laps):.1f}, "
+        f"p99 {statistics.median(t.comity.latency_ms_p99 for t in laps):.1f}",
+    ]
+    return "\n".join(lines)
 
 
 Contender = Callable[[float], Any]

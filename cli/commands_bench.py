@@ -24,8 +24,7 @@ def bench(
 
     Figures are ratios to baselines of the same run: absolute times move from machine to machine.
     """
-    from bench.__main__ import table
-    from bench.decide import figures, measure
+    from bench.decide import figures, measure, table
 
     def tell(line: str) -> None:
         errors.print(line, markup=False)

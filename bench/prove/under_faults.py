@@ -1,6 +1,6 @@
 """G7 at strength: the stack that is tried, with every line of it breakable, and the run through faults."""
 
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,15 +10,14 @@ from bench.prove.links import Links, lines
 from bench.prove.revocation import Pace, Tally, Trial
 from bench.ranker import activate_noise
 from bench.world import World, world
+from cli.stack import SERVICES, budgets
 
 # Order is what is tried, not speed: a small ranker, and a budget that a busy machine seldom overruns. As in production
 # a Revoke waits as long as a Decide may take.
 TREES_COUNT = 10
 BUDGET_MS = 800
 READ_MS = 250
-UNTRACED = {
-    f"COMITY_{name}_TRACE_RATIO": "0.001" for name in ("IDENTITY", "CONSENT", "FEATURES", "DECISION", "FEEDBACK")
-}
+UNTRACED = {f"COMITY_{name.upper()}_TRACE_RATIO": "0.001" for name in SERVICES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +39,7 @@ async def breakable(
         world(
             folder,
             people_count=0,
-            env=environment(budget_ms),
+            env={"*": UNTRACED, **budgets(budget_ms, read_ms=READ_MS)},
             variants={"decision": "observed"},
             replicas=count,
             redirect=links.redirect,
@@ -50,18 +49,6 @@ async def breakable(
     ):
         await activate_noise(ready.services, trees_count=TREES_COUNT)
         yield Breakable(ready, links)
-
-
-def environment(budget_ms: int) -> Mapping[str, Mapping[str, str]]:
-    """Settings of the services, with this budget of a Decide."""
-    return {
-        "*": UNTRACED,
-        "decision": {"COMITY_DECISION_BUDGET_MS_MAX": str(budget_ms)},
-        "consent": {
-            "COMITY_CONSENT_DECIDE_BUDGET_MS_MAX": str(budget_ms),
-            "COMITY_CONSENT_EVALUATE_TIMEOUT_MS": str(READ_MS),
-        },
-    }
 
 
 async def try_under_faults(

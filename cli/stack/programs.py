@@ -49,13 +49,17 @@ class Surroundings:
     secret_files: Mapping[str, Path]
 
 
-def budgets(budget_ms: int) -> dict[str, dict[str, str]]:
-    """Settings by service that give a Decide so long: a Revoke waits for it, and consent's read may take half of it."""
+def budgets(budget_ms: int, *, read_ms: int | None = None) -> dict[str, dict[str, str]]:
+    """Settings by service that give a Decide so long: a Revoke waits for it.
+
+    Args:
+        read_ms: what consent's read may take of it; half, where nothing is said.
+    """
     return {
         "decision": {"COMITY_DECISION_BUDGET_MS_MAX": str(budget_ms)},
         "consent": {
             "COMITY_CONSENT_DECIDE_BUDGET_MS_MAX": str(budget_ms),
-            "COMITY_CONSENT_EVALUATE_TIMEOUT_MS": str(budget_ms // 2),
+            "COMITY_CONSENT_EVALUATE_TIMEOUT_MS": str(read_ms or budget_ms // 2),
         },
     }
 
