@@ -194,7 +194,8 @@ def _show_report(report: "TrainReport") -> None:
         f"{report.held_out_ndcg10:.4f}" if report.held_out_ndcg10 is not None else "not measured: too few decisions"
     )
     counts = report.counts
-    console.print(f"[bold]{report.model_version}[/] {'decides now' if report.active else 'is registered'}")
+    what = "decides where a policy names it" if report.active else "is registered"
+    console.print(f"[bold]{report.model_version}[/] {what}")
     console.print(
         f"learned from {counts.used} of {counts.decisions} decisions, {report.rows_count} rows, {report.rounds} trees"
     )
@@ -206,9 +207,11 @@ def _show_report(report: "TrainReport") -> None:
         "fallbacks": counts.not_learnable,
         "without features": counts.without_features,
         "of another feature set": counts.other_feature_set,
-        "withheld for lack of consent": counts.withheld,
     }
-    console.print("[dim]left out: " + ", ".join(f"{n} {why}" for why, n in left_out.items() if n) + "[/]")
+    if any(left_out.values()):
+        console.print("[dim]left out: " + ", ".join(f"{n} {why}" for why, n in left_out.items() if n) + "[/]")
+    if counts.withheld:
+        console.print(f"[dim]not read for lack of consent: {counts.withheld} decisions and outcomes[/]")
 
 
 def _utc(when: datetime | None) -> datetime | None:

@@ -33,7 +33,11 @@ Progress = Callable[[int], None]
 
 @dataclass(slots=True)
 class Counts:
-    """What became of the decisions that were read."""
+    """What became of the decisions that were read.
+
+    Args:
+        withheld: decisions and outcomes that were not even read, because the person does not allow the purpose now.
+    """
 
     decisions: int = 0
     used: int = 0

@@ -7,7 +7,7 @@ from typing import Any, Final
 import lightgbm as lgb
 import numpy as np
 
-from learning.dataset import Examples, groups_of
+from learning.dataset import Counts, Examples, groups_of
 from learning.errors import LearningError
 from learning.evaluate import MeanNdcg
 
@@ -88,10 +88,7 @@ def fit(examples: Examples, plan: TrainPlan | None = None, *, progress: Progress
     """
     plan = plan or TrainPlan()
     if len(examples.groups) == 0:
-        raise LearningError(
-            "No decision with features and an outcome was found: track answers to decisions first, "
-            "and see that their event type has a reward."
-        )
+        raise LearningError(_why_nothing(examples.counts))
     params = {**DEFAULT_PARAMS, **plan.params, **FIXED_PARAMS}
     rounds, measured = plan.rounds, None
     if rounds is None and len(examples.groups) >= GROUPS_MIN:
@@ -104,6 +101,18 @@ def fit(examples: Examples, plan: TrainPlan | None = None, *, progress: Progress
             "collect more before training."
         )
     return Trained(booster, rounds, measured)
+
+
+def _why_nothing(counts: Counts) -> str:
+    withheld = (
+        f" {counts.withheld} decisions and outcomes are of people who do not allow the purpose of learning."
+        if counts.withheld
+        else ""
+    )
+    return (
+        "No decision with features and an outcome was found: track answers to decisions first, "
+        f"and see that their event type has a reward.{withheld}"
+    )
 
 
 def _stop_early(

@@ -50,6 +50,14 @@ def test_nothing_to_learn_from_is_said() -> None:
         fit(empty)
 
 
+def test_nothing_to_learn_from_for_lack_of_consent_is_said() -> None:
+    """Where people's answers were withheld, that is the reason, and it is told."""
+    empty = examples(np.empty((0, 3), dtype=np.float32), np.empty(0, dtype=np.float32), group=1)
+    empty.counts.withheld = 7
+    with pytest.raises(LearningError, match="7 decisions and outcomes are of people who do not allow"):
+        fit(empty)
+
+
 def test_a_model_that_prefers_nothing_is_not_made() -> None:
     """A handful of decisions shares no preference: better no model than one that orders by nothing."""
     with pytest.raises(LearningError, match="collect more"):
