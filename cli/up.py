@@ -11,7 +11,7 @@ from rich.table import Table
 from cli.failures import run, until_terminated
 from cli.options import DEFAULT_DATA_DIR, AsJson, DataDir
 from cli.output import console, errors, print_json, progress
-from cli.stack import SERVICES, Stack, StackStatus, look
+from cli.stack import SERVICES, USUAL_PORTS, Stack, StackStatus, look
 
 COLORS = {"up": "green", "external": "green", "down": "dim", "crashed": "red", "silent": "red", "unreachable": "red"}
 
@@ -34,6 +34,8 @@ def up(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJson = False) -> None:
     found = run(look(data_dir), as_json=as_json)
     _show(found, as_json=as_json)
     if not as_json:
+        for line in moved(found):
+            errors.print(line, markup=False)
         errors.print(f"up in {time.monotonic() - started_s:.1f} s; stop it with `comity down`")
 
 
@@ -86,6 +88,15 @@ def _show(found: StackStatus, *, as_json: bool) -> None:
         table.add_row(part.name, state, part.address, str(part.pid or ""), part.version)
     console.print(table)
     console.print(f"{found.summary}: {found.data_dir}")
+
+
+def moved(found: StackStatus) -> list[str]:
+    """What a backend that calls the usual ports must know: which service is elsewhere."""
+    return [
+        f"{part.name} is at {part.address} and not at its usual port {usual}, which was taken when it got this one"
+        for part in found.parts
+        if (usual := USUAL_PORTS.get(part.name)) and part.works and not part.address.endswith(f":{usual}")
+    ]
 
 
 def _as_object(found: StackStatus) -> dict[str, Any]:

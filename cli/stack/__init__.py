@@ -11,10 +11,11 @@ from cli.stack.provision import SERVICES
 from cli.stack.servers import Servers
 from cli.stack.state import discard, temporary_folder
 from cli.stack.status import StackStatus, addresses, look
-from cli.stack.supervisor import Stack
+from cli.stack.supervisor import USUAL_PORTS, Stack
 
 __all__ = [
     "SERVICES",
+    "USUAL_PORTS",
     "Servers",
     "Stack",
     "StackStatus",
