@@ -202,12 +202,24 @@ def _runs(process: psutil.Process) -> bool:
         return False
 
 
-def log_tail(log: Path) -> str:
-    """The last lines of a log, for an error message; empty when there is none."""
+def log_bytes(log: Path) -> int:
+    """How long a log is; 0 when there is none."""
+    try:
+        return log.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def log_tail(log: Path, *, since_bytes: int = 0) -> str:
+    """The last lines of a log, for an error message; empty when there is none.
+
+    Args:
+        since_bytes: how long the log was before: what earlier runs wrote is not told.
+    """
     try:
         with log.open("rb") as file:
-            file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - LOG_TAIL_BYTES))
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(since_bytes, end - LOG_TAIL_BYTES))
             return file.read().decode(errors="replace").strip()
     except FileNotFoundError:
         return ""

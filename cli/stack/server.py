@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cli.stack.ports import free_port, is_free
-from cli.stack.processes import POLL_S, Command, Process, ProcessRecord, log_tail
+from cli.stack.processes import POLL_S, Command, Process, ProcessRecord, log_bytes, log_tail
 from services.chassis.errors import Kind, ServiceError
 
 # Crash recovery of Postgres is what can take long.
@@ -76,11 +76,11 @@ class Server(ABC):
             if not self.port or (may_move and not is_free(self.port)):
                 self.port = free_port()
             self.prepare()
-            written_bytes = self.log.stat().st_size if self.log.exists() else 0
+            written_bytes = log_bytes(self.log)
             self.process.spawn(self.command(), on_spawn)
             if await self._wait_ready():
                 return
-            tail = log_tail(self.log)[-max(0, self._log_bytes() - written_bytes) :]
+            tail = log_tail(self.log, since_bytes=written_bytes)
             await self.stop()
             if attempt + 1 == START_TRIES or not any(words in tail for words in self.tried_again_on):
                 break
@@ -101,9 +101,6 @@ class Server(ABC):
                 return True
             await asyncio.sleep(POLL_S)
         return False
-
-    def _log_bytes(self) -> int:
-        return self.log.stat().st_size if self.log.exists() else 0
 
 
 def plain_environment() -> dict[str, str]:

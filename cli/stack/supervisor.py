@@ -17,7 +17,16 @@ from cli.stack.external import external_urls, require_reachable
 from cli.stack.ports import free_port, is_free
 from cli.stack.postgres import PostgresServer
 from cli.stack.probe import is_serving, wait_serving
-from cli.stack.processes import STOP_SIGNALS, Command, Process, ProcessRecord, log_tail, signal_all, start_time
+from cli.stack.processes import (
+    STOP_SIGNALS,
+    Command,
+    Process,
+    ProcessRecord,
+    log_bytes,
+    log_tail,
+    signal_all,
+    start_time,
+)
 from cli.stack.provision import SERVICES, migrate_service, provision
 from cli.stack.replicas import check_replicas, in_order, replica_names, service_of
 from cli.stack.server import Server
@@ -79,6 +88,8 @@ class Stack:
         self._state = State(stack_id="")
         self._servers: dict[str, Server] = {}
         self._processes: dict[str, Process] = {}
+        # Length of each service's log when it was started last.
+        self._log_begins: dict[str, int] = {}
 
     # Where things are.
 
@@ -347,6 +358,7 @@ class Stack:
     def _spawn(self, name: str) -> None:
         self._progress(f"service: {name}")
         programs.rotate(self.log(name))
+        self._log_begins[name] = log_bytes(self.log(name))
         self._processes[name].spawn(self._command(name), partial(self._record, name))
 
     def _command(self, name: str) -> Command:
@@ -376,11 +388,12 @@ class Stack:
                 return
         finally:
             waiting.cancel()
+        tail = log_tail(self.log(name), since_bytes=self._log_begins.get(name, 0))
         what = "is not ready after 60 s" if self._processes[name].alive() else "ended while it started"
         raise ServiceError(
             Kind.UNAVAILABLE,
             "SERVICE_DID_NOT_START",
-            f"{name} {what}; its log {self.log(name)} ends:\n{log_tail(self.log(name))}",
+            f"{name} {what}; its log {self.log(name)} ends:\n{tail}",
         )
 
     # Stopping, and what is written down.
