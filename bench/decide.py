@@ -30,6 +30,7 @@ from cli.stack.servers import SERVERS
 from services.chassis.rpc_client import connect, warm
 
 IN_FLIGHT = 32
+STANDARD_ERROR = 2
 PEOPLE_COUNT = 2_000
 # A Decide may take as long as the machine makes it: answers that fall back would not be measured as decisions.
 BUDGET_MS = 1_000
@@ -180,8 +181,8 @@ def _loop(ask: Call, duration_s: float, pids: Mapping[str, int], first: int) -> 
 
 @contextmanager
 def _process(argv: list[str], **more: Any) -> Any:
-    """A process that ends with the block."""
-    process = subprocess.Popen(argv, **more)
+    """A process that ends with the block; what it says is not among the figures."""
+    process = subprocess.Popen(argv, stdout=STANDARD_ERROR, **more)
     try:
         yield process.pid
     finally:
