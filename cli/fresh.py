@@ -7,16 +7,25 @@ from cli.stack import Stack, discard
 from cli.stack.external import VARIABLES
 from services.chassis.errors import Kind, ServiceError
 
+# Whose data it is: `comity up` never leaves this file, so the stack of a team is never taken for that of a demo.
+MARK = "emptied-at-every-start"
+
 
 async def make_room(folder: Path) -> None:
-    """Returns when the folder holds no stack any more; what still ran of an earlier one is stopped.
+    """Returns when the folder is there and holds no stack; what still ran of an earlier run is stopped.
 
     Raises:
         ServiceError: FAILED_PRECONDITION when the folder holds something else, or another run is using it.
     """
-    if holds_stack(folder):
+    if holds_earlier_run(folder):
         await Stack(folder).stop()
         discard(folder)
+    _mark(folder)
+
+
+def _mark(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARK).touch()
 
 
 def embedded_only() -> None:
@@ -25,20 +34,18 @@ def embedded_only() -> None:
         os.environ.pop(variable, None)
 
 
-def holds_stack(folder: Path) -> bool:
-    """Whether there is a stack in the folder.
+def holds_earlier_run(folder: Path) -> bool:
+    """Whether there is something in the folder that make_room prepared.
 
     Raises:
         ServiceError: FAILED_PRECONDITION when there is something else.
     """
-    if not folder.exists():
+    if not folder.exists() or not any(folder.iterdir()):
         return False
-    if (folder / "state.json").exists():
-        return True
-    if any(folder.iterdir()):
+    if not (folder / MARK).exists():
         raise ServiceError(
             Kind.FAILED_PRECONDITION,
             "FOLDER_IN_USE",
-            f"{folder} holds something that is no stack; name another folder with --data-dir",
+            f"{folder} holds something that no earlier run has left there; name another folder with --data-dir",
         )
-    return False
+    return True

@@ -1,43 +1,52 @@
-"""Folders that begin anew: a stack is removed, and anything else is left alone."""
+"""Folders that begin anew: what an earlier run left is removed, and anything else is left alone."""
 
 from pathlib import Path
 
 import pytest
 
-from cli.fresh import holds_stack, make_room
+from cli.fresh import MARK, make_room
 from cli.stack.state import DataDir, State
 from services.chassis.errors import ServiceError
 
 
-async def test_an_earlier_stack_is_removed(tmp_path: Path) -> None:
-    """What an earlier run left is gone."""
-    folder = DataDir(tmp_path / "demo")
+def stack_in(path: Path) -> DataDir:
+    """A stack that was stopped."""
+    folder = DataDir(path)
     folder.create()
-    folder.write(State(stack_id="gone"))
+    folder.write(State(stack_id="stopped"))
     (folder.logs / "decision.log").write_text("old")
-    await make_room(folder.path)
-    assert not folder.path.exists()
+    return folder
+
+
+async def test_an_earlier_run_is_removed(tmp_path: Path) -> None:
+    """What it left is gone, also where it had hardly begun, and the next finds its mark."""
+    await make_room(tmp_path / "demo")
+    await make_room(tmp_path / "demo")
+    stack_in(tmp_path / "demo")
+    await make_room(tmp_path / "demo")
+    assert [file.name for file in (tmp_path / "demo").iterdir()] == [MARK]
+
+
+async def test_a_stack_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
+    """The data of `comity up` are nobody's to empty for a demo."""
+    folder = stack_in(tmp_path / "theirs")
+    with pytest.raises(ServiceError, match="name another folder"):
+        await make_room(folder.path)
+    assert (folder.logs / "decision.log").read_text() == "old"
 
 
 async def test_a_folder_with_anything_else_in_it_is_left_alone(tmp_path: Path) -> None:
     """A mistyped --data-dir must not cost anybody their files."""
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(ServiceError, match="no stack"):
+    with pytest.raises(ServiceError, match="name another folder"):
         await make_room(tmp_path)
-    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_a_folder_that_is_empty_or_not_there_is_free(tmp_path: Path) -> None:
-    """There is nothing to remove."""
-    assert not holds_stack(tmp_path)
-    assert not holds_stack(tmp_path / "not-there")
-
-
-async def test_a_stack_that_another_run_is_using_is_left_alone(tmp_path: Path) -> None:
+async def test_a_run_that_goes_on_is_left_alone(tmp_path: Path) -> None:
     """Two runs in one folder: the second is refused, and the first goes on."""
-    folder = DataDir(tmp_path / "demo")
-    folder.create()
-    folder.write(State(stack_id="busy"))
+    await make_room(tmp_path / "demo")
+    folder = stack_in(tmp_path / "demo")
     with folder.exclusive(), pytest.raises(ServiceError) as caught:
         await make_room(folder.path)
     assert caught.value.reason == "DATA_DIR_IN_USE"
