@@ -18,6 +18,7 @@ from cli.failures import run
 from cli.options import DEFAULT_DATA_DIR, AsJson, DataDir, ReadAs, Reason, access
 from cli.output import console, errors, print_json, progress_bar
 from cli.stack.servers import together
+from learning.log import replay_log
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.rpc_client import call
 
@@ -154,6 +155,6 @@ async def _replay(decision_id: str, data_dir: Path, address: list[str], *, quiet
 async def _logged_ids(services: Services) -> AsyncIterator[str]:
     """Ids of all decisions that feedback has taken in."""
     request = feedback_pb.ReplayEventsRequest(kinds=[feedback_pb.REPLAY_KIND_DECISION])
-    async for page in services.feedback.ReplayEvents(request):
+    async for page in replay_log(services.feedback, request):
         for event in page.events:
             yield event.decision.decision_id

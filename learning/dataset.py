@@ -4,20 +4,17 @@ Point in time by construction: the features are the matrix that the decision log
 can be in them. Only what was shown is an example: a candidate that nobody saw is no negative.
 """
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-import grpc
 import numpy as np
 from comity.decision.v1 import decision_events_pb2 as decision_pb2
 from comity.feedback.v1 import feedback_service_pb2 as pb
 from comity.feedback.v1.feedback_service_pb2_grpc import FeedbackServiceStub
 from numpy.typing import NDArray
 
-from services.chassis.errors import Kind, ServiceError
-from services.chassis.status import from_call_error
+from learning.log import replay_log
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
@@ -26,8 +23,6 @@ Integers = NDArray[np.int64]
 GRADE_MAX = 4
 CHUNK_ROWS = 65_536
 CLOCK_SKEW_MAX = timedelta(minutes=5)
-# A whole log may take hours to read, a page of it never so long.
-SILENCE_S_MAX = 120.0
 Progress = Callable[[int], None]
 
 
@@ -272,7 +267,7 @@ async def replay_examples(
     builder.counts.outcomes = sum(len(items) for items in rewards.values())
     builder.counts.withheld = withheld
     request = _request(pb.REPLAY_KIND_DECISION, placement_id, purpose, since=since, until=until)
-    async for response in _responses(stub, request):
+    async for response in replay_log(stub, request):
         builder.counts.withheld += response.withheld_count
         for event in response.events:
             builder.add(event.decision, event.subject_id)
@@ -286,38 +281,12 @@ async def _replay_rewards(
     """The best reward of each item of each decision, and how many outcomes were withheld."""
     rewards: dict[str, dict[str, float]] = {}
     withheld = 0
-    async for response in _responses(stub, request):
+    async for response in replay_log(stub, request):
         withheld += response.withheld_count
         for event in response.events:
             items = rewards.setdefault(event.outcome.decision_id, {})
             items[event.outcome.item_id] = max(items.get(event.outcome.item_id, 0.0), event.outcome.reward)
     return rewards, withheld
-
-
-async def _responses(
-    stub: FeedbackServiceStub, request: pb.ReplayEventsRequest
-) -> AsyncIterator[pb.ReplayEventsResponse]:
-    """What the log gives, for as long as it goes on giving.
-
-    Raises:
-        ServiceError: DEADLINE (REPLAY_SILENT); else as feedback raised it.
-    """
-    responses = aiter(stub.ReplayEvents(request))
-    while True:
-        try:
-            async with asyncio.timeout(SILENCE_S_MAX):
-                response = await anext(responses, None)
-        except grpc.aio.AioRpcError as error:
-            raise from_call_error(error) from error
-        except TimeoutError as error:
-            raise ServiceError(
-                Kind.DEADLINE,
-                "REPLAY_SILENT",
-                f"Feedback gave nothing out for {SILENCE_S_MAX:g} s: see that it is up, and begin again.",
-            ) from error
-        if response is None:
-            return
-        yield response
 
 
 def _request(

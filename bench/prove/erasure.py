@@ -47,6 +47,7 @@ from cli.privacy.files import Found, scan_files, sizes
 from cli.privacy.scan import Forms, Scanner, forms_of_bytes, forms_of_text
 from cli.privacy.settling import folders_of, settled
 from learning.errors import LearningError
+from learning.log import replay_log
 from learning.pipeline import Services as LearningServices
 from learning.pipeline import TrainRequest, train
 from services.chassis.bus import stream_of
@@ -387,7 +388,7 @@ async def _behavior(services: Services) -> dict[str, int]:
     """Clicks of each item, as the log has them now."""
     clicks: dict[str, int] = {}
     request = feedback_pb.ReplayEventsRequest(kinds=[feedback_pb.REPLAY_KIND_BEHAVIOR])
-    async for page in services.feedback.ReplayEvents(request):
+    async for page in replay_log(services.feedback, request):
         for event in page.events:
             if event.behavior.type == "click":
                 for item_id in event.behavior.item_ids:

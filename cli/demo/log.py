@@ -9,6 +9,7 @@ from comity.feedback.v1 import feedback_service_pb2 as pb
 from cli.connections import Services
 from cli.demo.simulator import Shop, Visitor
 from cli.demo.statistics import Rate, Tally, rate_of
+from learning.log import replay_log
 from services.chassis.errors import Kind, ServiceError
 
 JOINED_TIMEOUT_S = 60.0
@@ -69,7 +70,7 @@ async def wait_joined(services: Services, outcomes_count: int) -> None:
 async def _outcomes(services: Services) -> int:
     request = pb.ReplayEventsRequest(kinds=[pb.REPLAY_KIND_OUTCOME])
     joined = 0
-    async for page in services.feedback.ReplayEvents(request):
+    async for page in replay_log(services.feedback, request):
         joined += len(page.events)
     return joined
 
@@ -78,7 +79,7 @@ async def read_log(services: Services) -> Log:
     """The whole log, as far as the demo needs it."""
     log = Log()
     request = pb.ReplayEventsRequest(kinds=[pb.REPLAY_KIND_DECISION, pb.REPLAY_KIND_OUTCOME])
-    async for page in services.feedback.ReplayEvents(request):
+    async for page in replay_log(services.feedback, request):
         for event in page.events:
             if event.WhichOneof("payload") == "decision":
                 made = event.decision

@@ -15,6 +15,7 @@ from cli.connections import Services
 from cli.demo.log import wait_joined
 from cli.demo.site import exploring
 from cli.stack import Stack
+from learning.log import replay_log
 from learning.pipeline import Services as LearningServices
 from learning.pipeline import TrainRequest, train
 from tests.e2e.people import CALL_S, SHOP, Person, item_ids, ranking_shop, reason
@@ -118,7 +119,7 @@ async def test_training_from_people_who_did_not_agree_to_it_is_withheld(services
 async def replayed_ids(services: Services, request: feedback_pb.ReplayEventsRequest) -> set[str]:
     """Ids of the decisions that are given out."""
     found: set[str] = set()
-    async for page in services.feedback.ReplayEvents(request):
+    async for page in replay_log(services.feedback, request):
         found |= {event.decision.decision_id for event in page.events}
     return found
 

@@ -1,7 +1,5 @@
 """Examples from the log."""
 
-import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import numpy as np
@@ -11,9 +9,7 @@ from comity.feedback.v1 import feedback_service_pb2 as pb
 
 from learning import dataset
 from learning.dataset import ExamplesBuilder, grade, groups_of, replay_examples
-from services.chassis.errors import Kind, ServiceError
 from tests.unit.learning.world import FEATURE_SET, ReplayStub, Rewards, decision, outcome
-from tests.virtual_time import in_virtual_time
 
 COLUMNS = ("a", "b")
 
@@ -134,23 +130,6 @@ async def test_the_log_is_replayed_for_what_people_allow() -> None:
     assert {request.purpose for request in stub.requests} == {"model_training"}
     assert examples.labels.tolist() == [0.0, 3.0]
     assert (examples.counts.withheld, examples.counts.decisions, told[-1]) == (8, 2, 2)
-
-
-class SilentStub:
-    """Gives out a little, and then nothing any more."""
-
-    async def ReplayEvents(self, request: pb.ReplayEventsRequest) -> AsyncIterator[pb.ReplayEventsResponse]:  # noqa: N802
-        yield pb.ReplayEventsResponse()
-        await asyncio.Event().wait()
-
-
-@in_virtual_time
-async def test_a_log_that_falls_silent_is_an_error() -> None:
-    """However long it takes to read: a service that hangs does not keep training for ever."""
-    stub: Any = SilentStub()
-    with pytest.raises(ServiceError) as silent:
-        await replay_examples(stub, columns=COLUMNS, feature_set=FEATURE_SET)
-    assert (silent.value.kind, silent.value.reason) == (Kind.DEADLINE, "REPLAY_SILENT")
 
 
 def test_whose_decisions_were_learned_from_is_told() -> None:
