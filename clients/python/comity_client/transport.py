@@ -1,6 +1,7 @@
 """Calls that come back on time: an answer, or the word for why there is none."""
 
 import asyncio
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,8 @@ from comity_client.timing import with_retries, within
 # What the way back to the caller takes: the server must be done by then.
 SHAVE_S = 0.002
 TIMEOUT_S_MIN = 0.001
+# W3C trace context. Anything else could be refused by gRPC itself, and costs the trace, never the answer.
+_TRACEPARENT = re.compile(r"[\da-f]{2}-[\da-f]{32}-[\da-f]{16}-[\da-f]{2}", re.ASCII)
 # Codes of a mistake in the program, not of an outage.
 _REFUSALS = (
     grpc.StatusCode.INVALID_ARGUMENT,
@@ -87,12 +90,12 @@ class Transport:
 
         Args:
             method: gives the stub's method for a channel.
-            traceparent: W3C trace context that the server's spans belong under.
+            traceparent: W3C trace context that the server's spans belong under; one that is malformed is left out.
 
         Raises:
             InvalidRequestError: the server refused the request as wrong (unless raise_on_invalid is off).
         """
-        metadata = (("traceparent", traceparent),) if traceparent else ()
+        metadata = (("traceparent", traceparent),) if _TRACEPARENT.fullmatch(traceparent) else ()
 
         async def once(left_s: float) -> Any:
             call = method(self.connect(address))

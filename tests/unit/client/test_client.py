@@ -470,3 +470,19 @@ def test_signals_are_not_shown_when_they_are_printed() -> None:
     shown = repr(ConsentSignals(gpc="canary", tc_string="canary", gpp="canary", usp="canary", jurisdiction="eu"))
     assert "canary" not in shown
     assert "eu" in shown
+
+
+async def test_a_trace_context_goes_along_unless_it_is_malformed() -> None:
+    """A trace belongs under the caller's; words that are no trace context cost it, and never the answer."""
+    context_of_caller = f"00-{'a' * 32}-{'b' * 16}-01"
+    came: list[str] = []
+
+    async def traced(request: Any, context: Any) -> decision_pb.DecideResponse:
+        came.append(dict(context.invocation_metadata()).get("traceparent", ""))
+        return answer("kite")
+
+    async with served(Decisions(traced)) as address, ComityClient(address, defaults=DEFAULTS) as comity:
+        for traceparent in (context_of_caller, "", "nonsense\n", "00-ä"):
+            page = await comity.decide(identities=ALICE, placements=["home_hero"], traceparent=traceparent)
+            assert page["home_hero"].source == "slate"
+    assert came == [context_of_caller, "", "", ""]
