@@ -63,7 +63,7 @@ def explain(record: DecisionRecord, plan: Plan) -> Explanation:
 
 def _identity(record: DecisionRecord) -> str:
     if not record.subject_id:
-        return f"nobody: identity was {record.inputs.identity.name}"
+        return f"nobody: identity was {_ended(record.inputs.identity)}"
     arm = "in the holdout" if record.holdout else "not in the holdout"
     return f"{Level(record.level).name} subject, bucket {record.holdout_bucket}, {arm}"
 
@@ -74,7 +74,7 @@ def _consent(record: DecisionRecord, plan: Plan) -> str:
     if record.inputs.consent is StageOutcome.REFUSED:
         return "the person was recognized by an identity that needs a purpose which is not allowed"
     if record.inputs.consent is not StageOutcome.OK:
-        return f"not read: {record.inputs.consent.name}"
+        return f"not read: {_ended(record.inputs.consent)}"
     if plan.layers:
         return _layer(record, plan)
     lacking = sorted(plan.purposes.difference(record.allowed_purposes))
@@ -118,9 +118,13 @@ def _eligible(record: DecisionRecord) -> str:
 def _scored(record: DecisionRecord) -> str:
     inputs = record.inputs
     if inputs.scores is None:
-        return f"nothing: features {inputs.features.name}, ranker {inputs.ranker.name}"
+        return f"nothing: features {_ended(inputs.features)}, ranker {_ended(inputs.ranker)}"
     by = record.versions.model or "a column of the feature set"
     return f"{len(inputs.scores)} candidates by {by}, scores {inputs.scores.min():.4g} to {inputs.scores.max():.4g}"
+
+
+def _ended(outcome: StageOutcome) -> str:
+    return "not asked" if outcome is StageOutcome.UNSPECIFIED else outcome.name
 
 
 def _drawn(record: DecisionRecord, plan: Plan) -> Iterator[Step]:

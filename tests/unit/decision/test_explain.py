@@ -51,6 +51,7 @@ def test_a_policy_for_some_says_whether_the_person_is_one_of_them(audience: str,
     [
         ({"allowed": frozenset()}, "consent", "not allowed: profile_personalization"),
         ({"allowed": frozenset()}, "served", "the person has not allowed it"),
+        ({"allowed": frozenset()}, "scored", "ranker not asked"),
         ({"consent": StageOutcome.LATE}, "consent", "LATE"),
         ({"late": True}, "served", "not ready in time"),
         ({"bucket": 0}, "identity", "in the holdout"),
