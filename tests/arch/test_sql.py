@@ -8,6 +8,9 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from services.consent.store.ledger import STANDINGS_SQL
+from services.identity.store.keys import KEYS_SQL
+from services.identity.store.subjects import SUBJECTS_SQL
 from tests.arch.code import SERVICES, name_of, service_modules, source_files, tree
 
 STATEMENT = re.compile(r"(SELECT|INSERT|UPDATE|DELETE|WITH|TRUNCATE|LOCK|MERGE|COPY)\s", re.IGNORECASE)
@@ -43,6 +46,28 @@ async def test_every_statement_prepares_on_a_migrated_database(
     finally:
         await connection.close()
     assert not problems, "\n".join(problems)
+
+
+# Asked for every batch of Decides, about as many people as happen to wait.
+OF_EVERY_DECIDE = [("consent", STANDINGS_SQL), ("identity", SUBJECTS_SQL), ("identity", KEYS_SQL)]
+# Postgres plans a statement anew so often before it considers one plan for all.
+TRIED_FIRST = 5
+
+
+@pytest.mark.parametrize(("service", "sql"), OF_EVERY_DECIDE)
+async def test_a_read_of_every_decide_is_not_planned_anew(
+    database: Callable[[str], Awaitable[str]], service: str, sql: str
+) -> None:
+    """However many people it is about: planning it would cost more than running it."""
+    connection = await asyncpg.connect(await database(service))
+    try:
+        read = await connection.prepare(sql, name="read")
+        for people_count in range(1, 3 * TRIED_FIRST):
+            await read.fetch([f"person-{k}" for k in range(people_count)])
+        planned = await connection.fetchval("SELECT custom_plans FROM pg_prepared_statements WHERE name = 'read'")
+    finally:
+        await connection.close()
+    assert planned == TRIED_FIRST
 
 
 @pytest.mark.parametrize("service", SERVICES)

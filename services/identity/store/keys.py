@@ -24,11 +24,13 @@ from services.identity.domain.keys import KEY_BYTES, DataKey
 NONCE_BYTES = 12
 
 # A member who was erased before it had a key has none for ever, as though it had been destroyed.
+# Subqueries around the array: see SUBJECTS_SQL of subjects.py.
 KEYS_SQL = """
-SELECT member_id, key_id, wrapped FROM data_keys WHERE member_id = ANY($1::text[])
+SELECT member_id, key_id, wrapped FROM data_keys WHERE member_id = ANY((SELECT $1::text[])::text[])
 UNION ALL
 SELECT e.member_id, '', NULL FROM erased_members e
-WHERE e.member_id = ANY($1::text[]) AND (SELECT true FROM data_keys k WHERE k.member_id = e.member_id) IS NULL
+WHERE e.member_id = ANY((SELECT $1::text[])::text[])
+  AND (SELECT true FROM data_keys k WHERE k.member_id = e.member_id) IS NULL
 """
 # In order of member, so that two that mint the same members wait for each other in one direction only.
 MINT_SQL = """
