@@ -1,9 +1,10 @@
 """P1, P2 and the price of consent: Decide against an empty call, the naive design, and itself without consent's answer.
 
-Rounds are interleaved — floor, Comity, naive, unread, floor, … — and a ratio is taken within a lap, so that a slow
-minute of the machine hits all of them. Load: closed loop, 32 in flight, rotating subjects and candidates; 20
-candidates, 300 trees of 31 leaves over 40 or more columns; consent read for every Decide, every decision durably
-logged; spans at 1 %.
+Rounds are interleaved — floor, Comity, naive, read, unread, then the other way round, … — and a ratio is taken within a
+lap, so that a slow minute of the machine hits all of them and nobody is always the one behind another. The price of
+consent is taken between two processes that are alike in all but that: both run beside the stack's own decision, which
+also relays. Load: closed loop, 32 in flight, rotating subjects and candidates; 20 candidates, 300 trees of 31 leaves
+over 40 or more columns; consent read for every Decide, every decision durably logged; spans at 1 %.
 """
 
 import asyncio
@@ -11,8 +12,8 @@ import dataclasses
 import statistics
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 import grpc
@@ -37,15 +38,23 @@ BUDGET_MS = 1_000
 ENV = {name: {f"COMITY_{name.upper()}_TRACE_RATIO": "0.01", **budgets(BUDGET_MS).get(name, {})} for name in SERVICES}
 
 Progress = Callable[[str], None]
+# Measures for so many seconds.
+Contender = Callable[[float], Any]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Lap:
-    """One round of each, measured after one another."""
+    """One round of each, measured after one another.
+
+    Args:
+        read: the real decision service beside the stack's own, as unread is.
+        unread: the same without consent's answer.
+    """
 
     floor: Round
     comity: Round
     naive: Round
+    read: Round
     unread: Round
 
 
@@ -55,22 +64,21 @@ async def measure(*, rounds: int, duration_s: float, progress: Progress) -> list
         async with world(folder, people_count=PEOPLE_COUNT, env=ENV) as ready:
             progress("training and activating a ranker of full size")
             await activate_noise(ready.services)
-            async with _floor() as empty, _comity(ready) as comity, _variants(ready) as (naive, unread):
+            async with _floor() as empty, _comity(ready) as comity, _beside(ready) as beside:
+                contenders = {"floor": empty, "comity": comity, **beside}
                 progress("warming up")
-                for contender in (empty, comity, naive, unread):
-                    await contender(duration_s / 2)
+                await _lap(contenders, contenders, duration_s / 2)
                 laps = []
                 for number in range(rounds):
-                    laps.append(
-                        Lap(
-                            await empty(duration_s),
-                            await comity(duration_s),
-                            await naive(duration_s),
-                            await unread(duration_s),
-                        )
-                    )
+                    order = reversed(contenders) if number % 2 else contenders
+                    laps.append(await _lap(contenders, order, duration_s))
                     progress(f"round {number + 1} of {rounds}: {_line(laps[-1])}")
                 return laps
+
+
+async def _lap(contenders: Mapping[str, Contender], order: Iterable[str], duration_s: float) -> Lap:
+    """A round of each, in this order."""
+    return Lap(**{name: await contenders[name](duration_s) for name in order})
 
 
 def figures(laps: list[Lap]) -> dict[str, Figure]:
@@ -79,7 +87,7 @@ def figures(laps: list[Lap]) -> dict[str, Figure]:
         "P1": Figure.of([t.comity.calls_per_s / t.floor.calls_per_s for t in laps]),
         "P1_cpu": Figure.of([t.comity.cpu_us_total / t.floor.cpu_us_total for t in laps]),
         "P2": Figure.of([t.comity.calls_per_s / t.naive.calls_per_s for t in laps]),
-        "consent_read_cost": Figure.of([1 - t.comity.calls_per_s / t.unread.calls_per_s for t in laps]),
+        "consent_read_cost": Figure.of([1 - t.read.calls_per_s / t.unread.calls_per_s for t in laps]),
     }
 
 
@@ -106,9 +114,6 @@ def table(laps: list[Lap]) -> str:
     return "\n".join(lines)
 
 
-Contender = Callable[[float], Any]
-
-
 @asynccontextmanager
 async def _comity(ready: World) -> AsyncIterator[Contender]:
     pids = {name: ready.stack.pid(name) for name in (*SERVICES, *SERVERS)}
@@ -117,18 +122,20 @@ async def _comity(ready: World) -> AsyncIterator[Contender]:
 
 
 @asynccontextmanager
-async def _variants(ready: World) -> AsyncIterator[tuple[Contender, Contender]]:
-    async with _variant(ready, "naive") as naive, _variant(ready, "unread") as unread:
-        yield naive, unread
+async def _beside(ready: World) -> AsyncIterator[dict[str, Contender]]:
+    """Decision once more, and its variants, each over the same other services."""
+    modules = {"naive": "bench.variants.naive", "read": "services.decision.main", "unread": "bench.variants.unread"}
+    async with AsyncExitStack() as stack:
+        yield {name: await stack.enter_async_context(_program(ready, name, modules[name])) for name in modules}
 
 
 @asynccontextmanager
-async def _variant(ready: World, name: str) -> AsyncIterator[Contender]:
-    """A variant of decision beside the real one, over the same other services."""
+async def _program(ready: World, name: str, module: str) -> AsyncIterator[Contender]:
+    """A decision service beside the stack's own."""
     command = ready.stack.command("decision")
     port = free_port()
     env = {**command.env, "COMITY_DECISION_LISTEN": f"127.0.0.1:{port}"}
-    with _process([sys.executable, "-m", f"bench.variants.{name}"], env=env, cwd=command.cwd) as pid:
+    with _process([sys.executable, "-m", module], env=env, cwd=command.cwd) as pid:
         pids = {one: ready.stack.pid(one) for one in (*SERVICES, *SERVERS)}
         async with _decider(f"127.0.0.1:{port}", ready, {**pids, name: pid}) as contender:
             yield contender
@@ -199,5 +206,6 @@ def _line(lap: Lap) -> str:
     return (
         f"empty {lap.floor.calls_per_s:.0f}/s, Decide {comity.calls_per_s:.0f}/s "
         f"(p50 {comity.latency_ms_p50:.1f} ms, {comity.cpu_us_total:.0f} CPU µs), "
-        f"naive {lap.naive.calls_per_s:.0f}/s, without consent's answer {lap.unread.calls_per_s:.0f}/s"
+        f"naive {lap.naive.calls_per_s:.0f}/s, "
+        f"consent read {lap.read.calls_per_s:.0f}/s and unread {lap.unread.calls_per_s:.0f}/s"
     )

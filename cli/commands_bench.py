@@ -16,7 +16,7 @@ def register(app: typer.Typer) -> None:
 
 
 def bench(
-    rounds: Annotated[int, typer.Option(min=1, help="Interleaved measurements of each.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved measurements of each.")] = 6,
     seconds: Annotated[float, typer.Option(min=0.5, help="Length of each measurement.")] = 6.0,
     as_json: AsJson = False,
 ) -> None:
