@@ -55,10 +55,12 @@ class TrainPlan:
     Args:
         params: LightGBM parameters that go over the defaults; what makes a fit repeatable stays.
         rounds: fixed number of trees; None: as many as help on the newest part of the examples.
+        rounds_min: no fewer than these: where the newest part is small, that few seem to be enough is luck.
     """
 
     params: Mapping[str, Any] = field(default_factory=dict)
     rounds: int | None = None
+    rounds_min: int = 1
     rounds_max: int = ROUNDS_MAX
     patience: int = PATIENCE
     valid_share: float = VALID_SHARE
@@ -132,7 +134,7 @@ def _stop_early(
     )
     best = booster.best_iteration or plan.rounds_max
     # More examples carry more trees: as many more as there are more examples.
-    rounds = max(1, round(best * groups_count / fitted_count))
+    rounds = max(plan.rounds_min, round(best * groups_count / fitted_count))
     return rounds, mean_ndcg(newer, booster.predict(newer.matrix, num_iteration=best))["ndcg@10"]
 
 

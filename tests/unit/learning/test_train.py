@@ -43,6 +43,16 @@ def test_few_decisions_are_fitted_without_being_measured() -> None:
     assert trained.rounds > 0
 
 
+def test_a_lucky_stop_grows_no_fewer_trees_than_asked_for() -> None:
+    """What the held-out part says of the first trees may be chance; it is measured as it is all the same."""
+    matrix, labels = preferences(1)
+    noise = examples(np.random.default_rng(4).permutation(matrix), labels, group=8)
+    patient = TrainPlan(params=SMALL.params, rounds_min=30, rounds_max=40, patience=5)
+    assert fit(noise, TrainPlan(params=SMALL.params, rounds_max=40, patience=5)).rounds < 30
+    assert fit(noise, patient).rounds == 30
+    assert fit(noise, patient).held_out_ndcg10 is not None
+
+
 def test_nothing_to_learn_from_is_said() -> None:
     """Without a single answered decision there is no model."""
     empty = examples(np.empty((0, 3), dtype=np.float32), np.empty(0, dtype=np.float32), group=1)
