@@ -7,6 +7,7 @@ from comity.decision.v1 import decision_events_pb2 as decision_events_pb
 from comity.decision.v1 import decision_service_pb2 as decision_pb
 from comity.feedback.v1 import feedback_events_pb2 as feedback_events_pb
 from comity.feedback.v1 import feedback_service_pb2 as feedback_pb
+from google.protobuf.descriptor import EnumDescriptor
 
 from comity_client.results import ConsentSignals, Decision, Entry, Happening, Tracked, TrackedStatus
 
@@ -75,14 +76,14 @@ def decision_of(answer: decision_pb.PlacementDecision, *, placement_id: str) -> 
         placement_id=placement_id,
         entries=entries,
         source="slate" if which == "slate" else "fallback",
-        reason=_name(decision_events_pb.Reason, answer.reason, "REASON_"),
-        fallback_reason=_name(decision_events_pb.FallbackReason, answer.fallback_reason, "FALLBACK_REASON_"),
+        reason=_word(decision_events_pb.Reason.DESCRIPTOR, answer.reason),
+        fallback_reason=_word(decision_events_pb.FallbackReason.DESCRIPTOR, answer.fallback_reason),
         decision_id=answer.decision_id,
         exposure_token=answer.exposure_token,
         learnable=answer.learnable,
         holdout=answer.assignment.holdout,
         versions={field.name: value for field, value in answer.versions.ListFields()},
-        layer=_name(types_pb.SubjectLevel, answer.layer, "SUBJECT_LEVEL_"),
+        layer=_word(types_pb.SubjectLevel.DESCRIPTOR, answer.layer),
     )
 
 
@@ -141,18 +142,18 @@ def _entry(entry: decision_events_pb.SlateEntry) -> Entry:
         slot=entry.slot,
         score=entry.score,
         propensity=entry.propensity,
-        reason=_name(decision_events_pb.Reason, entry.reason, "REASON_"),
+        reason=_word(decision_events_pb.Reason.DESCRIPTOR, entry.reason),
     )
 
 
-def _name(enum: object, number: int, prefix: str) -> str:
+def _word(enum: EnumDescriptor, number: int) -> str:
     """RANKED for REASON_RANKED; empty for UNSPECIFIED; the number where a newer server knows a word that we do not."""
     if not number:
         return ""
-    try:
-        return str(enum.Name(number)).removeprefix(prefix)  # type: ignore[attr-defined]
-    except ValueError:
-        return str(number)
+    found = enum.values_by_number.get(number)
+    # Every enum's zero is <PREFIX>_UNSPECIFIED, which tells the prefix of the others.
+    prefix = enum.values_by_number[0].name.removesuffix("UNSPECIFIED")
+    return str(number) if found is None else found.name.removeprefix(prefix)
 
 
 def _context_fact(value: Fact) -> decision_events_pb.ContextFact:
