@@ -16,8 +16,8 @@ GROUPS_MIN: Final = 20
 VALID_SHARE: Final = 0.2
 ROUNDS_MAX: Final = 600
 PATIENCE: Final = 50
-# Where there is too little to hold out.
-ROUNDS_UNMEASURED: Final = 60
+# Where there is too little to hold out; and where what is held out says that fewer are enough, it is too little, too.
+ROUNDS_MIN: Final = 60
 
 DEFAULT_PARAMS: Final[Mapping[str, Any]] = {
     "objective": "lambdarank",
@@ -55,12 +55,12 @@ class TrainPlan:
     Args:
         params: LightGBM parameters that go over the defaults; what makes a fit repeatable stays.
         rounds: fixed number of trees; None: as many as help on the newest part of the examples.
-        rounds_min: no fewer than these: where the newest part is small, that few seem to be enough is luck.
+        rounds_min: no fewer than these, unless rounds says so: that a few trees rank the newest part best is luck.
     """
 
     params: Mapping[str, Any] = field(default_factory=dict)
     rounds: int | None = None
-    rounds_min: int = 1
+    rounds_min: int = ROUNDS_MIN
     rounds_max: int = ROUNDS_MAX
     patience: int = PATIENCE
     valid_share: float = VALID_SHARE
@@ -95,7 +95,7 @@ def fit(examples: Examples, plan: TrainPlan | None = None, *, progress: Progress
     rounds, measured = plan.rounds, None
     if rounds is None and len(examples.groups) >= GROUPS_MIN:
         rounds, measured = _stop_early(examples, params, plan, progress)
-    rounds = rounds or ROUNDS_UNMEASURED
+    rounds = rounds or plan.rounds_min
     booster = lgb.train(params, _dataset(examples), num_boost_round=rounds, callbacks=[_reporter(progress, rounds)])
     if not booster.feature_importance("split").any():
         raise LearningError(
