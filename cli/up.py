@@ -32,7 +32,7 @@ def up(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJson = False) -> None:
     with progress(quiet=as_json) as tell:
         run(until_terminated(Stack(data_dir, tied=False, progress=tell).start()), as_json=as_json)
     found = run(look(data_dir), as_json=as_json)
-    _show(found, as_json=as_json)
+    show(found, as_json=as_json)
     if not as_json:
         for line in moved(found):
             errors.print(line, markup=False)
@@ -54,7 +54,7 @@ def down(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJson = False) -> None:
 def status(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJson = False) -> None:
     """Show what really runs and answers; exit code 0 only when all of it does."""
     found = run(look(data_dir), as_json=as_json)
-    _show(found, as_json=as_json)
+    show(found, as_json=as_json)
     if found.summary != "up":
         raise typer.Exit(1)
 
@@ -76,7 +76,8 @@ def serve(
     os.execve(command.argv[0], command.argv, dict(command.env))
 
 
-def _show(found: StackStatus, *, as_json: bool) -> None:
+def show(found: StackStatus, *, as_json: bool) -> None:
+    """Print the parts, what they are together, and the alarms that stand."""
     if as_json:
         print_json(_as_object(found))
         return
@@ -88,6 +89,9 @@ def _show(found: StackStatus, *, as_json: bool) -> None:
         table.add_row(part.name, state, part.address, str(part.pid or ""), part.version)
     console.print(table)
     console.print(f"{found.summary}: {found.data_dir}")
+    for part in found.parts:
+        for alarm in part.alarms:
+            console.print(f"[red]{part.name}: {alarm.name}[/] since {alarm.since}: {alarm.sentence} {alarm.remedy}")
 
 
 def moved(found: StackStatus) -> list[str]:

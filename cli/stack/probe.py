@@ -1,8 +1,10 @@
-"""Whether a service answers, asked the way a balancer asks: gRPC health."""
+"""Whether a service answers, asked the way a balancer asks: gRPC health; and which alarms stand in it."""
 
 import asyncio
+from dataclasses import dataclass
 
 import grpc
+from comity.common.v1 import operations_pb2, operations_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 POLL_S = 0.05
@@ -15,6 +17,20 @@ CHANNEL_OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_http_proxy", 0),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class StandingAlarm:
+    """An alarm that stands in a process, as it tells it.
+
+    Args:
+        since: UTC, ISO 8601.
+    """
+
+    name: str
+    sentence: str
+    remedy: str
+    since: str
 
 
 async def is_serving(address: str, *, timeout_s: float = 1.0) -> bool:
@@ -35,6 +51,19 @@ async def wait_serving(address: str, *, timeout_s: float) -> None:
             if await _serving(stub, 1.0):
                 return
             await asyncio.sleep(POLL_S)
+
+
+async def standing_alarms(address: str, *, timeout_s: float = 1.0) -> tuple[StandingAlarm, ...]:
+    """The alarms that stand in the process at the address; none where it knows none (an older release) or is silent."""
+    async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
+        stub = operations_pb2_grpc.OperationsServiceStub(channel)
+        try:
+            answer = await stub.ListAlarms(operations_pb2.ListAlarmsRequest(), timeout=timeout_s)
+        except grpc.aio.AioRpcError:
+            return ()
+    return tuple(
+        StandingAlarm(alarm.name, alarm.sentence, alarm.remedy, alarm.since.ToJsonString()) for alarm in answer.alarms
+    )
 
 
 async def _serving(stub: health_pb2_grpc.HealthStub, timeout_s: float) -> bool:

@@ -9,7 +9,7 @@ import asyncpg
 
 from cli.stack.external import reachable, shown
 from cli.stack.postgres import accepts
-from cli.stack.probe import is_serving
+from cli.stack.probe import StandingAlarm, is_serving, standing_alarms
 from cli.stack.processes import Process
 from cli.stack.provision import SERVICES
 from cli.stack.replicas import in_order, service_of
@@ -27,6 +27,7 @@ class Part:
         state: up; down (not started, or stopped); crashed (started, and gone); silent (runs, does not answer);
             external or unreachable (run by somebody else).
         pid: of a process that runs.
+        alarms: of a service's process: those that stand.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Part:
     address: str
     pid: int | None = None
     version: str = ""
+    alarms: tuple[StandingAlarm, ...] = ()
 
     @property
     def works(self) -> bool:
@@ -101,7 +103,8 @@ async def _part(state: State, name: str) -> Part:
     if not Process(name, record=record).alive():
         return Part(name, "crashed", address, version=version)
     answered = await _answers(state, name, address)
-    return Part(name, "up" if answered else "silent", address, pid=record.pid, version=version)
+    alarms = await standing_alarms(address) if answered and service_of(name) in SERVICES else ()
+    return Part(name, "up" if answered else "silent", address, pid=record.pid, version=version, alarms=alarms)
 
 
 async def _answers(state: State, name: str, address: str) -> bool:

@@ -45,11 +45,13 @@ from contextlib import contextmanager
 from typing import NoReturn, TypeVar
 
 import structlog
+from comity.common.v1.operations_pb2_grpc import add_OperationsServiceServicer_to_server
 from pydantic import ValidationError
 
 from services.chassis import metrics, telemetry
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.logs import setup_logs
+from services.chassis.operations import OperationsService
 from services.chassis.rpc_server import RpcServer
 from services.chassis.settings import ServiceSettings, read_secret
 
@@ -82,6 +84,7 @@ class App:
         self.server = server
         self.telemetry = tracing
         self.failed = False
+        server.add(add_OperationsServiceServicer_to_server, OperationsService())
         self._closers: list[tuple[str, Callable[[], Awaitable[object]]]] = []
         self._loops: list[tuple[str, Callable[[], Awaitable[None]]]] = []
 

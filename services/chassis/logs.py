@@ -24,9 +24,10 @@ CAUSES_MAX = 4
 # Names for how the service runs. An id in here names a thing that the service made, never a person.
 # fmt: off
 ALLOWED_FIELDS = frozenset({
-    "cause", "channels", "consumer", "count", "crashes", "decision_id", "dropped", "durable", "epoch", "erasure_id",
-    "error", "event", "event_id", "level", "logger", "loop", "members_count", "method", "model", "name", "port",
-    "reason", "retry_in_s", "service", "settings", "source", "stage", "timeout_s", "timestamp", "where",
+    "alarm", "cause", "channels", "consumer", "count", "crashes", "decision_id", "dropped", "durable", "epoch",
+    "erasure_id", "error", "event", "event_id", "level", "logger", "loop", "members_count", "method", "model", "name",
+    "port", "reason", "remedy", "retry_in_s", "service", "settings", "source", "stage", "timeout_s",
+    "timestamp", "where",
 })
 # fmt: on
 

@@ -44,6 +44,7 @@ EVENTS_WITHOUT_CONSENT = Counter(
     "Events whose person did not agree to them, by what became of them and why.",
     ("effect", "reason", "signal"),
 )
+ALARM = Gauge("comity_alarm", "1 while the alarm stands; they are declared in chassis.alarms.", ("alarm",))
 LOOP_RESTARTS = Counter("comity_loop_restarts", "Background loops that crashed and were started again.", ("loop",))
 
 

@@ -1,0 +1,61 @@
+"""Alarms: what an operator must know of, and what to do about it. Every alarm is declared here.
+
+A standing alarm is the metric `comity_alarm{alarm="…"} 1`, one ERROR line in the log, and a line of `comity status` and
+`comity doctor`, which ask each process (chassis.operations). It is for what goes on until somebody acts or an outage
+ends, not for single events: those have counters.
+"""
+
+from datetime import UTC, datetime
+from enum import Enum
+
+import structlog
+
+from services.chassis import metrics
+
+_log = structlog.get_logger(__name__)
+
+
+class Alarm(Enum):
+    """The alarms there are: name = (what is so, what to do about it), each a sentence without personal data."""
+
+    DEAD_LETTERS = (
+        "Events, messages or rows could not be read and were put aside; everything behind them goes on.",
+        "`comity doctor` lists them with their reasons; mend the cause, then `comity dead-letters retry` or `discard`.",
+    )
+
+    @property
+    def label(self) -> str:
+        """Its name in the metric, the log and `comity status`."""
+        return self.name.lower()
+
+    @property
+    def sentence(self) -> str:
+        """What is so while it stands."""
+        return self.value[0]
+
+    @property
+    def remedy(self) -> str:
+        """What to do about it."""
+        return self.value[1]
+
+
+# Of this process: which alarms stand, and since when.
+_since: dict[Alarm, datetime] = {}
+
+
+def set_alarm(alarm: Alarm, stands: bool) -> None:
+    """Raise or clear an alarm; what stands already is not told again, so it may be called as often as one looks."""
+    if stands == (alarm in _since):
+        return
+    metrics.ALARM.labels(alarm.label).set(int(stands))
+    if stands:
+        _since[alarm] = datetime.now(UTC)
+        _log.error("alarm_raised", alarm=alarm.label, cause=alarm.sentence, remedy=alarm.remedy)
+    else:
+        del _since[alarm]
+        _log.info("alarm_cleared", alarm=alarm.label)
+
+
+def standing() -> dict[Alarm, datetime]:
+    """The alarms of this process that stand, and since when."""
+    return dict(_since)
