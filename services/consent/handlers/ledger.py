@@ -27,6 +27,7 @@ from services.consent.domain.commands import (
 from services.consent.domain.declaring import Declaration, declare
 from services.consent.domain.ledger import Answer
 from services.consent.domain.policy import Policy
+from services.consent.domain.signals.reliance import Reason
 from services.consent.domain.verdicts import Evaluation, Query, Snapshot, evaluate
 
 # What one answer of History can carry; a person who answers a banner daily needs 27 years for it.
@@ -250,3 +251,6 @@ def _count_verdicts(evaluations: Sequence[Evaluation]) -> None:
     for evaluation in evaluations:
         for signal, code in evaluation.problems:
             CONSENT_SIGNAL_PROBLEMS.labels(signal, code.value).inc()
+        # Whoever sees these grow should look for a newer release: the framework has a policy that this one has not.
+        for signal in {one.signal for one in evaluation.verdicts if one.signal_reason == Reason.POLICY_UNKNOWN}:
+            CONSENT_SIGNAL_PROBLEMS.labels(signal, Reason.POLICY_UNKNOWN.value).inc()

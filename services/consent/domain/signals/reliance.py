@@ -19,6 +19,10 @@ from services.consent.domain.signals.vendors import covers
 CMP_ID_MIN = 2
 # Source: TCF, "Managing conflicting string versions".
 POLICY_VERSION_MIN = 4
+# Those that were ever published: 2 to 5 for TC strings, 2 at most in Canada. What a later policy takes a bit to mean
+# nobody knows yet. Source: "tcfPolicyVersion" of the global vendor lists; IAB Tech Lab's iabgpp for Canada.
+POLICY_VERSIONS = range(2, 6)
+CANADA_POLICY_VERSIONS = range(1, 3)
 POLICY_REQUIRED_FROM = datetime(2023, 10, 1, tzinfo=UTC)
 # Storage needs consent always; for purposes 3 to 6 legitimate interest was withdrawn with TCF 2.2, which asks that
 # their bits be 0: where they are set, under whichever policy, they count for nothing.
@@ -37,6 +41,7 @@ class Reason(StrEnum):
     CMP_UNKNOWN = "CMP_UNKNOWN"
     GLOBAL_SCOPE = "GLOBAL_SCOPE"
     POLICY_OUT_OF_FORCE = "POLICY_OUT_OF_FORCE"
+    POLICY_UNKNOWN = "POLICY_UNKNOWN"
     FROM_THE_FUTURE = "FROM_THE_FUTURE"
     TOO_OLD = "TOO_OLD"
     PUBLISHER_SEGMENT_MISSING = "PUBLISHER_SEGMENT_MISSING"
@@ -77,6 +82,8 @@ def reason_against_tc(tc: TcString, rule: TcfRule, now: datetime, age_max: timed
         return reason
     if not core.is_service_specific:
         return Reason.GLOBAL_SCOPE
+    if core.policy_version not in POLICY_VERSIONS:
+        return Reason.POLICY_UNKNOWN
     if core.policy_version < POLICY_VERSION_MIN and core.last_updated >= POLICY_REQUIRED_FROM:
         return Reason.POLICY_OUT_OF_FORCE
     choices: _Choices | None = tc.publisher if rule.publisher else core
@@ -97,6 +104,8 @@ def reason_against_canada(canada: CanadaString, rule: TcfRule, now: datetime, ag
     reason = _unreliable(core.cmp_id, core.last_updated, now, age_max)
     if reason is not None:
         return reason
+    if core.policy_version not in CANADA_POLICY_VERSIONS:
+        return Reason.POLICY_UNKNOWN
     if rule.publisher and canada.publisher is None:
         return Reason.PUBLISHER_SEGMENT_MISSING
     express, implied = core.purpose_express_consents, core.purpose_implied_consents

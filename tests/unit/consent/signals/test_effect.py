@@ -177,6 +177,7 @@ def test_restrictions_hold_for_their_vendors(kind: RestrictionType, consented: b
             datetime(2023, 10, 2, tzinfo=UTC),
             Reason.POLICY_OUT_OF_FORCE,
         ),
+        *(({"policy_version": version}, NOW, Reason.POLICY_UNKNOWN) for version in (0, 1, 6, 63)),
     ],
 )
 def test_strings_nobody_may_rely_on_grant_nothing(changes: dict[str, object], now: datetime, reason: Reason) -> None:
@@ -189,6 +190,7 @@ def test_strings_nobody_may_rely_on_grant_nothing(changes: dict[str, object], no
     [
         ({"cmp_id": 2}, NOW),
         ({"policy_version": 2}, NOW),
+        ({"policy_version": 5}, NOW),
         ({"policy_version": 4, "last_updated": datetime(2023, 10, 1, tzinfo=UTC)}, datetime(2023, 10, 2, tzinfo=UTC)),
         ({}, CORE.last_updated + AGE_MAX),
         ({}, CORE.last_updated - timedelta(days=1)),
@@ -225,6 +227,10 @@ def test_canada_grants_by_its_own_rule() -> None:
     assert canada(TcfRule((5,), publisher=True)) is State.DENIED
     assert canada(TcfRule((1,), vendor_id=5)) is State.GRANTED
     assert canada(TcfRule((1,), vendor_id=9)) is State.DENIED
+    unknown = replace(CANADA, core=replace(CANADA.core, policy_version=3))
+    assert state(PurposeRule(canada=TcfRule((1,))), gpp=encode.gpp(whole((5, unknown)))) == SignalVerdict(
+        State.DENIED, "gpp", Reason.POLICY_UNKNOWN
+    )
     assert state(PurposeRule(canada=TcfRule((1,))), tc_string=encode.tc(TC)) == SignalVerdict()
     assert state(PurposeRule(tcf=TcfRule((1,))), gpp=encode.gpp(whole((5, CANADA)))) == SignalVerdict()
 
