@@ -320,7 +320,7 @@ async def _gathered(stack: AsyncExitStack, trial: Trial) -> list[Reader]:
     for channel in channels.values():
         stack.push_async_callback(channel.close)
     identity = clients.IdentityClient(channels["identity"], trial.load)
-    consent = clients.ConsentClient(channels["consent"], trial.load)
+    consent = clients.ConsentClient(channels["consent"], trial.load, budget_ms=0)
     features = clients.FeaturesClient(channels["features"], trial.load)
     as_of = trial.as_of.ToDatetime(UTC)
     known = {one.name: await identity.resolve((("user_id", one.name),)) for one in trial.people}

@@ -73,20 +73,18 @@ class Tooth:
 
     Args:
         decision, consent: the variants that these services become; empty for the real ones.
-        drains: whether Revoke waits for decisions in flight.
         caught: how often the checker found what is wrong with it.
     """
 
     decision: str = "observed"
     consent: str = ""
-    drains: bool = True
     harm: Harm = no_harm
     caught: Callable[[Tally], int] = field(default=lambda tally: tally.p1)
 
 
 TEETH: Mapping[str, Tooth] = {
-    "revoke_without_drain": Tooth(drains=False, harm=slow_reads, caught=lambda tally: tally.p2),
-    "joining_a_read_in_flight": Tooth(decision="joining", drains=False, harm=slow_reads),
+    "revoke_without_drain": Tooth(consent="hasty", harm=slow_reads, caught=lambda tally: tally.p2),
+    "joining_a_read_in_flight": Tooth(decision="joining", consent="hasty", harm=slow_reads),
     "lease_counted_from_receipt": Tooth(decision="lease", harm=slow_reads),
     "cache_with_a_ttl": Tooth(decision="ttl_cache"),
     "cache_invalidated_by_events": Tooth(decision="invalidated", harm=silent_channel),
@@ -113,8 +111,7 @@ async def bite(found: Breakable, *, only: str = "") -> tuple[dict[str, int], int
 async def try_tooth(found: Breakable, tooth: Tooth, *, seed: int) -> Tally:
     """One wrong design in a small run."""
     stack, links = found.world.stack, found.links
-    drain = {} if tooth.drains else {"decide_budget_ms_max": "0"}
-    await stack.become("consent", tooth.consent, **drain)
+    await stack.become("consent", tooth.consent)
     await stack.become("decision", tooth.decision)
     trial = Trial(found.world, PACE, seed=seed)
     return await trial.run(lambda seen: seen.revokes >= REVOKES, beside=lambda: tooth.harm(links, trial.stop))

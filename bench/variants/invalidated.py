@@ -20,8 +20,8 @@ _readers: list[Remembering] = []
 class Invalidated(Remembering):
     """Believes an answer until it hears of a change."""
 
-    def __init__(self, *arguments: object) -> None:
-        super().__init__(*arguments)
+    def __init__(self, *arguments: object, **more: object) -> None:
+        super().__init__(*arguments, **more)
         _readers.append(self)
 
 

@@ -19,8 +19,8 @@ class Remembering(ConsentClient):
 
     lasts_s = float("inf")
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
         self.remembered: dict[str, tuple[float, Any]] = {}
 
     async def evaluate(self, *asked: Any, **more: Any) -> Any:

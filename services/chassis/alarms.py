@@ -22,6 +22,10 @@ class Alarm(Enum):
         "Events, messages or rows could not be read and were put aside; everything behind them goes on.",
         "`comity doctor` lists them with their reasons; mend the cause, then `comity dead-letters retry` or `discard`.",
     )
+    REVOKE_WAITS_TOO_SHORT = (
+        "Consent's Revoke waits for shorter than a Decide may take; no profile is used, the default answers.",
+        "Set COMITY_CONSENT_DECIDE_BUDGET_MS_MAX to COMITY_DECISION_BUDGET_MS_MAX or more.",
+    )
 
     @property
     def label(self) -> str:

@@ -24,7 +24,9 @@ DATA_KEYS_MINTED = Counter("comity_data_keys_minted", "Data keys that members we
 CONSENT_CHANGES = Counter("comity_consent_changes", "Answers that were recorded in the ledger.", ("state",))
 CONSENT_VERDICTS = Counter("comity_consent_verdicts", "Purposes asked for, by whether they are allowed.", ("allowed",))
 CONSENT_SIGNAL_PROBLEMS = Counter(
-    "comity_consent_signal_problems", "Consent strings that cannot be relied on as they are, by why.", ("signal", "code")
+    "comity_consent_signal_problems",
+    "Consent strings that cannot be relied on as they are, by why.",
+    ("signal", "code"),
 )
 RELAY_LAG_S = Gauge("comity_relay_lag_seconds", "Age of the oldest event that has not been published.", ("service",))
 INBOX_LAG_S = Gauge("comity_inbox_lag_seconds", "Age of the newest event when it had its effect.", ("source",))

@@ -36,7 +36,9 @@ class ConsentService(pb_grpc.ConsentServiceServicer):
         """Whether data may be used."""
         evaluations, policy_version = await self._handlers.evaluate([wire.query_of(one) for one in request.queries])
         return pb.EvaluateResponse(
-            evaluations=[wire.evaluation(one) for one in evaluations], policy_version=policy_version
+            evaluations=[wire.evaluation(one) for one in evaluations],
+            policy_version=policy_version,
+            decide_budget_ms=self._handlers.decide_budget_ms,
         )
 
     async def History(self, request: pb.HistoryRequest, context: Any) -> pb.HistoryResponse:  # noqa: N802
@@ -50,6 +52,12 @@ class ConsentService(pb_grpc.ConsentServiceServicer):
         """Declare the purposes, notices and jurisdictions of the site."""
         version = await self._handlers.publish(wire.declaration_of(request), validate_only=request.validate_only)
         return pb.PublishPurposesResponse(policy_version=version)
+
+    async def DescribeConsent(  # noqa: N802
+        self, request: pb.DescribeConsentRequest, context: Any
+    ) -> pb.DescribeConsentResponse:
+        """Say what this process keeps to."""
+        return pb.DescribeConsentResponse(decide_budget_ms=self._handlers.decide_budget_ms)
 
 
 class PrivacyService(privacy_grpc.PrivacyServiceServicer):

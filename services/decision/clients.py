@@ -1,6 +1,8 @@
 """The other services, asked over gRPC; questions that wait leave together (chassis.gather)."""
 
+import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 
 import grpc
@@ -8,6 +10,7 @@ from comity.consent.v1 import consent_service_pb2, consent_service_pb2_grpc
 from comity.features.v1 import features_service_pb2, features_service_pb2_grpc
 from comity.identity.v1 import identity_service_pb2, identity_service_pb2_grpc
 
+from services.chassis.alarms import Alarm, set_alarm
 from services.chassis.errors import Kind, ServiceError, invalid
 from services.chassis.gather import Gatherer, Load
 from services.chassis.rpc_client import call, stream
@@ -26,6 +29,8 @@ from services.decision.wire.site import item_columns_from_pb
 # A batch serves many calls, each with its own time: this only keeps one that nobody waits for from lingering.
 BATCH_TIMEOUT_S = 1.0
 COLUMNS_TIMEOUT_S = 10.0
+# How soon a consent that waits for too short is noticed where nobody asks it about people.
+WAIT_LOOK_EVERY_S = 5.0
 
 
 class IdentityClient:
@@ -54,9 +59,16 @@ class ConsentClient:
 
     A question joins only a batch that has not been sent, so every answer was read after its Decide began: the
     guarantee of a revocation rests on this. Never cache an answer, never share one.
+
+    The guarantee rests also on Revoke waiting for as long as a Decide may take: an answer of a consent that waits for
+    less is refused.
+
+    Args:
+        budget_ms: longest Decide of this process.
     """
 
-    def __init__(self, channel: grpc.aio.Channel, load: Load) -> None:
+    def __init__(self, channel: grpc.aio.Channel, load: Load, *, budget_ms: int) -> None:
+        self._budget_ms = budget_ms
         self._stub = consent_service_pb2_grpc.ConsentServiceStub(channel)
         self._evaluate = Gatherer[consent_service_pb2.EvaluateQuery, Consent](self._send, load, name="consent.Evaluate")
 
@@ -69,7 +81,37 @@ class ConsentClient:
     async def _send(self, batch: list[consent_service_pb2.EvaluateQuery]) -> Sequence[Consent]:
         request = consent_service_pb2.EvaluateRequest(queries=batch)
         response = await call(self._stub.Evaluate, request, BATCH_TIMEOUT_S)
+        if response.HasField("decide_budget_ms"):
+            self._check_wait(response.decide_budget_ms)
         return [consent_from_pb(evaluation, response.policy_version) for evaluation in response.evaluations]
+
+    async def check_wait(self) -> None:
+        """Raise the alarm, or clear it, where nobody may be deciding; outages are for those who ask about people."""
+        with suppress(ServiceError):
+            request = consent_service_pb2.DescribeConsentRequest()
+            described = await call(self._stub.DescribeConsent, request, BATCH_TIMEOUT_S)
+            self._check_wait(described.decide_budget_ms)
+
+    async def watch_wait(self) -> None:
+        """Do so for ever."""
+        while True:
+            await self.check_wait()
+            await asyncio.sleep(WAIT_LOOK_EVERY_S)
+
+    def _check_wait(self, waits_ms: int) -> None:
+        """Returns where Revoke waits for every Decide of this process.
+
+        Raises:
+            ServiceError: UNAVAILABLE (REVOKE_WAITS_TOO_SHORT).
+        """
+        set_alarm(Alarm.REVOKE_WAITS_TOO_SHORT, waits_ms < self._budget_ms)
+        if waits_ms < self._budget_ms:
+            raise ServiceError(
+                Kind.UNAVAILABLE,
+                "REVOKE_WAITS_TOO_SHORT",
+                f"a Decide may take {self._budget_ms} ms and Revoke waits {waits_ms} ms: "
+                "set COMITY_CONSENT_DECIDE_BUDGET_MS_MAX to COMITY_DECISION_BUDGET_MS_MAX or more",
+            )
 
 
 Question = tuple[str, Person, datetime]

@@ -59,7 +59,8 @@ class Settings(ServiceSettings):
         features_address: host:port of features.
         seed_key_file: the key that draws and decision ids are derived with; a new one ends replays of old decisions.
         token_key_file: the key that exposure tokens are signed with; feedback has the same.
-        budget_ms_max: most time of a Decide, whatever the caller would wait. Consent's Revoke waits as long.
+        budget_ms_max: most time of a Decide, whatever the caller would wait. Consent's Revoke must wait as long, and
+            is asked whether it does: where it does not, no profile is used.
         inline_cost_us: scoring estimated above this goes to a thread, and so does a model that took far longer once.
         offered_max: most candidates of a request that names none.
         pool_size: most connections to Postgres.
@@ -97,6 +98,8 @@ async def build(settings: Settings, app: App) -> None:
     await parts.refresher.refresh()
     for channel in parts.channels:
         await warm(channel, timeout_s=1.0)
+    await parts.consent.check_wait()
+    app.background("consent's wait", parts.consent.watch_wait)
     app.server.add(pb_grpc.add_DecisionServiceServicer_to_server, parts.decisions())
     app.server.add(pb_grpc.add_CatalogServiceServicer_to_server, parts.catalogs())
     app.server.add(pb_grpc.add_ReleaseServiceServicer_to_server, parts.releases())
@@ -122,7 +125,7 @@ class _Parts:
             app.on_stop(name, channel.close)
         identity, consent, features = self.channels
         self.identity = IdentityClient(identity, self.load)
-        self.consent = ConsentClient(consent, self.load)
+        self.consent = ConsentClient(consent, self.load, budget_ms=settings.budget_ms_max)
         self.features = FeaturesClient(features, self.load)
         self.sites = PostgresSites(pool, self.clock)
         self.catalog = PostgresCatalog(pool, self.clock)

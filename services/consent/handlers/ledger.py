@@ -134,6 +134,11 @@ class ConsentHandlers:
         self._drain_s = drain_s
         self._pause = pause
 
+    @property
+    def decide_budget_ms(self) -> int:
+        """Longest Decide that a revocation waits for, in whole milliseconds."""
+        return int(self._drain_s * 1000)
+
     async def record(self, who: Who, command: RecordCommand) -> Changed:
         """Record answers: all of them, or none.
 

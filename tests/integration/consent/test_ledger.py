@@ -19,6 +19,7 @@ from services.chassis.status import from_call_error
 from services.consent import wire
 from services.consent.domain.ledger import fold
 from services.consent.store import ledger
+from tests.integration.consent.conftest import DRAIN_S
 
 ALICE, BOB = "a" * 26, "b" * 26
 
@@ -67,6 +68,14 @@ async def test_a_batch_is_one_query_and_answers_in_order(consent: Any) -> None:
     assert [one.verdicts[0].allowed for one in response.evaluations] == [False, True, False, False, True]
     assert [one.consent_version for one in response.evaluations] == [0, 1, 0, 0, 1]
     assert asked == [ledger.STANDINGS_SQL]
+
+
+async def test_verdicts_say_how_long_a_decide_revoke_waits_for(consent: Any) -> None:
+    """And so does consent when it is asked for nothing else: a Decide that may take longer must not use them."""
+    query = pb.EvaluateQuery(members=member(ALICE), purposes=["ads"])
+    response = await consent.service.Evaluate(pb.EvaluateRequest(queries=[query]), timeout=10)
+    described = await consent.service.DescribeConsent(pb.DescribeConsentRequest(), timeout=10)
+    assert response.decide_budget_ms == described.decide_budget_ms == int(DRAIN_S * 1000)
 
 
 async def test_all_answers_are_recorded_or_none(consent: Any) -> None:

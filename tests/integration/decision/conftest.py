@@ -127,6 +127,8 @@ class StandIns(
         self.columns = 1
         self.item_ids = [item.id for item in items()]
         self.batches: list[int] = []
+        # How long consent says that Revoke waits.
+        self.waits_ms = 1000
 
     async def Resolve(self, request: identity_pb2.ResolveRequest, context: Any) -> identity_pb2.ResolveResponse:  # noqa: N802
         self._up("identity")
@@ -163,13 +165,19 @@ class StandIns(
     async def Evaluate(self, request: consent_pb2.EvaluateRequest, context: Any) -> consent_pb2.EvaluateResponse:  # noqa: N802
         self._up("consent")
         self.batches.append(len(request.queries))
-        response = consent_pb2.EvaluateResponse(policy_version="consent-1")
+        response = consent_pb2.EvaluateResponse(policy_version="consent-1", decide_budget_ms=self.waits_ms)
         for query in request.queries:
             evaluation = response.evaluations.add(consent_version=3)
             for purpose in query.purposes:
                 refused = query.signals.gpc == "1" or any(one.subject_id in self.refused for one in query.members)
                 evaluation.verdicts.add(purpose=purpose, allowed=not refused)
         return response
+
+    async def DescribeConsent(  # noqa: N802
+        self, request: consent_pb2.DescribeConsentRequest, context: Any
+    ) -> consent_pb2.DescribeConsentResponse:
+        self._up("consent")
+        return consent_pb2.DescribeConsentResponse(decide_budget_ms=self.waits_ms)
 
     async def GetFeatures(  # noqa: N802
         self, request: features_service.GetFeaturesRequest, context: Any

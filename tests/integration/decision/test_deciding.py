@@ -11,7 +11,9 @@ from comity.decision.v1 import decision_events_pb2 as events_pb
 from comity.decision.v1 import decision_service_pb2 as pb
 from comity.decision.v1 import site_pb2
 
+from services.chassis import alarms
 from services.chassis.access import PERSONAL_DATA_ACCESSED
+from services.chassis.alarms import Alarm
 from services.chassis.errors import ServiceError
 from services.chassis.status import from_call_error
 from tests.integration.decision.conftest import TIMEOUT_S, Deciding, Start, ask, items, member, past, site
@@ -89,6 +91,31 @@ async def test_every_kind_of_decision_replays_identically(deciding: Deciding) ->
         again = await replayed(deciding, decision.decision_id)
         assert list(again.differences) == []
         assert again.identical
+
+
+async def test_no_profile_is_used_where_revoke_waits_for_shorter_than_a_decide(deciding: Deciding) -> None:
+    """A Revoke could return while such a Decide is under way; when consent waits long enough, profiles are back."""
+    await deciding.learn()
+    deciding.around.waits_ms = 999
+    answer = await deciding.decide()
+    assert Reason.Name(answer.reason) == "REASON_DEFAULT"
+    assert events_pb.FallbackReason.Name(answer.fallback_reason) == "FALLBACK_REASON_CONSENT_UNAVAILABLE"
+    assert Alarm.REVOKE_WAITS_TOO_SHORT in alarms.standing()
+    deciding.around.waits_ms = 1000
+    assert (await deciding.decide()).reason in (Reason.REASON_RANKED, Reason.REASON_EXPLORED)
+    assert Alarm.REVOKE_WAITS_TOO_SHORT not in alarms.standing()
+
+
+async def test_a_revoke_that_waits_too_short_is_noticed_before_anybody_decides(
+    deciding: Deciding, start: Start
+) -> None:
+    """The first thing that a replica asks consent is how long it waits."""
+    deciding.around.waits_ms = 10
+    await start()
+    assert Alarm.REVOKE_WAITS_TOO_SHORT in alarms.standing()
+    deciding.around.waits_ms = 1000
+    await deciding.decide()
+    assert Alarm.REVOKE_WAITS_TOO_SHORT not in alarms.standing()
 
 
 async def test_what_is_in_the_database_is_sealed(deciding: Deciding) -> None:

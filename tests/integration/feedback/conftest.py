@@ -89,7 +89,7 @@ class IdentityStandIn(identity_grpc.IdentityServiceServicer, identity_grpc.KeySe
 class ConsentStandIn(consent_grpc.ConsentServiceServicer):
     """Everything is allowed, but for what is in `refused`: (member, purpose)."""
 
-    Record = Revoke = History = PublishPurposes = staticmethod(not_asked)
+    Record = Revoke = History = PublishPurposes = DescribeConsent = staticmethod(not_asked)
 
     def __init__(self) -> None:
         self.refused: set[tuple[str, str]] = set()

@@ -47,7 +47,7 @@ class ConsentStandIn(consent_pb_grpc.ConsentServiceServicer):
         on_ask: awaited before an answer.
     """
 
-    Record = Revoke = History = PublishPurposes = staticmethod(not_asked)
+    Record = Revoke = History = PublishPurposes = DescribeConsent = staticmethod(not_asked)
 
     states: dict[tuple[str, str], str] = field(default_factory=dict)
     asked: list[consent_pb.EvaluateQuery] = field(default_factory=list)

@@ -548,7 +548,12 @@ class EvaluateResponse(_message.Message):
 
     EVALUATIONS_FIELD_NUMBER: _builtins.int
     POLICY_VERSION_FIELD_NUMBER: _builtins.int
+    DECIDE_BUDGET_MS_FIELD_NUMBER: _builtins.int
     policy_version: _builtins.str
+    decide_budget_ms: _builtins.int
+    """Longest Decide that Revoke and Erase of this process wait for. Who may take longer must not use the verdicts.
+    Unset: a release that does not say.
+    """
     @_builtins.property
     def evaluations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Evaluation]:
         """One a query, in that order."""
@@ -558,12 +563,15 @@ class EvaluateResponse(_message.Message):
         *,
         evaluations: _abc.Iterable[Global___Evaluation] | None = ...,
         policy_version: _builtins.str = ...,
+        decide_budget_ms: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_decide_budget_ms", b"_decide_budget_ms", "decide_budget_ms", b"decide_budget_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluations", b"evaluations", "policy_version", b"policy_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decide_budget_ms", b"_decide_budget_ms", "decide_budget_ms", b"decide_budget_ms", "evaluations", b"evaluations", "policy_version", b"policy_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__decide_budget_ms: _TypeAlias = _typing.Literal["decide_budget_ms"]  # noqa: Y015
+    _WhichOneofArgType__decide_budget_ms: _TypeAlias = _typing.Literal["_decide_budget_ms", b"_decide_budget_ms"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__decide_budget_ms) -> _WhichOneofReturnType__decide_budget_ms | None: ...
 
 Global___EvaluateResponse: _TypeAlias = EvaluateResponse  # noqa: Y015
 
@@ -729,3 +737,38 @@ class ConsentRecord(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ConsentRecord: _TypeAlias = ConsentRecord  # noqa: Y015
+
+@_typing.final
+class DescribeConsentRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DescribeConsentRequest: _TypeAlias = DescribeConsentRequest  # noqa: Y015
+
+@_typing.final
+class DescribeConsentResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DECIDE_BUDGET_MS_FIELD_NUMBER: _builtins.int
+    decide_budget_ms: _builtins.int
+    """As in EvaluateResponse."""
+    def __init__(
+        self,
+        *,
+        decide_budget_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decide_budget_ms", b"decide_budget_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DescribeConsentResponse: _TypeAlias = DescribeConsentResponse  # noqa: Y015

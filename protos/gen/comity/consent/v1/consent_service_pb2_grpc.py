@@ -60,6 +60,11 @@ class ConsentServiceStub:
                 request_serializer=comity_dot_consent_dot_v1_dot_consent__service__pb2.PublishPurposesRequest.SerializeToString,
                 response_deserializer=comity_dot_consent_dot_v1_dot_consent__service__pb2.PublishPurposesResponse.FromString,
                 _registered_method=True)
+        self.DescribeConsent = channel.unary_unary(
+                '/comity.consent.v1.ConsentService/DescribeConsent',
+                request_serializer=comity_dot_consent_dot_v1_dot_consent__service__pb2.DescribeConsentRequest.SerializeToString,
+                response_deserializer=comity_dot_consent_dot_v1_dot_consent__service__pb2.DescribeConsentResponse.FromString,
+                _registered_method=True)
 
 
 class ConsentServiceServicer:
@@ -100,6 +105,13 @@ class ConsentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DescribeConsent(self, request, context):
+        """What this process keeps to, and how it stands with its journal: for those who depend on it, and for operators.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ConsentServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -127,6 +139,11 @@ def add_ConsentServiceServicer_to_server(servicer, server):
                     servicer.PublishPurposes,
                     request_deserializer=comity_dot_consent_dot_v1_dot_consent__service__pb2.PublishPurposesRequest.FromString,
                     response_serializer=comity_dot_consent_dot_v1_dot_consent__service__pb2.PublishPurposesResponse.SerializeToString,
+            ),
+            'DescribeConsent': grpc.unary_unary_rpc_method_handler(
+                    servicer.DescribeConsent,
+                    request_deserializer=comity_dot_consent_dot_v1_dot_consent__service__pb2.DescribeConsentRequest.FromString,
+                    response_serializer=comity_dot_consent_dot_v1_dot_consent__service__pb2.DescribeConsentResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -265,6 +282,33 @@ class ConsentService:
             '/comity.consent.v1.ConsentService/PublishPurposes',
             comity_dot_consent_dot_v1_dot_consent__service__pb2.PublishPurposesRequest.SerializeToString,
             comity_dot_consent_dot_v1_dot_consent__service__pb2.PublishPurposesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DescribeConsent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/comity.consent.v1.ConsentService/DescribeConsent',
+            comity_dot_consent_dot_v1_dot_consent__service__pb2.DescribeConsentRequest.SerializeToString,
+            comity_dot_consent_dot_v1_dot_consent__service__pb2.DescribeConsentResponse.FromString,
             options,
             channel_credentials,
             insecure,

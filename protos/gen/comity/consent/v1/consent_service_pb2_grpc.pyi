@@ -25,6 +25,8 @@ class ConsentServiceStub:
     History: _aio.UnaryUnaryMultiCallable[_consent_service_pb2.HistoryRequest, _consent_service_pb2.HistoryResponse]
     PublishPurposes: _aio.UnaryUnaryMultiCallable[_consent_service_pb2.PublishPurposesRequest, _consent_service_pb2.PublishPurposesResponse]
     """Declares the purposes, notices and jurisdictions of the site; what was declared stays."""
+    DescribeConsent: _aio.UnaryUnaryMultiCallable[_consent_service_pb2.DescribeConsentRequest, _consent_service_pb2.DescribeConsentResponse]
+    """What this process keeps to, and how it stands with its journal: for those who depend on it, and for operators."""
 
 class ConsentServiceServicer(metaclass=_abc_1.ABCMeta):
     """The consent ledger: who may use what for which purpose, as the person said."""
@@ -67,5 +69,13 @@ class ConsentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_consent_service_pb2.PublishPurposesRequest, _abc.Awaitable[_consent_service_pb2.PublishPurposesResponse]],
     ) -> _abc.Awaitable[_consent_service_pb2.PublishPurposesResponse]:
         """Declares the purposes, notices and jurisdictions of the site; what was declared stays."""
+
+    @_abc_1.abstractmethod
+    def DescribeConsent(
+        self,
+        request: _consent_service_pb2.DescribeConsentRequest,
+        context: _aio.ServicerContext[_consent_service_pb2.DescribeConsentRequest, _abc.Awaitable[_consent_service_pb2.DescribeConsentResponse]],
+    ) -> _abc.Awaitable[_consent_service_pb2.DescribeConsentResponse]:
+        """What this process keeps to, and how it stands with its journal: for those who depend on it, and for operators."""
 
 def add_ConsentServiceServicer_to_server(servicer: ConsentServiceServicer, server: _aio.Server) -> None: ...
