@@ -2,8 +2,12 @@
 
 LightGBM compares with doubles, ONNX trees with float32. A threshold between two neighboring values becomes, rounded
 to the nearest, often the upper one, and the upper one then goes the wrong way. So every threshold first becomes the
-largest float32 that is not above it: no float32 lies between the two, and every comparison comes out the same, for
-every input and not only for those that were tried.
+largest float32 that LightGBM does not take for one above it: then every comparison comes out the same, for every
+float32 and not only for those that were tried. Near zero that is another one than its value says: LightGBM reads
+everything within 1e-35 of zero as zero.
+
+The same leaves are then added up in float32 instead of double: of n trees whose largest leaves sum up to L the scores
+differ by at most about n · L · 2^-24. That is tried on real rows, and above DIFFERENCE_MAX nothing is exported.
 """
 
 import hashlib
@@ -18,7 +22,7 @@ from numpy.typing import NDArray
 from onnxmltools.convert import convert_lightgbm
 from onnxmltools.convert.common.data_types import FloatTensorType
 
-from learning.errors import LearningError
+from learning.errors import LearningError, refused_by
 
 Floats = NDArray[np.float32]
 
@@ -30,6 +34,8 @@ ML_OPSET: Final = 3
 # Sums of a few hundred float32 leaves against sums of doubles; scores are of the order of 1.
 DIFFERENCE_MAX: Final = 1e-4
 PARITY_ROWS_MAX: Final = 20_000
+# LightGBM's kZeroThreshold: what is not further from zero than this it reads as zero.
+ZERO_MAX: Final = float(np.float32(1e-35))
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +61,8 @@ def export(booster: lgb.Booster, matrix: Floats, *, tolerance: float = DIFFERENC
     Raises:
         LearningError: it does not score as the trainer does; nothing that fails this is registered.
     """
-    model = _convert(_for_float32(booster), booster.num_feature())
+    with refused_by("The ONNX converter"):
+        model = _convert(_for_float32(booster), booster.num_feature())
     serialized: bytes = model.SerializeToString()
     difference = _check_parity(booster, serialized, _rows_to_try(matrix), tolerance)
     return Exported(serialized, hashlib.sha256(serialized).hexdigest(), difference)
@@ -80,17 +87,22 @@ def _for_float32(booster: lgb.Booster) -> lgb.Booster:
     for line in booster.model_to_string(num_iteration=-1).split("\n"):
         name, _, values = line.partition("=")
         if name == "threshold" and values:
-            lines.append("threshold=" + " ".join(repr(floor_float32(float(value))) for value in values.split(" ")))
+            lines.append("threshold=" + " ".join(repr(threshold_float32(float(value))) for value in values.split(" ")))
         elif name != "tree_sizes":
             # tree_sizes are offsets into the text, which has changed; without them it is read from end to end.
             lines.append(line)
     return lgb.Booster(model_str="\n".join(lines))
 
 
-def floor_float32(value: float) -> float:
-    """The largest float32 that is not above the value."""
-    rounded = np.float32(value)
-    return float(rounded if float(rounded) <= value else np.nextafter(rounded, np.float32(-np.inf)))
+def threshold_float32(threshold: float) -> float:
+    """The largest float32 that LightGBM sends to the left of this threshold; all that are below it go there, too."""
+    if 0.0 <= threshold < ZERO_MAX:
+        return ZERO_MAX  # zero goes left, and with it everything that is read as zero
+    if -ZERO_MAX <= threshold < 0.0:
+        return float(np.nextafter(np.float32(-ZERO_MAX), np.float32(-np.inf)))
+    with np.errstate(over="ignore"):
+        rounded = np.float32(threshold)
+        return float(rounded if float(rounded) <= threshold else np.nextafter(rounded, np.float32(-np.inf)))
 
 
 def _convert(booster: lgb.Booster, columns_count: int) -> onnx.ModelProto:

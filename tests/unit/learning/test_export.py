@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from learning import export as exporting
 from learning.errors import LearningError
-from learning.export import export, floor_float32, score, session_of
+from learning.export import ZERO_MAX, export, score, session_of, threshold_float32
 from learning.train import TrainPlan, fit
 from tests.unit.learning.world import examples, preferences
 
@@ -57,13 +57,39 @@ def test_thresholds_as_they_are_would_be_refused(monkeypatch: pytest.MonkeyPatch
         export(booster, matrix)
 
 
-HUGE = 2.0**100
+EDGES = [0.0, ZERO_MAX, 1e-35, 9e-36, 1e-36, 1e-45, 0.1, 1.0, 3.4028235e38, 1e300, np.inf]
+thresholds = st.floats(allow_nan=False) | st.sampled_from([*EDGES, *(-edge for edge in EDGES)])
 
 
-@given(st.floats(min_value=-HUGE, max_value=HUGE), st.floats(min_value=-HUGE, max_value=HUGE, width=32))
-def test_the_float32_threshold_decides_as_the_double_does(threshold: float, value: float) -> None:
-    """For every float32 value, being at most the threshold is the same question before and after."""
-    assert (value <= threshold) == (np.float32(value) <= np.float32(floor_float32(threshold)))
+@given(thresholds, st.floats(allow_nan=False, width=32), st.integers(-2, 2))
+def test_the_float32_threshold_decides_as_the_trainer_does(threshold: float, value: float, steps: int) -> None:
+    """For every float32, and those next to the threshold: what is within 1e-35 of zero LightGBM reads as zero."""
+    exported = np.float32(threshold_float32(threshold))
+    for tried in (np.float32(value), neighbor(exported, steps), neighbor(np.float32(ZERO_MAX), steps)):
+        for one in (tried, -tried):
+            read = 0.0 if abs(float(one)) <= ZERO_MAX else float(one)
+            assert (read <= threshold) == bool(one <= exported)
+
+
+def neighbor(value: np.float32, steps: int) -> np.float32:
+    """The float32 that many steps above, or below."""
+    with np.errstate(over="ignore"):
+        for _ in range(abs(steps)):
+            value = np.nextafter(value, np.float32(np.copysign(np.inf, steps)))
+    return value
+
+
+@pytest.mark.parametrize("liked_above", [-1.0, 1.0])
+def test_scores_are_the_trainers_at_the_edges(liked_above: float) -> None:
+    """Around zero, the smallest and the largest numbers, infinities and missing values, for thresholds next to zero."""
+    low, high = (-1.0, 0.0) if liked_above < 0 else (0.0, 1.0)
+    matrix = np.tile(np.array([[low], [high]], dtype=np.float32), (400, 1))
+    booster = fitted(matrix, np.tile(np.array([0.0, 1.0], dtype=np.float32), 400), group=2)
+    zero, tiny, huge = np.float32(ZERO_MAX), np.float32(1e-45), np.float32(3.4028235e38)
+    edges = [np.float32(0), tiny, zero, np.nextafter(zero, huge), np.nextafter(zero, tiny), huge, np.float32(np.inf)]
+    rows = np.array([[side * edge] for edge in edges for side in (1, -1)] + [[np.nan]], dtype=np.float32)
+    actual = score(session_of(export(booster, matrix).model), rows)
+    assert np.abs(actual - np.asarray(booster.predict(rows))).max() < 1e-6
 
 
 def test_the_model_has_one_input_and_one_output() -> None:
