@@ -190,9 +190,9 @@ async def _ranklens(
 
 
 def _show_report(report: "TrainReport") -> None:
-    measured = (
-        f"{report.held_out_ndcg10:.4f}" if report.held_out_ndcg10 is not None else "not measured: too few decisions"
-    )
+    measure = "NDCG@10" if report.held_out_auc is None else "AUC"
+    figure = report.held_out_ndcg10 if report.held_out_auc is None else report.held_out_auc
+    measured = f"{figure:.4f}" if figure is not None else "not measured: too few decisions"
     counts = report.counts
     what = "decides where a policy names it" if report.active else "is registered"
     console.print(f"[bold]{report.model_version}[/] {what}")
@@ -200,7 +200,7 @@ def _show_report(report: "TrainReport") -> None:
         f"learned from {counts.used} of {counts.decisions} decisions, {report.rows_count} rows, {report.rounds} trees"
     )
     console.print(
-        f"held-out NDCG@10 {measured}; scores differ from the trainer's by at most {report.parity_difference_max:.1e}"
+        f"held-out {measure} {measured}; scores differ from the trainer's by at most {report.parity_difference_max:.1e}"
     )
     left_out = {
         "not answered": counts.without_outcome,

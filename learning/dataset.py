@@ -2,9 +2,12 @@
 
 Point in time by construction: the features are the matrix that the decision logged, so nothing that happened later
 can be in them. Only what was shown is an example: a candidate that nobody saw is no negative.
+
+A decision that was not answered says nothing of the order inside its slate. Where every slate holds one item there is
+no order, and it is the negative: the item was seen and left.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -15,6 +18,7 @@ from comity.feedback.v1.feedback_service_pb2_grpc import FeedbackServiceStub
 from numpy.typing import NDArray
 
 from learning.log import replay_log
+from services.feedback.domain.schemas import EXPOSURE
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
@@ -55,6 +59,7 @@ class Examples:
         slots: place in the slate, from 0.
         propensities: probability that the row's item was in its slot; 0 where it is not known.
         decided_at_ms: of each decision.
+        is_pointwise: every slate holds one item, and decisions that were not answered are examples too.
     """
 
     columns: tuple[str, ...]
@@ -70,6 +75,7 @@ class Examples:
     # Pseudonyms whose decisions these are, each once, ascending: an erasure marks the models that knew one. Not in the
     # matrix; a part of the examples has all of them.
     member_ids: tuple[str, ...] = ()
+    is_pointwise: bool = False
 
     @property
     def rows_count(self) -> int:
@@ -98,6 +104,7 @@ class Examples:
             decided_at_ms=self.decided_at_ms[first:end],
             counts=self.counts,
             member_ids=self.member_ids,
+            is_pointwise=self.is_pointwise,
         )
 
 
@@ -118,8 +125,23 @@ class ExamplesBuilder:
         self._decision_ids: list[str] = []
         self._decided_at_ms: list[int] = []
         self._simultaneous: list[tuple[decision_pb2.DecisionMade, str]] = []
-        self._member_ids: set[str] = set()
+        # Of each decision: whose it is, whether it was answered, and whether only an exposure says that it was seen.
+        self._member_ids: list[str] = []
+        self._answered: list[bool] = []
+        self._deferred: list[bool] = []
+        self._is_listwise = False
         self.counts = Counts()
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether every answered slate so far holds one item, and there are some."""
+        return any(self._answered) and not self._is_listwise
+
+    @property
+    def needs_exposures(self) -> bool:
+        """Whether exposures decide what is an example: of deferred decisions that nobody answered."""
+        unanswered = (deferred and not a for deferred, a in zip(self._deferred, self._answered, strict=True))
+        return any(unanswered) and self.is_pointwise
 
     def add(self, decision: decision_pb2.DecisionMade, member_id: str = "") -> None:
         """Take a decision, and whom it was made for; they come in order of time."""
@@ -128,17 +150,19 @@ class ExamplesBuilder:
             self._take_simultaneous()
         self._simultaneous.append((decision, member_id))
 
+    def finish(self) -> None:
+        """Returns when all that was added is taken; nothing is added any more."""
+        self._take_simultaneous()
+
     def _take_simultaneous(self) -> None:
         """Take what was decided at one moment in order of content: ids are keyed, and differ between stacks."""
         for decision, member_id in sorted(self._simultaneous, key=lambda entry: _content(entry[0])):
-            if self._take(decision) and member_id:
-                self._member_ids.add(member_id)
+            self._take(decision, member_id)
         self._simultaneous.clear()
 
-    def _take(self, decision: decision_pb2.DecisionMade) -> bool:
-        """Make examples of a decision, if it can be learned from; count why not. Whether it was."""
+    def _take(self, decision: decision_pb2.DecisionMade, member_id: str) -> None:
+        """Make examples of a decision, if it can be learned from; count why not."""
         counts = self.counts
-        used_before = counts.used
         recorded = decision.origin == decision_pb2.ORIGIN_RECORDED
         if not (decision.learnable or recorded):
             # What a fallback showed says nothing about the policy.
@@ -147,13 +171,12 @@ class ExamplesBuilder:
             counts.other_feature_set += 1
         elif (matrix := logged_matrix(decision, len(self._columns))) is None:
             counts.without_features += 1
-        elif not (rewards := self._rewards.get(decision.decision_id)):
-            counts.without_outcome += 1
         else:
-            self._add_shown(decision, matrix, rewards)
-        return counts.used > used_before
+            self._add_shown(decision, matrix, self._rewards.get(decision.decision_id, {}), member_id)
 
-    def _add_shown(self, decision: decision_pb2.DecisionMade, matrix: Floats, rewards: Mapping[str, float]) -> None:
+    def _add_shown(
+        self, decision: decision_pb2.DecisionMade, matrix: Floats, rewards: Mapping[str, float], member_id: str
+    ) -> None:
         row_of = row_by_candidate(decision.inputs)
         shown = [
             (entry, row)
@@ -161,9 +184,11 @@ class ExamplesBuilder:
             if (row := row_of.get((entry.item_id, entry.variant_id), row_of.get((entry.item_id, "")))) is not None
         ]
         grades = [grade(rewards.get(entry.item_id, 0.0)) for entry, _ in shown]
-        if not any(grades):
+        # What was not answered is kept for as long as every answered slate holds one item.
+        if not any(grades) and (len(shown) != 1 or self._is_listwise):
             self.counts.without_outcome += 1
             return
+        self._is_listwise |= len(shown) > 1
         for (entry, row), label in zip(shown, grades, strict=True):
             self._place()[:] = matrix[row]
             self._labels.append(label)
@@ -173,7 +198,9 @@ class ExamplesBuilder:
         self._groups.append(len(shown))
         self._decision_ids.append(decision.decision_id)
         self._decided_at_ms.append(decision.decided_at.ToMilliseconds())
-        self.counts.used += 1
+        self._member_ids.append(member_id)
+        self._answered.append(any(grades))
+        self._deferred.append(decision.activation == decision_pb2.ACTIVATION_DEFERRED)
 
     def _place(self) -> Floats:
         chunk, row = divmod(self._rows_count, CHUNK_ROWS)
@@ -183,27 +210,53 @@ class ExamplesBuilder:
         place: Floats = self._chunks[chunk][row]
         return place
 
-    def build(self) -> Examples:
-        """Everything that was added."""
-        self._take_simultaneous()
-        matrix = np.empty((self._rows_count, len(self._columns)), dtype=np.float32)
-        # Chunks are let go as they are copied: the peak is one copy and one chunk.
-        for start in range(0, self._rows_count, CHUNK_ROWS):
-            end = min(start + CHUNK_ROWS, self._rows_count)
-            matrix[start:end] = self._chunks.pop(0)[: end - start]
+    def build(self, exposed: Container[str] = ()) -> Examples:
+        """Everything that was added and is an example.
+
+        Args:
+            exposed: decisions that an exposure was tracked of; asked for where needs_exposures.
+        """
+        self.finish()
+        kept = self._kept(exposed)
+        groups = np.array(self._groups, dtype=np.int64)
+        rows = np.flatnonzero(np.repeat(kept, groups))
+        places = np.flatnonzero(kept).tolist()
+        self.counts.used += len(places)
+        self.counts.without_outcome += len(groups) - len(places)
         return Examples(
             columns=self._columns,
-            matrix=matrix,
-            labels=np.array(self._labels, dtype=np.float32),
-            groups=np.array(self._groups, dtype=np.int64),
-            slots=np.array(self._slots, dtype=np.int64),
-            propensities=np.array(self._propensities, dtype=np.float32),
-            item_ids=tuple(self._item_ids),
-            decision_ids=tuple(self._decision_ids),
-            decided_at_ms=np.array(self._decided_at_ms, dtype=np.int64),
-            member_ids=tuple(sorted(self._member_ids)),
+            matrix=self._matrix(rows),
+            labels=np.array(self._labels, dtype=np.float32)[rows],
+            groups=groups[kept],
+            slots=np.array(self._slots, dtype=np.int64)[rows],
+            propensities=np.array(self._propensities, dtype=np.float32)[rows],
+            item_ids=tuple(self._item_ids[row] for row in rows.tolist()),
+            decision_ids=tuple(self._decision_ids[place] for place in places),
+            decided_at_ms=np.array(self._decided_at_ms, dtype=np.int64)[kept],
+            member_ids=tuple(sorted({member for place in places if (member := self._member_ids[place])})),
             counts=self.counts,
+            is_pointwise=self.is_pointwise,
         )
+
+    def _kept(self, exposed: Container[str]) -> NDArray[np.bool_]:
+        """Whether each decision is an example: it was answered, or seen and left where every slate holds one item."""
+        answered = np.array(self._answered, dtype=bool)
+        if not self.is_pointwise:
+            return answered
+        seen = (
+            not deferred or name in exposed for deferred, name in zip(self._deferred, self._decision_ids, strict=True)
+        )
+        kept: NDArray[np.bool_] = answered | np.fromiter(seen, dtype=bool, count=len(answered))
+        return kept
+
+    def _matrix(self, rows: Integers) -> Floats:
+        """These rows of what was collected, ascending; chunks are let go as they are copied: the peak is one more."""
+        matrix = np.empty((len(rows), len(self._columns)), dtype=np.float32)
+        chunk_of, end = rows // CHUNK_ROWS, 0
+        for chunk in range(-(-self._rows_count // CHUNK_ROWS)):
+            start, end = end, int(np.searchsorted(chunk_of, chunk, side="right"))
+            matrix[start:end] = self._chunks.pop(0)[rows[start:end] - chunk * CHUNK_ROWS]
+        return matrix
 
 
 def _content(decision: decision_pb2.DecisionMade) -> tuple[list[str], bytes]:
@@ -272,7 +325,18 @@ async def replay_examples(
         for event in response.events:
             builder.add(event.decision, event.subject_id)
         progress(builder.counts.decisions)
-    return builder.build()
+    builder.finish()
+    if not builder.needs_exposures:
+        return builder.build()
+    seen = _request(pb.REPLAY_KIND_BEHAVIOR, placement_id, purpose, since=answered_since)
+    return builder.build(
+        {
+            event.behavior.decision_id
+            async for response in replay_log(stub, seen)
+            for event in response.events
+            if event.behavior.type == EXPOSURE
+        }
+    )
 
 
 async def _replay_rewards(

@@ -4,6 +4,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from math import exp2, log2
 
+import numpy as np
+from numpy.typing import NDArray
+
 # Strength of the prior of the smoothed click rate: ten clicks' worth of the site-wide rate.
 PRIOR_CLICKS = 10.0
 
@@ -34,6 +37,26 @@ def ndcg_of_scores(
     """NDCG at each cut of one ranking by these scores."""
     order = [relevant.get(item_ids[place], 0.0) for place in ranked(item_ids, scores)]
     return tuple(ndcg(order, k) for k in cuts)
+
+
+def auc(labels: NDArray[np.float32], scores: NDArray[np.float64]) -> float | None:
+    """Probability that what was answered has a higher score than what was not, ties counting half; 0.5 is chance.
+
+    Args:
+        labels: above 0 where it was answered.
+
+    Returns:
+        In [0, 1]; None where nothing or everything was answered.
+
+    Source: Mann and Whitney, 1947.
+    """
+    answered = labels > 0
+    count, others = int(answered.sum()), int((~answered).sum())
+    if not count or not others:
+        return None
+    _, place, ties = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = np.cumsum(ties) - (ties - 1) / 2
+    return float((ranks[place][answered].sum() - count * (count + 1) / 2) / (count * others))
 
 
 class MeanNdcg:

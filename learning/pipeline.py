@@ -64,6 +64,7 @@ class TrainReport:
 
     Args:
         held_out_ndcg10: on the newest decisions, of a model that had not seen them; None: too few to measure.
+        held_out_auc: that instead, where every slate holds one item.
         parity_difference_max: largest difference between the trainer's scores and the registered model's.
     """
 
@@ -76,6 +77,7 @@ class TrainReport:
     rows_count: int
     rounds: int
     held_out_ndcg10: float | None
+    held_out_auc: float | None
     parity_difference_max: float
     model_bytes: int
     counts: Counts
@@ -131,7 +133,8 @@ async def train(services: Services, request: TrainRequest, *, progress: Progress
         columns_count=len(examples.columns),
         rows_count=examples.rows_count,
         rounds=trained.rounds,
-        held_out_ndcg10=trained.held_out_ndcg10,
+        held_out_ndcg10=None if examples.is_pointwise else trained.figure,
+        held_out_auc=trained.figure if examples.is_pointwise else None,
         parity_difference_max=exported.difference_max,
         model_bytes=len(exported.model),
         counts=examples.counts,
@@ -146,6 +149,6 @@ def metrics_of(examples: Examples, trained: Trained, exported: Exported) -> Mapp
         "rounds": float(trained.rounds),
         "parity_difference_max": exported.difference_max,
     }
-    if trained.held_out_ndcg10 is not None:
-        metrics["held_out_ndcg10"] = trained.held_out_ndcg10
+    if trained.figure is not None:
+        metrics["held_out_auc" if examples.is_pointwise else "held_out_ndcg10"] = trained.figure
     return metrics

@@ -1,4 +1,8 @@
-"""Fits a LambdaMART ranker, the same one every time from the same examples."""
+"""Fits a ranker, the same one every time from the same examples: LambdaMART, or a regression.
+
+A slate of one item holds no pair to tell apart. Where all are such, what was not answered is the negative, and items
+are ordered by the grade to expect.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -6,10 +10,11 @@ from typing import Any, Final
 
 import lightgbm as lgb
 import numpy as np
+from numpy.typing import NDArray
 
 from learning.dataset import Counts, Examples, groups_of
-from learning.errors import LearningError
-from learning.evaluate import MeanNdcg
+from learning.errors import LearningError, refused_by
+from learning.evaluate import MeanNdcg, auc
 
 # With fewer answered decisions than this the held-out part is too small to say when to stop.
 GROUPS_MIN: Final = 20
@@ -35,6 +40,8 @@ DEFAULT_PARAMS: Final[Mapping[str, Any]] = {
     "bagging_freq": 1,
     "max_bin": 255,
 }
+# Where every slate holds one item: the grade to expect of it. Both are trees whose scores are plain sums of leaves.
+POINTWISE_PARAMS: Final[Mapping[str, Any]] = {"objective": "regression", "metric": "l2"}
 # The same examples give the same trees, on every machine with the same library.
 FIXED_PARAMS: Final[Mapping[str, Any]] = {
     "seed": 20260101,
@@ -46,6 +53,7 @@ FIXED_PARAMS: Final[Mapping[str, Any]] = {
 }
 
 Progress = Callable[[int, int], None]
+Floats64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +79,25 @@ class Trained:
     """A fitted ranker.
 
     Args:
-        held_out_ndcg10: of the model stopped early, on decisions newer than all it saw; None: not measured.
+        held_out: what the model stopped early gives decisions newer than all it saw; None: not measured.
     """
 
     booster: lgb.Booster
     rounds: int
-    held_out_ndcg10: float | None
+    held_out: "HeldOut | None"
+
+    @property
+    def figure(self) -> float | None:
+        """How good it is on what was held out, see quality."""
+        return None if self.held_out is None else quality(self.held_out.examples, self.held_out.scores)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """The newest decisions, and the score of each of their rows by a model that had not seen them."""
+
+    examples: Examples
+    scores: Floats64
 
 
 def fit(examples: Examples, plan: TrainPlan | None = None, *, progress: Progress = lambda *_: None) -> Trained:
@@ -89,20 +110,59 @@ def fit(examples: Examples, plan: TrainPlan | None = None, *, progress: Progress
         LearningError: nothing was answered, or nothing can be told from the answers.
     """
     plan = plan or TrainPlan()
-    if len(examples.groups) == 0:
-        raise LearningError(_why_nothing(examples.counts))
-    params = {**DEFAULT_PARAMS, **plan.params, **FIXED_PARAMS}
-    rounds, measured = plan.rounds, None
-    if rounds is None and len(examples.groups) >= GROUPS_MIN:
-        rounds, measured = _stop_early(examples, params, plan, progress)
-    rounds = rounds or plan.rounds_min
-    booster = lgb.train(params, _dataset(examples), num_boost_round=rounds, callbacks=[_reporter(progress, rounds)])
+    _check_can_be_told_apart(examples)
+    objective = POINTWISE_PARAMS if examples.is_pointwise else {}
+    params = {**DEFAULT_PARAMS, **objective, **plan.params, **FIXED_PARAMS}
+    rounds, held_out = plan.rounds, None
+    with refused_by("LightGBM"):
+        if rounds is None and len(examples.groups) >= GROUPS_MIN:
+            rounds, held_out = _stop_early(examples, params, plan, progress)
+        rounds = rounds or plan.rounds_min
+        booster = lgb.train(params, _dataset(examples), num_boost_round=rounds, callbacks=[_reporter(progress, rounds)])
     if not booster.feature_importance("split").any():
         raise LearningError(
-            f"{len(examples.groups)} answered decisions show no preference that more than a few of them share: "
+            f"{len(examples.groups)} decisions show no preference that more than a few of them share: "
             "collect more before training."
         )
-    return Trained(booster, rounds, measured)
+    return Trained(booster, rounds, held_out)
+
+
+def quality(examples: Examples, scores: Floats64) -> float | None:
+    """How well these scores order the examples, one a row: NDCG@10; where slates hold one item, AUC.
+
+    Returns:
+        In [0, 1], higher is better; None where the examples cannot tell: nothing or everything was answered.
+    """
+    if examples.is_pointwise:
+        return auc(examples.labels, scores)
+    return mean_ndcg(examples, scores)["ndcg@10"] if len(examples.groups) else None
+
+
+def quality_name(examples: Examples) -> str:
+    """What quality measures of these examples."""
+    return "AUC" if examples.is_pointwise else "NDCG@10"
+
+
+def _check_can_be_told_apart(examples: Examples) -> None:
+    """Returns when there is something to learn, as far as that can be seen before fitting.
+
+    Raises:
+        LearningError: nothing was answered, everything was answered alike, or every feature is missing.
+    """
+    count = len(examples.groups)
+    if count == 0:
+        raise LearningError(_why_nothing(examples.counts))
+    if np.isnan(examples.matrix).all():
+        raise LearningError(
+            f"Every feature of the {count} decisions is missing: see what `comity why` says of one of them, that item "
+            "features are computed and that the purposes of the person's features are allowed where they are asked for."
+        )
+    parts = [slice(0, examples.rows_count)] if examples.is_pointwise else groups_of(examples)
+    if all(np.ptp(examples.labels[rows]) == 0 for rows in parts):
+        raise LearningError(
+            f"In all {count} decisions whatever was shown was answered alike, so nothing tells what is liked from what "
+            "is not: see that answers are tracked only for what was really answered."
+        )
 
 
 def _why_nothing(counts: Counts) -> str:
@@ -119,8 +179,8 @@ def _why_nothing(counts: Counts) -> str:
 
 def _stop_early(
     examples: Examples, params: Mapping[str, Any], plan: TrainPlan, progress: Progress
-) -> tuple[int, float]:
-    """Rounds for all examples, and NDCG@10 where it was stopped. Split by time: a ranker ranks what comes later."""
+) -> tuple[int, HeldOut]:
+    """Rounds for all examples, and what was held out. Split by time: a ranker ranks what comes later."""
     groups_count = len(examples.groups)
     fitted_count = max(1, round(groups_count * (1.0 - plan.valid_share)))
     older, newer = examples.head(fitted_count), examples.tail(fitted_count)
@@ -135,7 +195,7 @@ def _stop_early(
     best = booster.best_iteration or plan.rounds_max
     # More examples carry more trees: as many more as there are more examples.
     rounds = max(plan.rounds_min, round(best * groups_count / fitted_count))
-    return rounds, mean_ndcg(newer, booster.predict(newer.matrix, num_iteration=best))["ndcg@10"]
+    return rounds, HeldOut(newer, np.asarray(booster.predict(newer.matrix, num_iteration=best), dtype=np.float64))
 
 
 def mean_ndcg(examples: Examples, scores: Any) -> dict[str, float]:
@@ -149,20 +209,15 @@ def mean_ndcg(examples: Examples, scores: Any) -> dict[str, float]:
 
 
 def _dataset(examples: Examples, reference: lgb.Dataset | None = None) -> lgb.Dataset:
+    # Columns go by number: LightGBM refuses some characters in names, and two names that differ only in those.
     return lgb.Dataset(
         examples.matrix,
         label=examples.labels,
-        group=examples.groups,
-        feature_name=list(feature_names(examples.columns)),
+        group=None if examples.is_pointwise else examples.groups,
         reference=reference,
         params={"verbosity": -1},
         free_raw_data=True,
     )
-
-
-def feature_names(columns: tuple[str, ...]) -> tuple[str, ...]:
-    """The columns' names as LightGBM takes them: it refuses the characters that mean something in JSON."""
-    return tuple("".join(c if c.isalnum() or c in "_.-" else "_" for c in name) for name in columns)
 
 
 def _reporter(progress: Progress, rounds: int) -> Callable[[Any], None]:

@@ -55,7 +55,7 @@ def test_what_cannot_be_learned_from_is_counted() -> None:
     other.versions.feature_set = "features-0"
     examples = built(
         {name: {"1": 1.0} for name in ("d1", "d3", "d4", "d5")} | {"d6": {"9": 1.0}},
-        decision("d1", ["1"], ["1"]),
+        decision("d1", ["1", "9"], ["1", "9"]),
         decision("d2", ["1"], ["1"]),
         decision("d3", ["1"], ["1"], learnable=False),
         unlogged,
@@ -138,3 +138,39 @@ def test_whose_decisions_were_learned_from_is_told() -> None:
     for number, member_id in enumerate(("cid", "bob", "ann", "ann"), start=1):
         builder.add(decision(f"d{number}", ["1", "2"], ["1", "2"], at_ms=number), member_id)
     assert builder.build().member_ids == ("ann", "cid")
+
+
+def test_slates_of_one_item_make_negatives_of_what_was_left() -> None:
+    """Nothing else could: a slate of one item holds no pair."""
+    made = [decision(f"d{n}", ["1", "2"], [str(1 + n % 2)], at_ms=n) for n in range(4)]
+    examples = built({"d1": {"2": 1.0}}, *made)
+    assert examples.is_pointwise
+    assert examples.labels.tolist() == [0.0, 1.0, 0.0, 0.0]
+    assert examples.matrix[:, 0].tolist() == [1.0, 2.0, 1.0, 2.0]
+    assert (examples.counts.used, examples.counts.without_outcome) == (4, 0)
+
+
+def test_where_a_slate_holds_more_only_answered_decisions_are_examples() -> None:
+    """Whatever came before it: the examples are those they always were."""
+    made = [decision(f"d{n}", ["1", "2"], ["1"] if n != 3 else ["2", "1"], at_ms=n) for n in range(6)]
+    examples = built({"d2": {"1": 1.0}, "d3": {"2": 1.0}}, *made)
+    assert not examples.is_pointwise
+    assert examples.decision_ids == ("d2", "d3")
+    assert examples.matrix[:, 0].tolist() == [1.0, 2.0, 1.0]
+    assert (examples.counts.used, examples.counts.without_outcome) == (2, 4)
+
+
+def test_nothing_answered_is_nothing_to_learn_from() -> None:
+    """Negatives alone are no examples."""
+    assert not built({}, decision("d1", ["1"], ["1"])).rows_count
+
+
+async def test_a_deferred_decision_that_nobody_saw_is_no_negative() -> None:
+    """It is shown only when its exposure is tracked."""
+    made = [decision(f"d{n}", ["1"], ["1"], at_ms=n) for n in range(4)]
+    for one in made[1:]:
+        one.activation = decision_pb2.ACTIVATION_DEFERRED
+    stub: Any = ReplayStub(made, [outcome("d1", "1")], exposed=["d2"])
+    examples = await replay_examples(stub, columns=COLUMNS, feature_set=FEATURE_SET)
+    assert examples.decision_ids == ("d0", "d1", "d2")
+    assert examples.counts.without_outcome == 1

@@ -1,10 +1,15 @@
 """Fitting."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from learning.dataset import Examples
 from learning.errors import LearningError
-from learning.train import TrainPlan, feature_names, fit, mean_ndcg
+from learning.export import export
+from learning.train import TrainPlan, fit, mean_ndcg, quality
 from tests.unit.learning.world import examples, preferences
 
 SMALL = TrainPlan(params={"min_data_in_leaf": 5}, rounds_max=40, patience=10)
@@ -17,8 +22,8 @@ def test_a_preference_is_learned() -> None:
     by_model = mean_ndcg(unseen, trained.booster.predict(unseen.matrix))["ndcg@5"]
     by_chance = mean_ndcg(unseen, np.random.default_rng(3).random(unseen.rows_count))["ndcg@5"]
     assert by_model > by_chance + 0.2
-    assert trained.held_out_ndcg10 is not None
-    assert trained.held_out_ndcg10 > by_chance
+    assert trained.figure is not None
+    assert trained.figure > by_chance
 
 
 def test_the_same_examples_give_the_same_trees() -> None:
@@ -39,7 +44,7 @@ def test_few_decisions_are_fitted_without_being_measured() -> None:
     """Too few to hold some out: a fixed number of trees, and no figure that means nothing."""
     matrix, labels = preferences(1, groups=10)
     trained = fit(examples(matrix, labels, group=8), TrainPlan(params=SMALL.params))
-    assert trained.held_out_ndcg10 is None
+    assert trained.figure is None
     assert trained.rounds > 0
 
 
@@ -50,7 +55,7 @@ def test_a_lucky_stop_grows_no_fewer_trees_than_asked_for() -> None:
     patient = TrainPlan(params=SMALL.params, rounds_min=30, rounds_max=40, patience=5)
     assert fit(noise, TrainPlan(params=SMALL.params, rounds_min=1, rounds_max=40, patience=5)).rounds < 30
     assert fit(noise, patient).rounds == 30
-    assert fit(noise, patient).held_out_ndcg10 is not None
+    assert fit(noise, patient).figure is not None
 
 
 def test_nothing_to_learn_from_is_said() -> None:
@@ -92,6 +97,55 @@ def test_progress_is_told() -> None:
     assert told == [(1, 3), (2, 3), (3, 3)]
 
 
-def test_names_are_those_lightgbm_takes() -> None:
-    """Column names may hold what LightGBM refuses."""
-    assert feature_names(("genre=sci-fi", "rate[click]")) == ("genre_sci-fi", "rate_click_")
+@pytest.mark.parametrize("names", [("shoes & bags", "shoes + bags"), ("C++", "C##"), ("genre=sci-fi", "rate[click]")])
+def test_columns_may_be_named_anything(names: tuple[str, str]) -> None:
+    """Also names that are the same once what LightGBM refuses is taken out of them: columns go by number."""
+    matrix, labels = preferences(1)
+    columns = (*names, "c2", "c3", "c4")
+    assert fit(examples(matrix, labels, group=8, columns=columns), SMALL).booster.num_feature() == 5
+
+
+@pytest.mark.parametrize("params", [{"objective": "no such one"}, {"num_leaves": 1}, {"max_bin": "many"}])
+def test_what_the_trainer_refuses_is_told_in_one_line(params: dict[str, object]) -> None:
+    """Whatever LightGBM raises is a refusal with its own words, and no traceback."""
+    with pytest.raises(LearningError, match="LightGBM refused") as raised:
+        fit(examples(*preferences(1), group=8), TrainPlan(params=params))
+    assert "\n" not in str(raised.value)
+
+
+def ones(seed: int, count: int = 400) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Slates of one item each: who sees a high first column mostly clicks."""
+    rng = np.random.default_rng(seed)
+    matrix = rng.normal(size=(count, 4)).astype(np.float32)
+    return matrix, (matrix[:, 0] + 0.3 * rng.normal(size=count) > 0.3).astype(np.float32)
+
+
+def pointwise(matrix: NDArray[np.float32], labels: NDArray[np.float32]) -> Examples:
+    return replace(examples(matrix, labels, group=1), is_pointwise=True)
+
+
+def test_a_placement_with_one_slot_learns_what_is_answered() -> None:
+    """Where no slate holds a pair, what was seen and left is what the answered is told apart from."""
+    trained = fit(pointwise(*ones(1)), SMALL)
+    unseen = pointwise(*ones(2))
+    of_unseen = quality(unseen, np.asarray(trained.booster.predict(unseen.matrix)))
+    assert of_unseen is not None
+    assert of_unseen > 0.85
+    assert trained.figure is not None
+    assert trained.figure > 0.85
+    assert export(trained.booster, unseen.matrix).difference_max < 1e-5
+
+
+def test_answers_to_everything_are_no_preference_and_said_to_be() -> None:
+    """Whether in slates of one item or of many: nothing was left, and collecting more of the same would not help."""
+    matrix, labels = ones(1)
+    for alike in (pointwise(matrix, np.ones_like(labels)), examples(matrix, np.ones_like(labels), group=4)):
+        with pytest.raises(LearningError, match="answered alike"):
+            fit(alike, SMALL)
+
+
+def test_features_that_are_all_missing_are_said_to_be() -> None:
+    """The remedy is not to collect more."""
+    matrix, labels = preferences(1)
+    with pytest.raises(LearningError, match="Every feature of the 120 decisions is missing"):
+        fit(examples(np.full_like(matrix, np.nan), labels, group=8), SMALL)

@@ -56,7 +56,9 @@ class ReplayStub:
         decisions: Sequence[decision_pb2.DecisionMade],
         outcomes: Sequence[feedback_events_pb2.OutcomeAttributed],
         withheld: int = 0,
+        exposed: Sequence[str] = (),
     ) -> None:
+        self._exposed = exposed
         self._decisions = decisions
         self._outcomes = outcomes
         self._withheld = withheld
@@ -70,6 +72,9 @@ class ReplayStub:
         events = [feedback_service_pb2.ReplayedEvent(outcome=one) for one in self._outcomes]
         if list(request.kinds) == [feedback_service_pb2.REPLAY_KIND_DECISION]:
             events = [feedback_service_pb2.ReplayedEvent(decision=one) for one in self._decisions]
+        if list(request.kinds) == [feedback_service_pb2.REPLAY_KIND_BEHAVIOR]:
+            seen = (feedback_events_pb2.BehaviorRecorded(type="exposure", decision_id=one) for one in self._exposed)
+            events = [feedback_service_pb2.ReplayedEvent(behavior=one) for one in seen]
         yield feedback_service_pb2.ReplayEventsResponse(withheld_count=self._withheld)
         for start in range(0, len(events), 2):
             yield feedback_service_pb2.ReplayEventsResponse(events=events[start : start + 2])
