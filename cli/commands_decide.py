@@ -65,6 +65,9 @@ def decide(
     jurisdiction: Jurisdiction = "",
     do_not_personalize: DoNotPersonalize = False,
     deferred: Annotated[bool, typer.Option("--deferred", help="Seen only when an exposure is tracked.")] = False,
+    template_version: Annotated[
+        str, typer.Option(metavar="VERSION", help="Of the page or template that asks; kept with the decision.")
+    ] = "",
     request_id: Annotated[str, typer.Option(help="The same id gives the same decisions.")] = "",
     deadline_ms: Annotated[int, typer.Option(min=1, help="Deadline of the call.")] = 250,
     data_dir: DataDir = DEFAULT_DATA_DIR,
@@ -91,6 +94,7 @@ def decide(
             do_not_personalize=do_not_personalize,
         ),
         activation=events_pb.ACTIVATION_DEFERRED if deferred else events_pb.ACTIVATION_IMMEDIATE,
+        template_version=template_version,
     )
     answer = run(_decide(request, deadline_ms / 1000, data_dir, address), as_json=as_json)
     if as_json:

@@ -81,25 +81,28 @@ def replay(
     if as_json:
         different = [{"decision_id": name, "differences": differences} for name, differences in found.different]
         counts = {"decisions": found.decisions, "identical": found.identical}
-        print_json({**counts, "different": different, "missing": found.missing})
+        print_json({**counts, "different": different, "missing": found.missing, "newer": found.newer})
     else:
         for name, differences in found.different[:DIFFERENT_SHOWN_MAX]:
             errors.print(f"[red]{name}[/]: {escape('; '.join(differences))}")
         for name in found.missing[:DIFFERENT_SHOWN_MAX]:
             errors.print(f"[red]{name}[/]: the log holds no such decision")
+        for name in found.newer[:DIFFERENT_SHOWN_MAX]:
+            errors.print(f"[yellow]{name}[/]: made by a newer release; replay it on a replica of that release")
         console.print(f"{found.identical} of {found.decisions} decisions replay to the identical slate")
-    if found.missing or found.identical != found.decisions:
+    if found.missing or found.newer or found.identical != found.decisions:
         raise typer.Exit(1)
 
 
 @dataclass(slots=True)
 class Replayed:
-    """How many decisions came out the same, which did not, and which the log does not hold."""
+    """How many decisions came out the same, which did not, which are not in the log, which a newer release made."""
 
     decisions: int = 0
     identical: int = 0
     different: list[tuple[str, list[str]]] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    newer: list[str] = field(default_factory=list)
 
 
 async def replay_many(decision: Any, ids: Iterable[str], *, advance: Any = lambda: None) -> Replayed:
@@ -125,9 +128,9 @@ async def _replay_one(decision: Any, name: str, found: Replayed) -> None:
     try:
         answer = await call(decision.Replay, decision_pb.ReplayRequest(decision_id=name), TIMEOUT_S)
     except ServiceError as error:
-        if error.kind is not Kind.NOT_FOUND:
+        if error.kind is not Kind.NOT_FOUND and error.reason != "NEWER_RELEASE":
             raise
-        found.missing.append(name)
+        (found.newer if error.reason == "NEWER_RELEASE" else found.missing).append(name)
         return
     found.decisions += 1
     if answer.identical:

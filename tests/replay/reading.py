@@ -69,6 +69,10 @@ class Kept:
             record.decision_id: record for record in (newest_of(stream) for stream in history["decisions"])
         }
 
+    def put(self, record: DecisionRecord) -> None:
+        """Keep this decision in the place of its namesake."""
+        self._streams[record.decision_id] = record
+
     async def find(self, decision_id: str) -> DecisionRecord | None:
         """The newest version of the decision."""
         return self._streams.get(decision_id)

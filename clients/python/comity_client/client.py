@@ -80,6 +80,7 @@ class ComityClient:
         gpc: str = "",
         consent_signals: ConsentSignals | None = None,
         deferred: bool = False,
+        template_version: str = "",
         request_id: str | None = None,
         traceparent: str = "",
         deadline_s: float | None = None,
@@ -96,6 +97,7 @@ class ComityClient:
             gpc: the Sec-GPC header as it came, where it is the only signal.
             consent_signals: all that came; its own gpc holds where both are given.
             deferred: the slates count as seen only when an exposure is tracked.
+            template_version: of the page or template that asks; kept with the decision.
             request_id: the same id gives the same decisions; one is drawn when not given.
             traceparent: W3C trace context of the caller; the server's spans belong under it.
             defaults: for this call, before the client's own.
@@ -116,6 +118,7 @@ class ComityClient:
                 excluded_item_ids=excluded_item_ids,
                 consent_signals=consent_signals or (ConsentSignals(gpc=gpc) if gpc else None),
                 deferred=deferred,
+                template_version=template_version,
             )
         except (TypeError, ValueError, AttributeError) as error:  # no type checker looked; often a number as user id
             if self._raise_on_invalid:

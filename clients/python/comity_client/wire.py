@@ -42,6 +42,7 @@ def decide_request(
     excluded_item_ids: Sequence[str],
     consent_signals: ConsentSignals | None,
     deferred: bool,
+    template_version: str = "",
 ) -> decision_pb.DecideRequest:
     """The request for these placements."""
     return decision_pb.DecideRequest(
@@ -56,6 +57,7 @@ def decide_request(
         context={key: _context_fact(value) for key, value in context.items()},
         consent_signals=_signals(consent_signals),
         activation=decision_events_pb.ACTIVATION_DEFERRED if deferred else decision_events_pb.ACTIVATION_IMMEDIATE,
+        template_version=template_version,
     )
 
 
@@ -82,7 +84,7 @@ def decision_of(answer: decision_pb.PlacementDecision, *, placement_id: str) -> 
         exposure_token=answer.exposure_token,
         learnable=answer.learnable,
         holdout=answer.assignment.holdout,
-        versions={field.name: value for field, value in answer.versions.ListFields()},
+        versions={field.name: str(value) for field, value in answer.versions.ListFields()},
         layer=_word(types_pb.SubjectLevel.DESCRIPTOR, answer.layer),
     )
 

@@ -5,7 +5,7 @@ whether there is anything to score, scores, and asks `choose`; a replay asks `ch
 therefore take the same rung.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
@@ -18,7 +18,7 @@ from services.decision.domain.layout import Floats, Integers
 from services.decision.domain.plan import Plan
 from services.decision.domain.rules import Verdict
 from services.decision.domain.site import Context
-from services.decision.domain.vocabulary import FallbackReason, Level, Reason, StageOutcome
+from services.decision.domain.vocabulary import Exclusion, FallbackReason, Level, Reason, StageOutcome
 
 # Ranker and log come last: while they have not ended they count as stages that will end well.
 _WELL_SO_FAR = (StageOutcome.OK, StageOutcome.UNSPECIFIED)
@@ -70,6 +70,8 @@ class Inputs:
         scores: float32, one an eligible candidate; None where nothing was scored.
         popularity: float32, one an eligible candidate; None where it was not needed, or not known.
         late: the answer was not ready inside the budget.
+        budget_too_short: a stage was abandoned that never had the time it usually takes.
+        default_left_out: entries of the declared default that are not shown, by item id, and why.
     """
 
     candidates: Candidates
@@ -83,6 +85,8 @@ class Inputs:
     matrix: Floats | None = None
     scores: Floats | None = None
     popularity: Floats | None = None
+    budget_too_short: bool = False
+    default_left_out: Mapping[str, Exclusion] = field(default_factory=dict)
 
 
 class Kind(Enum):

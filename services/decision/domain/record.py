@@ -14,14 +14,23 @@ from services.decision.domain.layout import Floats, Subject
 from services.decision.domain.site import ContextFact
 from services.decision.domain.vocabulary import Activation, Level, Origin, StageOutcome
 
+# What decides now. 0: releases that told none; a default ignored exclusions, and a late stage was always at fault.
+# 1: a default leaves out what is excluded, and a stage that never had its usual time blames the budget.
+SEMANTICS = 1
+# 0: without what a default leaves out, and without who was at fault.
+DIGEST_FORMAT = 1
+
 _FIXED = struct.Struct("<IIBBBBBBd")
-# Lengths before contents, so that no byte can move from one part to the next.
-_LENGTHS = struct.Struct("<8I")
 
 
 @dataclass(frozen=True, slots=True)
 class Versions:
-    """What a decision was made with; each is echoed on the answer, the log and the span."""
+    """What a decision was made with; each is echoed on the answer, the log and the span.
+
+    Args:
+        semantics: the rules of the code, see SEMANTICS.
+        template: of the page that asked, as the caller told it.
+    """
 
     model: str = ""
     feature_set: str = ""
@@ -30,6 +39,8 @@ class Versions:
     site: str = ""
     catalog: str = ""
     item_columns: str = ""
+    semantics: int = SEMANTICS
+    template: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +77,7 @@ class DecisionRecord:
         said: the consent signal that decided; empty where the ledger or the regime did.
         layer: that was used; UNSPECIFIED: nothing of the person was.
         refused_by_signal: purpose → signal, of those asked for that a signal refused.
+        digest_format: what the digest is over, see DIGEST_FORMAT.
         recorded_slate: the slate as another system showed it; None for our own.
     """
 
@@ -94,6 +106,12 @@ class DecisionRecord:
     said: Said = Said()
     layer: Level = Level.UNSPECIFIED
     refused_by_signal: Mapping[str, str] = field(default_factory=dict)
+    digest_format: int = DIGEST_FORMAT
+
+    @property
+    def is_newer(self) -> bool:
+        """Whether a release after this one made it, by rules that are not known here."""
+        return self.versions.semantics > SEMANTICS or self.digest_format > DIGEST_FORMAT
 
 
 def digest_of(record: DecisionRecord) -> bytes:
@@ -102,7 +120,7 @@ def digest_of(record: DecisionRecord) -> bytes:
     A tree model maps many matrices to the same scores: scoring again cannot show every flipped bit, this does.
     """
     inputs, subject, candidates = record.inputs, record.evidence.subject, record.inputs.candidates
-    parts = (
+    parts = [
         "\0".join(candidates.item_ids).encode(),
         "\0".join(candidates.variant_ids).encode(),
         candidates.exclusions.tobytes(),
@@ -111,10 +129,14 @@ def digest_of(record: DecisionRecord) -> bytes:
         float_bytes(inputs.matrix),
         float_bytes(inputs.scores),
         float_bytes(inputs.popularity),
-    )
+    ]
     stages = (inputs.identity, inputs.consent, inputs.features, inputs.ranker, inputs.log)
     fixed = _FIXED.pack(len(candidates.item_ids), inputs.slate_size, *stages, inputs.late, record.choice.coin)
-    lengths = _LENGTHS.pack(*map(len, parts))
+    if record.digest_format:
+        parts += ["\0".join(inputs.default_left_out).encode(), bytes(inputs.default_left_out.values())]
+        fixed += bytes([inputs.budget_too_short])
+    # Lengths before contents, so that no byte can move from one part to the next.
+    lengths = struct.pack(f"<{len(parts)}I", *map(len, parts))
     return hashlib.sha256(b"".join((fixed, lengths, *parts))).digest()
 
 

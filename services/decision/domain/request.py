@@ -55,6 +55,7 @@ class DecideRequest:
         signals: None where nothing came along. They are no part of the digest: a retry brings those of its own moment,
             and consent is read with them again.
         digest: of the rest of the request; a retry must match it.
+        template_version: of the page that asks; kept with the decision.
     """
 
     request_id: str
@@ -64,6 +65,7 @@ class DecideRequest:
     signals: Signals | None
     activation: Activation
     digest: bytes
+    template_version: str = ""
 
 
 @dataclass(frozen=True, slots=True)

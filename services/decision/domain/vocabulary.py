@@ -1,9 +1,9 @@
 """The words of a decision, as numbers that the log keeps for ever (decision_events.proto; tests hold the two equal)."""
 
-from enum import IntEnum
+from services.chassis.words import Word
 
 
-class Level(IntEnum):
+class Level(Word):
     """How well the person is known from the identities presented."""
 
     UNSPECIFIED = 0
@@ -12,7 +12,7 @@ class Level(IntEnum):
     KNOWN = 3
 
 
-class Reason(IntEnum):
+class Reason(Word):
     """Why a slate is what it is."""
 
     UNSPECIFIED = 0
@@ -26,7 +26,7 @@ class Reason(IntEnum):
     ERROR = 16
 
 
-class FallbackReason(IntEnum):
+class FallbackReason(Word):
     """Why the answer is not the one that was aimed for."""
 
     UNSPECIFIED = 0
@@ -42,7 +42,7 @@ class FallbackReason(IntEnum):
     LOG_UNAVAILABLE = 15
 
 
-class Exclusion(IntEnum):
+class Exclusion(Word):
     """Why a candidate was not eligible; NONE where it was."""
 
     NONE = 0
@@ -55,7 +55,7 @@ class Exclusion(IntEnum):
     RULE_ERROR = 7
 
 
-class Activation(IntEnum):
+class Activation(Word):
     """When a decision counts as seen."""
 
     UNSPECIFIED = 0
@@ -63,7 +63,7 @@ class Activation(IntEnum):
     DEFERRED = 2
 
 
-class StageOutcome(IntEnum):
+class StageOutcome(Word):
     """How a stage of a Decide ended; UNSPECIFIED while it has not."""
 
     UNSPECIFIED = 0
@@ -74,7 +74,7 @@ class StageOutcome(IntEnum):
     REFUSED = 5
 
 
-class Origin(IntEnum):
+class Origin(Word):
     """Who made a decision."""
 
     UNSPECIFIED = 0
@@ -82,7 +82,7 @@ class Origin(IntEnum):
     RECORDED = 2
 
 
-class ValueState(IntEnum):
+class ValueState(Word):
     """Whether a value of a subject's vector may be used as it is."""
 
     UNSPECIFIED = 0

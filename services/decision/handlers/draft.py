@@ -163,7 +163,9 @@ class Drafting:
             member_id=person.member_id,
             level=facts.level,
             decided_at=call.now,
-            versions=versions_of(call.serving, call.site, plan, known.permission, computed.model),
+            versions=versions_of(
+                call.serving, call.site, plan, known.permission, computed.model, request.template_version
+            ),
             holdout=facts.holdout,
             holdout_bucket=person.holdout_bucket,
             allowed_purposes=tuple(sorted(facts.allowed)),
@@ -184,7 +186,9 @@ class Drafting:
         )
 
 
-def versions_of(serving: Serving, site: CompiledSite, plan: Plan, permission: Consent | None, model: str) -> Versions:
+def versions_of(
+    serving: Serving, site: CompiledSite, plan: Plan, permission: Consent | None, model: str, template: str = ""
+) -> Versions:
     """What a decision of this plan is made with."""
     return Versions(
         model=model,
@@ -194,6 +198,7 @@ def versions_of(serving: Serving, site: CompiledSite, plan: Plan, permission: Co
         site=site.site.version,
         catalog=str(serving.catalog.version),
         item_columns="" if serving.columns is None else serving.columns.version,
+        template=template,
     )
 
 

@@ -102,9 +102,15 @@ class InspectDecisions:
         """The decision, made again.
 
         Raises:
-            ServiceError: NOT_FOUND, as of explain.
+            ServiceError: NOT_FOUND, as of explain; FAILED_PRECONDITION (NEWER_RELEASE).
         """
         record = await self._find(decision_id)
+        if record.is_newer:
+            raise ServiceError(
+                Kind.FAILED_PRECONDITION,
+                "NEWER_RELEASE",
+                "decision_id: the decision was made by a newer release; replay it on a replica of that release",
+            )
         pinned = Pinned(
             site=await self._site_of(record),
             items=await self._catalog.at(record.inputs.candidates.item_ids, int(record.versions.catalog or 0)),

@@ -62,6 +62,7 @@ def decide_from_pb(request: pb.DecideRequest) -> DecideRequest:
         signals=_signals_from_pb(request.consent_signals) if request.HasField("consent_signals") else None,
         activation=Activation(request.activation) or Activation.IMMEDIATE,
         digest=_digest_without_signals(request),
+        template_version=request.template_version,
     )
 
 

@@ -16,11 +16,20 @@ from services.decision.domain.ladder import Candidates, Choice, Inputs, Slate
 from services.decision.domain.layout import Floats, Subject
 from services.decision.domain.record import DecisionRecord, Evidence, Said, Versions, digest_of, float_bytes
 from services.decision.domain.site import ContextFact
-from services.decision.domain.vocabulary import Activation, FallbackReason, Level, Origin, Reason, StageOutcome
+from services.decision.domain.vocabulary import (
+    Activation,
+    Exclusion,
+    FallbackReason,
+    Level,
+    Origin,
+    Reason,
+    StageOutcome,
+)
 
 if TYPE_CHECKING:
     from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
 
+_EXCLUSION_MAX = np.iinfo(np.uint8).max
 DECISION_MADE = pb.DecisionMade.DESCRIPTOR.full_name
 
 
@@ -98,6 +107,7 @@ def record_from_pb(message: pb.DecisionMade, member_id: str) -> DecisionRecord:
         said=Said(message.consent.signal, message.consent.signal_reason),
         layer=Level(message.consent.layer),
         refused_by_signal=dict(message.consent.refused_by_signal),
+        digest_format=inputs.digest_format,
     )
 
 
@@ -111,6 +121,8 @@ def versions_to_pb(versions: Versions) -> pb.Versions:
         site=versions.site,
         catalog=versions.catalog,
         item_columns=versions.item_columns,
+        semantics=versions.semantics,
+        template_version=versions.template,
     )
 
 
@@ -203,13 +215,20 @@ def _fill_inputs(message: pb.DecisionInputs, record: DecisionRecord) -> None:
     _fill_position(message.columns_position, evidence.columns_position)
     message.draw = record.choice.coin
     message.digest = record.digest or digest_of(record)
+    message.digest_format = record.digest_format
+    message.default_left_out.extend(inputs.default_left_out)
+    message.default_exclusions.extend(map(number, inputs.default_left_out.values()))
+    message.budget_too_short = inputs.budget_too_short
 
 
 def _inputs_from_pb(inputs: pb.DecisionInputs) -> Inputs:
     matrix = _floats(inputs.matrix)
     return Inputs(
         candidates=Candidates(
-            list(inputs.item_ids), list(inputs.variant_ids), np.array(inputs.exclusions, dtype=np.uint8)
+            list(inputs.item_ids),
+            list(inputs.variant_ids),
+            # What a newer replica wrote is some exclusion, whatever its number.
+            np.minimum(np.array(inputs.exclusions, dtype=np.int32), _EXCLUSION_MAX).astype(np.uint8),
         ),
         slate_size=inputs.slate_size,
         identity=StageOutcome(inputs.identity),
@@ -221,6 +240,8 @@ def _inputs_from_pb(inputs: pb.DecisionInputs) -> Inputs:
         matrix=None if matrix is None else matrix.reshape(-1, inputs.columns_count or 1),
         scores=_floats(inputs.scores),
         popularity=_floats(inputs.popularity),
+        budget_too_short=inputs.budget_too_short,
+        default_left_out=dict(zip(inputs.default_left_out, map(Exclusion, inputs.default_exclusions), strict=True)),
     )
 
 
@@ -252,6 +273,8 @@ def _versions_from_pb(versions: pb.Versions) -> Versions:
         site=versions.site,
         catalog=versions.catalog,
         item_columns=versions.item_columns,
+        semantics=versions.semantics,
+        template=versions.template_version,
     )
 
 

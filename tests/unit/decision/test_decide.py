@@ -10,7 +10,7 @@ from services.chassis.deadline import deadline_scope
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.exposure_token import verify
 from services.decision.domain.plan import compile_site
-from services.decision.domain.record import Said
+from services.decision.domain.record import SEMANTICS, Said
 from services.decision.domain.request import Answer, Ask
 from services.decision.domain.serving import Serving
 from services.decision.domain.site import Site
@@ -370,3 +370,12 @@ async def test_nobody_is_recognized_without_an_answer(away: str) -> None:
     answer = await answer_of(harness, gpc=away == "gpc")
     assert answer.choice.reason is Reason.DEFAULT
     assert (await harness.logged(answer.decision_id)).member_id == ""
+
+
+async def test_the_template_that_asked_is_kept_and_told() -> None:
+    """And by which rules the code decided, which nobody tells it."""
+    harness = Harness(CERTAIN)
+    answers = await harness.decide(replace(request(), template_version="home@7"))
+    answer = answers.decisions[0]
+    assert (answer.versions.template, answer.versions.semantics) == ("home@7", SEMANTICS)
+    assert (await harness.logged(answer.decision_id)).versions == answer.versions

@@ -89,7 +89,9 @@ class _FallbackReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Fallba
     FALLBACK_REASON_OVERLOADED: _FallbackReason.ValueType  # 13
     FALLBACK_REASON_POLICY_DISABLED: _FallbackReason.ValueType  # 14
     FALLBACK_REASON_LOG_UNAVAILABLE: _FallbackReason.ValueType  # 15
-    """The decision log could not take the decision in time: the answer is the default and is not learned from."""
+    """The decision log could not take the decision in time, and had the time: the answer is the default and is not
+    learned from.
+    """
 
 class FallbackReason(_FallbackReason, metaclass=_FallbackReasonEnumTypeWrapper):
     """Why the answer is not the one that was aimed for."""
@@ -110,7 +112,9 @@ FALLBACK_REASON_ALL_CAPPED: FallbackReason.ValueType  # 12
 FALLBACK_REASON_OVERLOADED: FallbackReason.ValueType  # 13
 FALLBACK_REASON_POLICY_DISABLED: FallbackReason.ValueType  # 14
 FALLBACK_REASON_LOG_UNAVAILABLE: FallbackReason.ValueType  # 15
-"""The decision log could not take the decision in time: the answer is the default and is not learned from."""
+"""The decision log could not take the decision in time, and had the time: the answer is the default and is not
+learned from.
+"""
 Global___FallbackReason: _TypeAlias = FallbackReason  # noqa: Y015
 
 class _ExclusionReason:
@@ -251,6 +255,8 @@ class Versions(_message.Message):
     SITE_FIELD_NUMBER: _builtins.int
     CATALOG_FIELD_NUMBER: _builtins.int
     ITEM_COLUMNS_FIELD_NUMBER: _builtins.int
+    SEMANTICS_FIELD_NUMBER: _builtins.int
+    TEMPLATE_VERSION_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """name@sha256 of the model that scored; empty where none did."""
     feature_set: _builtins.str
@@ -262,6 +268,12 @@ class Versions(_message.Message):
     catalog: _builtins.str
     """Version of the catalog's items."""
     item_columns: _builtins.str
+    semantics: _builtins.int
+    """By which rules the code decided (tie-break, inputs, exploration, what a default is); a replay goes by the same. 0: as
+    releases did that told none. A replica that does not know them answers Replay with NEWER_RELEASE.
+    """
+    template_version: _builtins.str
+    """The page or template that asked, as the caller told it; empty: it did not, or nobody was recognized."""
     def __init__(
         self,
         *,
@@ -272,10 +284,12 @@ class Versions(_message.Message):
         site: _builtins.str = ...,
         catalog: _builtins.str = ...,
         item_columns: _builtins.str = ...,
+        semantics: _builtins.int = ...,
+        template_version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["catalog", b"catalog", "consent_policy", b"consent_policy", "decision_policy", b"decision_policy", "feature_set", b"feature_set", "item_columns", b"item_columns", "model", b"model", "site", b"site"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["catalog", b"catalog", "consent_policy", b"consent_policy", "decision_policy", b"decision_policy", "feature_set", b"feature_set", "item_columns", b"item_columns", "model", b"model", "semantics", b"semantics", "site", b"site", "template_version", b"template_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -305,7 +319,10 @@ Global___Assignment: _TypeAlias = Assignment  # noqa: Y015
 
 @_typing.final
 class DecisionMade(_message.Message):
-    """Everything a decision was computed from, and the decision. Replay needs this, the pinned site and the pinned model."""
+    """Everything a decision was computed from, and the decision. Replay needs this, the pinned site and the pinned model.
+    Of a decision about nobody (no member in the envelope: nothing could ever be erased of it) no string of the caller is
+    kept: no context, no template_version, no candidates that were named, and the request's digest is keyed.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -531,6 +548,10 @@ class DecisionInputs(_message.Message):
     DRAW_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
     LOG_FIELD_NUMBER: _builtins.int
+    DIGEST_FORMAT_FIELD_NUMBER: _builtins.int
+    DEFAULT_LEFT_OUT_FIELD_NUMBER: _builtins.int
+    DEFAULT_EXCLUSIONS_FIELD_NUMBER: _builtins.int
+    BUDGET_TOO_SHORT_FIELD_NUMBER: _builtins.int
     slate_size: _builtins.int
     identity: Global___StageOutcome.ValueType
     consent: Global___StageOutcome.ValueType
@@ -558,6 +579,10 @@ class DecisionInputs(_message.Message):
     """Whether the log took the decision in time; LATE or UNAVAILABLE: the default was answered. Such a correction is
     recorded as the next version of the decision's stream, and the newest version is the decision.
     """
+    digest_format: _builtins.int
+    """What the digest is over; 0: as releases did that told none."""
+    budget_too_short: _builtins.bool
+    """A stage was abandoned that never had the time it usually takes: not the stage, the budget was at fault."""
     @_builtins.property
     def item_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -568,6 +593,12 @@ class DecisionInputs(_message.Message):
     def subject_position(self) -> _types_pb2.LogPosition: ...
     @_builtins.property
     def columns_position(self) -> _types_pb2.LogPosition: ...
+    @_builtins.property
+    def default_left_out(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Entries of the placement's default that were left out of it, and why: entry k of both belongs together."""
+
+    @_builtins.property
+    def default_exclusions(self) -> _containers.RepeatedScalarFieldContainer[Global___ExclusionReason.ValueType]: ...
     def __init__(
         self,
         *,
@@ -591,10 +622,14 @@ class DecisionInputs(_message.Message):
         draw: _builtins.float = ...,
         digest: _builtins.bytes = ...,
         log: Global___StageOutcome.ValueType = ...,
+        digest_format: _builtins.int = ...,
+        default_left_out: _abc.Iterable[_builtins.str] | None = ...,
+        default_exclusions: _abc.Iterable[Global___ExclusionReason.ValueType] | None = ...,
+        budget_too_short: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["columns_position", b"columns_position", "subject_position", b"subject_position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns_count", b"columns_count", "columns_position", b"columns_position", "consent", b"consent", "digest", b"digest", "draw", b"draw", "exclusions", b"exclusions", "features", b"features", "identity", b"identity", "item_ids", b"item_ids", "late", b"late", "log", b"log", "matrix", b"matrix", "popularity", b"popularity", "ranker", b"ranker", "scores", b"scores", "slate_size", b"slate_size", "subject_position", b"subject_position", "subject_states", b"subject_states", "subject_vector", b"subject_vector", "variant_ids", b"variant_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_too_short", b"budget_too_short", "columns_count", b"columns_count", "columns_position", b"columns_position", "consent", b"consent", "default_exclusions", b"default_exclusions", "default_left_out", b"default_left_out", "digest", b"digest", "digest_format", b"digest_format", "draw", b"draw", "exclusions", b"exclusions", "features", b"features", "identity", b"identity", "item_ids", b"item_ids", "late", b"late", "log", b"log", "matrix", b"matrix", "popularity", b"popularity", "ranker", b"ranker", "scores", b"scores", "slate_size", b"slate_size", "subject_position", b"subject_position", "subject_states", b"subject_states", "subject_vector", b"subject_vector", "variant_ids", b"variant_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

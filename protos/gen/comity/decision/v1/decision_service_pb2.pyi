@@ -54,10 +54,13 @@ class DecideRequest(_message.Message):
     CONTEXT_FIELD_NUMBER: _builtins.int
     CONSENT_SIGNALS_FIELD_NUMBER: _builtins.int
     ACTIVATION_FIELD_NUMBER: _builtins.int
+    TEMPLATE_VERSION_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Idempotency: a retry with the same id gives the same decisions, but reads consent again."""
     activation: _decision_events_pb2.Activation.ValueType
     """Unset: IMMEDIATE."""
+    template_version: _builtins.str
+    """The page or template that asks, for versions.template_version."""
     @_builtins.property
     def identities(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Identity]: ...
     @_builtins.property
@@ -77,10 +80,11 @@ class DecideRequest(_message.Message):
         context: _abc.Mapping[_builtins.str, _decision_events_pb2.ContextFact] | None = ...,
         consent_signals: _types_pb2.ConsentSignals | None = ...,
         activation: _decision_events_pb2.Activation.ValueType = ...,
+        template_version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["consent_signals", b"consent_signals"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "consent_signals", b"consent_signals", "context", b"context", "identities", b"identities", "placements", b"placements", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "consent_signals", b"consent_signals", "context", b"context", "identities", b"identities", "placements", b"placements", "request_id", b"request_id", "template_version", b"template_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
