@@ -28,7 +28,7 @@ from cli.stack import SERVICES, budgets, temporary_folder
 from cli.stack.ports import free_port
 from cli.stack.probe import wait_serving
 from cli.stack.servers import SERVERS
-from services.chassis.rpc_client import connect, warm
+from services.chassis.rpc_client import CHANNEL_OPTIONS, connect, warm
 
 IN_FLIGHT = 32
 STANDARD_ERROR = 2
@@ -169,7 +169,7 @@ async def _decider(address: str, ready: World, pids: Mapping[str, int]) -> Async
 async def _floor() -> AsyncIterator[Contender]:
     port = free_port()
     with _process([sys.executable, "-m", "bench.floor", str(port)]) as pid:
-        channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
+        channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=CHANNEL_OPTIONS)
         await asyncio.wait_for(channel.channel_ready(), 30.0)
         empty: Any = channel.unary_unary(floor.METHOD)
         request = Requests(["person-1"])(1).SerializeToString()

@@ -42,6 +42,9 @@ SERVICE_CONFIG = json.dumps(
     }
 )
 CHANNEL_OPTIONS: tuple[tuple[str, int | str], ...] = (
+    # Services are in the same machine or cluster; a proxy that a shell or an image names for the web (http_proxy)
+    # does not know them.
+    ("grpc.enable_http_proxy", 0),
     ("grpc.service_config", SERVICE_CONFIG),
     # The resolver must not put another policy in its place.
     ("grpc.service_config_disable_resolution", 1),

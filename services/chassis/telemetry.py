@@ -41,6 +41,9 @@ EXPORT_DELAY_MS = 500
 QUEUE_SPANS_MAX = 8192
 ATTRIBUTE_CHARACTERS_MAX = 2048
 
+# The collector is in the same machine or cluster: a proxy for the web (http_proxy) does not know it.
+_COLLECTOR_OPTIONS: Any = (("grpc.enable_http_proxy", 0),)
+
 # Health checks and reflection: a probe a second would bury what matters.
 UNTRACED_PREFIX = "/grpc."
 
@@ -121,7 +124,7 @@ def setup(service: str, settings: ServiceSettings) -> Telemetry:
     """Set up tracing for this process; once, before the first channel or pool is made."""
     exporter: SpanExporter | None = None
     if settings.otlp_endpoint:
-        exporter = OTLPSpanExporter(endpoint=settings.otlp_endpoint, insecure=True)
+        exporter = OTLPSpanExporter(endpoint=settings.otlp_endpoint, insecure=True, channel_options=_COLLECTOR_OPTIONS)
     elif settings.traces_dir:
         exporter = FileExporter(Path(settings.traces_dir), service)
     return Telemetry(service, exporter, ratio=settings.trace_ratio)

@@ -14,6 +14,11 @@ from tests.e2e.people import Person, ranking_shop
 
 # A busy machine must not turn a test of what is decided into one of how fast; deadlines have tests of their own.
 ROOMY = budgets(1000)
+# Every service runs as in a company that reaches the web by a proxy; nothing answers at this one.
+DEAD_PROXY = {
+    **dict.fromkeys(("http_proxy", "https_proxy", "grpc_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9"),
+    **dict.fromkeys(("no_proxy", "no_grpc_proxy", "NO_PROXY"), ""),
+}
 
 
 async def _start(stack: Stack) -> None:
@@ -30,7 +35,7 @@ async def _apply(stack: Stack) -> None:
 def stack() -> Iterator[Stack]:
     """Five services on real servers, all data thrown away at the end."""
     folder = Path(tempfile.mkdtemp(prefix="comity-e2e-"))
-    running = Stack(folder / "stack", disposable=True, env=ROOMY)
+    running = Stack(folder / "stack", disposable=True, env={"*": DEAD_PROXY, **ROOMY})
     try:
         asyncio.run(_start(running))
         yield running

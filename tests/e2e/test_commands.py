@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from cli.stack import Stack
+from tests.e2e.conftest import DEAD_PROXY
 from tests.e2e.people import SHOP
 
 
@@ -55,6 +56,21 @@ def test_a_decision_from_the_shell_and_why(comity: Any) -> None:
     assert {record["state"] for record in history["records"]} == {"CONSENT_STATE_GRANTED", "CONSENT_STATE_REVOKED"}
     code, decided = comity("decide", "home_hero", who, "--deadline-ms=5000")
     assert decided["decisions"][0]["fallback_reason"] == "FALLBACK_REASON_NO_CONSENT"
+
+
+def test_a_proxy_for_the_web_stands_in_no_ones_way(comity: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With http_proxy set, here and for every service, what needs all five of them is answered with the profile."""
+    for name, value in DEAD_PROXY.items():
+        monkeypatch.setenv(name, value)
+    who = f"--identity=user_id:{uuid.uuid4().hex}"
+    assert (
+        comity(
+            "consent", "grant", who, "--purpose=profile_personalization", "--notice-version=2026-10", "--language=en"
+        )[0]
+        == 0
+    )
+    code, decided = comity("decide", "home_hero", who, "--context=hour=20", "--deadline-ms=5000")
+    assert (code, decided["decisions"][0]["reason"] in ("REASON_RANKED", "REASON_HOLDOUT")) == (0, True)
 
 
 def test_people_are_linked_from_the_shell_where_they_allow_it(comity: Any) -> None:

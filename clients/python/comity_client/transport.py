@@ -27,6 +27,8 @@ _OUTAGES = {
     grpc.StatusCode.RESOURCE_EXHAUSTED: "CLIENT_OVERLOADED",
 }
 _OPTIONS = (
+    # Services are in the backend's own network; a proxy for the web (http_proxy) does not know them.
+    ("grpc.enable_http_proxy", 0),
     ("grpc.lb_policy_name", "round_robin"),
     # Retries are ours: they must know the deadline and keep the request id.
     ("grpc.enable_retries", 0),

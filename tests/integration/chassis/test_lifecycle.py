@@ -16,6 +16,7 @@ from pydantic import SecretStr
 from services.chassis import lifecycle
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.lifecycle import App, serve
+from services.chassis.rpc_client import CHANNEL_OPTIONS
 from services.chassis.settings import ServiceSettings
 
 SETTINGS = ServiceSettings(database_url=SecretStr("x"), nats_url="x", drain_s=0.0, stop_grace_s=1.0)
@@ -126,7 +127,7 @@ async def test_a_service_is_not_reachable_before_it_is_built() -> None:
     seen, stop = list[int](), asyncio.Event()
 
     async def look(app: App) -> None:
-        channel = grpc.aio.insecure_channel(f"127.0.0.1:{app.server.port}")
+        channel = grpc.aio.insecure_channel(f"127.0.0.1:{app.server.port}", options=CHANNEL_OPTIONS)
         answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
         seen.append(answer.status)
         await channel.close()

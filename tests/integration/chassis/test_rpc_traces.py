@@ -70,7 +70,7 @@ class Served:
     async def ask(self, subject_id: str, traceparent: str | None) -> None:
         """As a backend would: its channel knows nothing of our tracing."""
         metadata = (("traceparent", traceparent),) if traceparent is not None else None
-        async with grpc.aio.insecure_channel(self.address) as channel:
+        async with grpc.aio.insecure_channel(self.address, options=rpc_client.CHANNEL_OPTIONS) as channel:
             await pb_grpc.ConsentServiceStub(channel).History(history(subject_id), timeout=10, metadata=metadata)
 
     def spans(self) -> list[ReadableSpan]:
