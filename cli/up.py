@@ -22,15 +22,23 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def up(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJson = False) -> None:
+def up(
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    move_servers: Annotated[
+        bool, typer.Option("--move-servers", help="Use the servers named now, though the stack was on others.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Start the servers and the five services, or what of them does not run; they outlive this command.
 
     Postgres, NATS and Valkey come from wheels and listen on this machine only. A server that runs elsewhere is used
-    instead when COMITY_POSTGRES_URL, COMITY_NATS_URL or COMITY_REDIS_URL names it.
+    instead when COMITY_POSTGRES_URL, COMITY_NATS_URL or COMITY_REDIS_URL names it. A stack stays on the servers that
+    it began on: where these variables name others, or none any more, it is not started.
     """
     started_s = time.monotonic()
     with progress(quiet=as_json) as tell:
-        run(until_terminated(Stack(data_dir, tied=False, progress=tell).start()), as_json=as_json)
+        stack = Stack(data_dir, tied=False, move_servers=move_servers, progress=tell)
+        run(until_terminated(stack.start()), as_json=as_json)
     found = run(look(data_dir), as_json=as_json)
     show(found, as_json=as_json)
     if not as_json:

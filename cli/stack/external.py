@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from collections.abc import Collection, Mapping
 from urllib.parse import urlsplit
 
 from services.chassis.errors import Kind, ServiceError
@@ -40,6 +41,36 @@ async def require_reachable(name: str, url: str) -> None:
             Kind.UNAVAILABLE,
             "EXTERNAL_SERVER_UNREACHABLE",
             f"nothing answers at {host}:{port}; start that server, correct {VARIABLES[name]}, or unset it",
+        )
+
+
+def require_same(state_urls: Mapping[str, str], was_external: Collection[str], external: Mapping[str, str]) -> None:
+    """Returns when every server is the one that the stack had before, if it had one.
+
+    Args:
+        state_urls: of each server at the last start; empty at the first.
+        was_external: names of those that somebody else ran then.
+        external: those that somebody else runs now.
+
+    Raises:
+        ServiceError: FAILED_PRECONDITION, with both addresses of each that is another.
+    """
+    problems = []
+    for name, url in state_urls.items():
+        before = url if name in was_external else ""
+        now = external.get(name, "")
+        if bool(before) == bool(now) and (not now or _host_port(name, before) == _host_port(name, now)):
+            continue
+        was = f"at {shown(before)}" if before else f"embedded, at {shown(url)}"
+        would = f"at {shown(now)}" if now else "an embedded one"
+        again = f"set {VARIABLES[name]} as it was" if before else f"unset {VARIABLES[name]}"
+        problems.append(f"{name} of this stack is {was} and would now be {would} ({again})")
+    if problems:
+        raise ServiceError(
+            Kind.FAILED_PRECONDITION,
+            "SERVERS_MOVED",
+            f"{'; '.join(problems)}. What is recorded would be left behind there; "
+            "`comity up --move-servers` goes on with what the other one holds",
         )
 
 

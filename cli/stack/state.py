@@ -18,7 +18,9 @@ from cli.stack.replicas import in_order, service_of, target
 from services.chassis.errors import Kind, ServiceError
 
 # Raised when state.json changes its meaning; an older CLI then refuses instead of guessing.
-LAYOUT = 1
+LAYOUT = 2
+# 1 did not say where its folder is.
+LAYOUTS_READ = (1, LAYOUT)
 # Where root's Postgres keeps its files when its unprivileged user cannot pass through to the data directory.
 ROOT_HOME = Path("/var/lib/comity")
 
@@ -29,6 +31,7 @@ class State:
 
     Args:
         stack_id: random; tells this stack's files outside the data directory from another's.
+        path: of the folder, absolute; a copy of the folder tells by it that what runs is not its own.
         ports: of each server and service; kept over restarts where they stay free.
         processes: what was started and not yet stopped.
         urls: of postgres (administrator), nats and valkey, as the running services were told.
@@ -40,6 +43,7 @@ class State:
 
     stack_id: str
     layout: int = LAYOUT
+    path: str = ""
     ports: dict[str, int] = field(default_factory=dict)
     processes: dict[str, ProcessRecord] = field(default_factory=dict)
     urls: dict[str, str] = field(default_factory=dict)
@@ -77,7 +81,14 @@ class DataDir:
             folder.mkdir(mode=0o700, exist_ok=True)
 
     def postgres(self, stack_id: str) -> Path:
-        """Folder of the Postgres server: inside, unless its user could not get there."""
+        """Folder of the Postgres server: where its files are, else where it may have them."""
+        outside = ROOT_HOME / stack_id / "postgres"
+        # A folder that was moved has them where they were; looking elsewhere would begin an empty database.
+        there = [folder for folder in (outside, self.path / "postgres") if (folder / "data").exists()]
+        return there[0] if there else self._place(stack_id)
+
+    def _place(self, stack_id: str) -> Path:
+        """Where Postgres' files may be: inside, unless its user could not get there."""
         if not is_root() or all(folder.stat().st_mode & 0o001 for folder in (self.path, *self.path.parents)):
             return self.path / "postgres"
         return ROOT_HOME / stack_id / "postgres"
@@ -86,18 +97,68 @@ class DataDir:
         """The state; None when nothing was ever started here.
 
         Raises:
-            ServiceError: FAILED_PRECONDITION when state.json is unreadable or of another layout.
+            ServiceError: FAILED_PRECONDITION when state.json is unreadable, of another layout, or a copy of one that
+                is somewhere else: what it names runs there.
         """
+        state = self._parse()
+        if state is not None and self._is_copy(state):
+            raise _refusal(
+                "FOLDER_IS_A_COPY",
+                f"{self.path} is a copy of {state.path}, and what it names is of the stack there; use that one, or "
+                "make a copy that is a stack of its own with `comity backup` and `comity restore`",
+            )
+        return state
+
+    def moved(self, state: State) -> bool:
+        """Whether the folder was somewhere else when the state was written."""
+        return state.path not in ("", str(self.path.resolve()))
+
+    def adopt(self) -> State:
+        """Make a copied or restored folder a stack of its own; the state that is then in it.
+
+        It gets an id and ports of its own, and nothing that runs is its. Postgres' files belong in
+        `postgres(stack_id)`; those that the folder brings are moved there.
+
+        Raises:
+            ServiceError: FAILED_PRECONDITION when there is no state, it cannot be read, or the folder is in use.
+        """
+        with self.exclusive():
+            state = self._parse()
+            if state is None:
+                raise _refusal("NOT_A_STACK", f"{self.path} has no state.json; name a folder that was a stack's")
+            state.stack_id = secrets.token_hex(8)
+            state.processes, state.ports, state.databases = {}, {}, {}
+            brought, place = self.path / "postgres", self._place(state.stack_id)
+            if brought != place and brought.exists():
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.move(brought, place)
+            self.write(state)
+            return state
+
+    def _is_copy(self, state: State) -> bool:
+        """Whether the folder that the state was written in still is a stack's, and this is another folder."""
+        if not self.moved(state):
+            return False
+        try:
+            there = Path(state.path)
+            return not there.samefile(self.path) and DataDir(there)._parse_id() == state.stack_id
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
+    def _parse_id(self) -> str:
+        return str(json.loads((self.path / "state.json").read_text()).get("stack_id", ""))
+
+    def _parse(self) -> State | None:
         file = self.path / "state.json"
         try:
             data = json.loads(file.read_text())
-            if data["layout"] != LAYOUT:
+            if data["layout"] not in LAYOUTS_READ:
                 raise _refusal(
                     "STATE_OF_ANOTHER_LAYOUT",
                     f"{file} has layout {data['layout']} and this CLI knows {LAYOUT}; use the CLI that wrote it",
                 )
             processes = {name: ProcessRecord(**record) for name, record in data.pop("processes").items()}
-            return State(**data, processes=processes)
+            return State(**{**data, "layout": LAYOUT}, processes=processes)
         except FileNotFoundError:
             return None
         except PermissionError as error:
@@ -113,6 +174,7 @@ class DataDir:
 
     def write(self, state: State) -> None:
         """Replace state.json as a whole: a reader sees the old one or the new one."""
+        state.path = str(self.path.resolve())
         fresh = self.path / f".state.{os.getpid()}"
         fresh.touch(mode=0o600)
         fresh.write_text(json.dumps(asdict(state), indent=2) + "\n")

@@ -13,7 +13,7 @@ from typing import Self
 
 from cli.stack import programs
 from cli.stack.binaries import versions
-from cli.stack.external import external_urls, require_reachable
+from cli.stack.external import external_urls, require_reachable, require_same
 from cli.stack.ports import free_port, is_free
 from cli.stack.postgres import PostgresServer
 from cli.stack.probe import is_serving, wait_serving
@@ -57,6 +57,7 @@ class Stack:
         env: environment variables over what the stack sets, by service; "*" is for all of them.
         tied: nothing outlives this process. False for `comity up`.
         disposable: the data need not survive a failure of the machine; faster.
+        move_servers: use the servers that the environment names now, also where the stack was on others before.
         progress: told what is being done, one short line each.
     """
 
@@ -69,6 +70,7 @@ class Stack:
         env: Overrides | None = None,
         tied: bool = True,
         disposable: bool = False,
+        move_servers: bool = False,
         progress: Progress | None = None,
     ) -> None:
         self.data_dir = DataDir(data_dir)
@@ -82,6 +84,7 @@ class Stack:
         self._env = env or {}
         self._tied = tied
         self._disposable = disposable
+        self._move_servers = move_servers
         self._progress = progress or (lambda _: None)
         self._lock = ExitStack()
         self._held = False
@@ -162,7 +165,7 @@ class Stack:
         self.data_dir.create()
         self._hold()
         try:
-            self._load()
+            await self._take_up()
             ran_before = {name for name, process in self._processes.items() if process.alive()}
             try:
                 await self._start_servers()
@@ -226,6 +229,29 @@ class Stack:
         return [name for name, process in self._processes.items() if process.crashed]
 
     # Servers.
+
+    async def _take_up(self) -> None:
+        """Load what there is, once it is sure that what would be started is what was there before.
+
+        Raises:
+            ServiceError: FAILED_PRECONDITION when servers would be others, or the files of Postgres are gone.
+        """
+        state = self.data_dir.read()
+        if state is not None:
+            if not self._move_servers:
+                require_same(state.urls, state.external, external_urls())
+            files = self.data_dir.postgres(state.stack_id) / "data"
+            if state.databases and "postgres" not in (*state.external, *external_urls()) and not files.exists():
+                raise ServiceError(
+                    Kind.FAILED_PRECONDITION,
+                    "POSTGRES_DATA_MISSING",
+                    f"{files} is gone, and everything recorded was in it; restore it, "
+                    f"or remove {self.data_dir.path} to begin anew",
+                )
+        moved = state is not None and self.data_dir.moved(state)
+        self._load()
+        if moved:
+            await self._stop_all()  # what runs was told of folders that are no longer there
 
     def _load(self, *, to_stop: bool = False) -> None:
         """Take up what state.json says, or begin anew; without the secrets *to_stop*, which needs none of them.

@@ -151,7 +151,7 @@ async def test_external_servers_are_used_and_left_alone(data_dir: Path, monkeypa
             await Stack(data_dir / "ours").start()
         monkeypatch.setenv("COMITY_NATS_URL", "nats://127.0.0.1:1")
         with pytest.raises(ServiceError, match="COMITY_NATS_URL"):
-            await Stack(data_dir / "ours").start()
+            await Stack(data_dir / "ours", move_servers=True).start()
 
 
 def _runs(process: psutil.Process) -> bool:
