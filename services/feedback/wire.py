@@ -242,8 +242,10 @@ def decode_decided(member_id: str, plain: bytes) -> Decided:
         decided_at=moment(message.decided_at),
         item_ids=tuple(entry.item_id for entry in sorted(message.slate, key=_slot)),
         # A recorded decision was shown by the system that made it; its exposure is that system's to track.
+        # Where the default was answered, too, nobody can tell which was shown.
         immediate=message.activation == decision_pb2.ACTIVATION_IMMEDIATE
-        and message.origin != decision_pb2.ORIGIN_RECORDED,
+        and message.origin != decision_pb2.ORIGIN_RECORDED
+        and not message.default_also_answered,
         refused_by_signal=dict(message.consent.refused_by_signal),
     )
 

@@ -123,12 +123,10 @@ CONTEXT: Context = {"limit": 5.0, "hour": 20.0, "plan": "gold", "unread": "of no
 class UncertainLog(FakeLog):
     """Takes a decision in and does not say so in time."""
 
-    async def add(self, record: DecisionRecord, *, correction: bool = False) -> LogPosition:
+    async def add(self, record: DecisionRecord, attempt_id: str = "") -> LogPosition:
         """As of FakeLog."""
-        position = await super().add(record, correction=correction)
-        if not correction:
-            raise ServiceError(Kind.DEADLINE, "LATE", "the answer did not come in time")
-        return position
+        await super().add(record, attempt_id)
+        raise ServiceError(Kind.DEADLINE, "LATE", "the answer did not come in time")
 
 
 class World:

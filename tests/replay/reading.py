@@ -9,13 +9,14 @@ from typing import Any
 
 from comity.consent.v1 import consent_service_pb2 as consent_pb
 
-from services.chassis.events import LogPosition, RecordedEvent
+from services.chassis.events import ORIGIN, LogPosition, RecordedEvent
 from services.consent.domain.ledger import Answer
 from services.consent.domain.ledger import fold as fold_ledger
 from services.consent.domain.policy import Policy
 from services.consent.domain.verdicts import Member, Query, evaluate
 from services.consent.wire import decode_answer
 from services.consent.wire.policy import declaration_of
+from services.decision.domain.attempts import Logged
 from services.decision.domain.plan import CompiledSite
 from services.decision.domain.record import DecisionRecord
 from services.decision.domain.release import NewModel
@@ -66,14 +67,17 @@ class Kept:
     def __init__(self, history: History) -> None:
         self._history = history
         self._streams = {
-            record.decision_id: record for record in (newest_of(stream) for stream in history["decisions"])
+            logged.record.decision_id: logged
+            for logged in (
+                Logged(newest_of(stream), len(stream["versions"]), "", ORIGIN) for stream in history["decisions"]
+            )
         }
 
     def put(self, record: DecisionRecord) -> None:
         """Keep this decision in the place of its namesake."""
-        self._streams[record.decision_id] = record
+        self._streams[record.decision_id] = Logged(record, 1, "", ORIGIN)
 
-    async def find(self, decision_id: str) -> DecisionRecord | None:
+    async def find(self, decision_id: str) -> Logged | None:
         """The newest version of the decision."""
         return self._streams.get(decision_id)
 

@@ -15,7 +15,7 @@ from services.decision.domain.plan import CompiledSite
 from services.decision.domain.record import DecisionRecord, Evidence
 from services.decision.domain.replay import Pinned, decide_again
 from services.decision.domain.site import Item
-from services.decision.domain.vocabulary import FallbackReason, Origin, Reason, StageOutcome
+from services.decision.domain.vocabulary import Activation, FallbackReason, Origin, Reason, StageOutcome
 from tests.unit.decision.world import (
     ITEMS,
     PLACEMENT,
@@ -196,3 +196,14 @@ def with_exclusions(record: DecisionRecord, exclusions: list[int]) -> DecisionRe
 def with_inputs(record: DecisionRecord, **changes: Any) -> DecisionRecord:
     inputs: Inputs = replace(record.inputs, **changes)
     return replace(record, inputs=inputs)
+
+
+@pytest.mark.parametrize("activation", [Activation.IMMEDIATE, Activation.DEFERRED])
+def test_what_other_attempts_were_answered_is_no_difference(activation: Activation) -> None:
+    """Learnable is taken away from an immediate decision beside which the default was answered, and from no other."""
+    record = replace(ranked(), activation=activation, final=True, default_also_answered=True)
+    assert decide_again(record, pinned(record)).differences == (
+        ("learnable: logged True, again False",) if activation is Activation.IMMEDIATE else ()
+    )
+    told = replace(record, choice=replace(record.choice, learnable=activation is Activation.DEFERRED))
+    assert decide_again(told, pinned(told)).differences == ()

@@ -140,7 +140,8 @@ def _served(record: DecisionRecord) -> str:
     why = f" because {_WHY[choice.fallback_reason]}" if choice.fallback_reason in _WHY else ""
     origin = "shown by another system" if record.origin is Origin.RECORDED else choice.reason.name
     learnable = "may be learned from" if choice.learnable else "never learned from"
-    return f"{shown}: {origin}{why}; {learnable}"
+    also = "; another attempt under the same id was answered the default" if record.default_also_answered else ""
+    return f"{shown}: {origin}{why}{also}; {learnable}"
 
 
 def _without_exploration(record: DecisionRecord, plan: Plan) -> Slate:

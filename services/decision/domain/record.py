@@ -78,7 +78,8 @@ class DecisionRecord:
         layer: that was used; UNSPECIFIED: nothing of the person was.
         refused_by_signal: purpose → signal, of those asked for that a signal refused.
         digest_format: what the digest is over, see DIGEST_FORMAT.
-        recorded_slate: the slate as another system showed it; None for our own.
+        final: no attempt withdraws it any more; see domain.attempts.
+        default_also_answered: while this slate stands another attempt was answered the default.
     """
 
     decision_id: str
@@ -107,6 +108,8 @@ class DecisionRecord:
     layer: Level = Level.UNSPECIFIED
     refused_by_signal: Mapping[str, str] = field(default_factory=dict)
     digest_format: int = DIGEST_FORMAT
+    final: bool = False
+    default_also_answered: bool = False
 
     @property
     def is_newer(self) -> bool:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from services.decision.domain.attempts import is_told_apart
 from services.decision.domain.candidates import apply_rule
 from services.decision.domain.catalog import Exclusions, judge_item
 from services.decision.domain.exploration import seed_of
@@ -80,6 +81,8 @@ def decide_again(record: DecisionRecord, pinned: Pinned) -> Replayed:
     if not _holds_together(plan, facts, inputs):
         return Replayed(record.choice, (*differences, "inputs.scores: not one an eligible candidate"))
     choice = choose(plan, facts, inputs, seed_of(pinned.seed_key, record.decision_id))
+    # What other attempts were answered is no input of the choice: it only takes the learning away.
+    choice = replace(choice, learnable=choice.learnable and is_told_apart(record))
     return Replayed(choice, (*differences, *choice_differences(record.choice, choice)))
 
 

@@ -1,17 +1,18 @@
-"""Records of what was answered where the log holds something else: a slate that came too late was not shown."""
+"""What attempts that answered the default have still to tell the log: a slate that came too late was not shown."""
 
 import asyncio
 
 import structlog
 
 from services.chassis.deadline import carry_deadline
-from services.chassis.errors import Kind, ServiceError
+from services.chassis.errors import ServiceError
+from services.decision.domain.attempts import settled
 from services.decision.domain.record import DecisionRecord
 from services.decision.handlers.ports import DecisionLog
 
-# The record that is corrected may still be on its way into the log: a commit that waits for a disk, or for a Postgres
-# that starts again. After about ten seconds it is not coming any more, and then there is nothing to correct.
-PAUSES_S = (0.02, 0.1, 0.5, 1.0, 2.0, 3.0, 4.0)
+# For about a minute: a Postgres that starts again, or fails over. The log waits by itself for one that is slow; these
+# are for when it gave up, and for other attempts that were faster.
+PAUSES_S = (0.02, 0.1, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 # In an outage every answer wants a correction; beyond this they are dropped, and the answers' learnable=false remains.
 PENDING_MAX = 1_000
 # A process that goes down is waited for by others.
@@ -21,18 +22,18 @@ _log = structlog.get_logger(__name__)
 
 
 class Corrections:
-    """Adds corrections behind the answers' backs: an answer that is late already must not wait for one."""
+    """Settles attempts behind the answers' backs: an answer that is late already must not wait for it."""
 
     def __init__(self, log: DecisionLog) -> None:
         self._log = log
         self._pending: set[asyncio.Task[None]] = set()
 
-    def add(self, record: DecisionRecord) -> None:
-        """Correct the decision in the log to this record, soon."""
+    def add(self, answered: DecisionRecord, attempt_id: str) -> None:
+        """Have the log say what this attempt answered, as far as it has to, soon; see domain.attempts."""
         if len(self._pending) >= PENDING_MAX:
-            _log.warning("correction dropped", decision_id=record.decision_id)
+            _log.warning("correction dropped", decision_id=answered.decision_id)
             return
-        task = asyncio.create_task(self._correct(record))
+        task = asyncio.create_task(self._correct(answered, attempt_id))
         self._pending.add(task)
         task.add_done_callback(self._pending.discard)
 
@@ -43,12 +44,12 @@ class Corrections:
             for task in late:
                 task.cancel()
 
-    async def _correct(self, record: DecisionRecord) -> None:
+    async def _correct(self, answered: DecisionRecord, attempt_id: str) -> None:
         # The call's own deadline is all but over, and is not this work's.
         carry_deadline(None)
         for pause_s in (*PAUSES_S, None):
             try:
-                await self._log.add(record, correction=True)
+                await self._settle(answered, attempt_id)
                 return
             except ServiceError as error:
                 if error.reason == "SUBJECT_ERASED":
@@ -57,5 +58,15 @@ class Corrections:
                 last = error
             if pause_s is not None:
                 await asyncio.sleep(pause_s)
-        if last.kind is not Kind.CONFLICT:
-            _log.warning("correction given up", decision_id=record.decision_id, reason=last.reason)
+        _log.warning("correction given up", decision_id=answered.decision_id, reason=last.reason)
+
+    async def _settle(self, answered: DecisionRecord, attempt_id: str) -> None:
+        logged = await self._log.find(answered.decision_id)
+        record = settled(logged, attempt_id, answered)
+        if record is None:
+            return
+        if logged is None:
+            # What is still on its way conflicts from here on. By another id: neither must be taken for the other.
+            await self._log.add(record)
+        else:
+            await self._log.amend(logged, record)

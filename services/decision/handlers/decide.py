@@ -11,7 +11,10 @@ from prometheus_client import Counter
 from services.chassis import exposure_token, metrics, tracing
 from services.chassis.clock import Clock
 from services.chassis.errors import Kind, ServiceError, invalid
+from services.chassis.events import LogPosition
 from services.chassis.gather import Load
+from services.chassis.ids import uuid7
+from services.decision.domain.attempts import Logged, is_answerable, made_final
 from services.decision.domain.ladder import Choice, choose, rung_of
 from services.decision.domain.layers import still_covers
 from services.decision.domain.plan import CompiledSite, Plan
@@ -104,30 +107,30 @@ class Decide:
 
         The log comes before the answer: an answer that was given and then lost could not be explained or learned from.
         """
-        record = draft.record
-        added = await self._add(record, call)
-        if added.error is not None and added.error.kind is Kind.CONFLICT:
-            return await self._answer_again(draft, call)
+        record, attempt_id = draft.record, uuid7(self._clock.now())
+        added = await within("record", self._log.add(record, attempt_id), call.budget.at(RECORDED_BY))
+        if _conflicts(added):
+            return await self._answer_again(draft, call, attempt_id)
         if added.outcome is not StageOutcome.OK:
             # The append may still happen: then the log must not hold a slate that was not shown.
-            return self._replaced(draft, late=False, log=added.outcome)
+            return self._replaced(draft, attempt_id, late=False, log=added.outcome)
         if call.budget.is_over():
-            return self._replaced(draft, late=True, log=StageOutcome.OK)
+            return self._replaced(draft, attempt_id, late=True, log=StageOutcome.OK)
         return self._answer(record, record.choice, in_log=True)
 
-    async def _add(self, record: DecisionRecord, call: Call) -> Ended[object]:
-        return await within("record", self._log.add(record), call.budget.at(RECORDED_BY))
-
-    def _replaced(self, draft: Draft, *, late: bool, log: StageOutcome) -> Answer:
-        """The default instead of what was chosen, and the log told so behind the answer's back."""
+    def _replaced(self, draft: Draft, attempt_id: str, *, late: bool, log: StageOutcome) -> Answer:
+        """The default instead of what was chosen, or of what another attempt chose."""
         inputs = replace(draft.record.inputs, late=late, log=log)
         choice = choose(draft.plan, draft.facts, inputs, b"")
-        record = corrected(draft.record, choice, late=late, log=log)
-        self._corrections.add(record)
-        return self._answer(record, choice, in_log=False)
+        return self._answer_default(corrected(draft.record, choice, late=late, log=log), attempt_id)
 
-    async def _answer_again(self, draft: Draft, call: Call) -> Answer:
-        """The answer to a retry: the decision that was made, if consent still allows it.
+    def _answer_default(self, record: DecisionRecord, attempt_id: str) -> Answer:
+        """An answer that proves nothing; the log is told of it behind the answer's back."""
+        self._corrections.add(record, attempt_id)
+        return self._answer(record, record.choice, in_log=False)
+
+    async def _answer_again(self, draft: Draft, call: Call, attempt_id: str) -> Answer:
+        """The answer where another attempt was faster: the decision that it made, if consent still allows it.
 
         Raises:
             ServiceError: ALREADY_EXISTS (REQUEST_ID_REUSED) when the id was used for another request.
@@ -136,20 +139,34 @@ class Decide:
         if found.error is not None and found.error.kind is Kind.NOT_FOUND:
             # The person was erased between the two calls: nothing of the decision is left.
             return self._answer(draft.record, _default(draft, FallbackReason.NO_CONSENT), in_log=False)
-        if found.value is None:
-            return self._answer(draft.record, _default(draft, FallbackReason.LOG_UNAVAILABLE), in_log=False)
-        stored = found.value
+        logged = found.value
+        if logged is None:
+            failed = StageOutcome.UNAVAILABLE if found.outcome is StageOutcome.OK else found.outcome
+            return self._replaced(draft, attempt_id, late=False, log=failed)
+        stored = logged.record
         if stored.request_digest != draft.record.request_digest:
             raise ServiceError(
                 Kind.ALREADY_EXISTS,
                 "REQUEST_ID_REUSED",
                 "request_id: was used for another request; give every Decide an id of its own",
             )
-        if call.budget.is_over():
-            return self._answer(stored, _default(draft, FallbackReason.DEADLINE_EXCEEDED), in_log=False)
         now_refused = _refused_now(draft, stored)
         if now_refused is not None and stored.inputs.matrix is not None:
-            return self._answer(stored, _default(draft, now_refused), in_log=False)
+            return self._answer_default(replace(draft.record, choice=_default(draft, now_refused)), attempt_id)
+        return await self._repeat(logged, draft, call, attempt_id)
+
+    async def _repeat(self, logged: Logged, draft: Draft, call: Call, attempt_id: str) -> Answer:
+        """What the log holds, once nobody withdraws it any more."""
+        stored = logged.record
+        if not is_answerable(logged, attempt_id):
+            confirming = self._log.amend(logged, made_final(stored))
+            confirmed = await within("confirm", confirming, call.budget.at(RECORDED_BY))
+            if _conflicts(confirmed):
+                return await self._answer_again(draft, call, attempt_id)
+            if confirmed.outcome is not StageOutcome.OK:
+                return self._replaced(draft, attempt_id, late=False, log=confirmed.outcome)
+        if call.budget.is_over():
+            return self._replaced(draft, attempt_id, late=True, log=StageOutcome.OK)
         return self._answer(stored, stored.choice, in_log=True)
 
     def _answer(self, record: DecisionRecord, choice: Choice, *, in_log: bool) -> Answer:
@@ -218,6 +235,11 @@ def _purposes(site: CompiledSite, plans: Sequence[Plan], signals: Signals | None
         return ()
     purposes = site.layout.purposes.union(*(plan.purposes for plan in plans))
     return tuple(sorted(purposes if signals is None else purposes | site.site.exposure_purposes))
+
+
+def _conflicts(ended: Ended[LogPosition]) -> bool:
+    """Whether another attempt was faster."""
+    return ended.error is not None and ended.error.kind is Kind.CONFLICT
 
 
 def _default(draft: Draft, reason: FallbackReason) -> Choice:

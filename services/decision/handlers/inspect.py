@@ -121,10 +121,10 @@ class InspectDecisions:
         return await asyncio.to_thread(decide_again, record, pinned)
 
     async def _find(self, decision_id: str) -> DecisionRecord:
-        record = await self._log.find(decision_id)
-        if record is None:
+        logged = await self._log.find(decision_id)
+        if logged is None:
             raise ServiceError(Kind.NOT_FOUND, "DECISION_UNKNOWN", "decision_id: there is no such decision in the log")
-        return record
+        return logged.record
 
     async def _read(self, record: DecisionRecord, access: Access, method: str) -> None:
         """Record under the member: what is about a member goes when the member is erased."""

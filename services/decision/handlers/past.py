@@ -12,7 +12,7 @@ import structlog
 
 from services.chassis.clock import Clock
 from services.chassis.errors import Kind, ServiceError, invalid
-from services.chassis.events import ORIGIN, LogPosition
+from services.chassis.events import LogPosition
 from services.chassis.gather import Load
 from services.decision.domain.candidates import offer_of
 from services.decision.domain.ladder import Candidates, Choice, Inputs, Slate, is_holdout, known_scores, score_by_column
@@ -191,14 +191,15 @@ class RecordDecisions:
         )
 
     async def _record(self, record: DecisionRecord) -> tuple[LogPosition, DecisionRecord | None]:
-        """Put it into the log; its position there, or ORIGIN and what was recorded before."""
+        """Put it into the log; its position there, and what was recorded before, if it was."""
         try:
             return await self._log.add(record), None
         except ServiceError as error:
-            stored = await self._log.find(record.decision_id) if error.kind is Kind.CONFLICT else None
-            if stored is None:
+            logged = await self._log.find(record.decision_id) if error.kind is Kind.CONFLICT else None
+            if logged is None:
                 raise
-        return ORIGIN, stored
+        # Also of an earlier call, whose outcome its caller may not have learned.
+        return logged.position, logged.record
 
 
 async def _aside(work: Callable[[A], B], each: Sequence[A]) -> list[B]:

@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Protocol
 
 from services.chassis.events import LogPosition
+from services.decision.domain.attempts import Logged
 from services.decision.domain.catalog import ItemColumns
 from services.decision.domain.plan import CompiledSite
 from services.decision.domain.record import DecisionRecord
@@ -87,17 +88,26 @@ class DecisionLog(Protocol):
         """
         ...
 
-    async def add(self, record: DecisionRecord, *, correction: bool = False) -> LogPosition:
-        """Record durably; a correction goes behind the record that it corrects.
+    async def add(self, record: DecisionRecord, attempt_id: str = "") -> LogPosition:
+        """Record a decision durably: version 1, named by the attempt that makes it, where one may withdraw it.
 
         Raises:
-            ServiceError: CONFLICT when the decision is there already (a correction: when what it corrects is not, or
-                it was corrected before); else a refusal or an outage.
+            ServiceError: CONFLICT when the decision is there already; else a refusal or an outage, after which it may
+                be there, or come.
         """
         ...
 
-    async def find(self, decision_id: str) -> DecisionRecord | None:
-        """The decision as it stands: its newest record; None when there is none.
+    async def amend(self, logged: Logged, record: DecisionRecord) -> LogPosition:
+        """Record what the decision is from here on, behind what was found.
+
+        Raises:
+            ServiceError: CONFLICT when something was recorded since; INTERNAL (MEMBER_CHANGED) when it is about
+                another member than what it follows; else as of add.
+        """
+        ...
+
+    async def find(self, decision_id: str) -> Logged | None:
+        """The decision as it stands; None when there is none.
 
         Raises:
             ServiceError: NOT_FOUND (SUBJECT_ERASED); else an outage.

@@ -72,6 +72,8 @@ def record_to_pb(record: DecisionRecord) -> pb.DecisionMade:
         seed_key_id=record.seed_key_id,
         budget_ms=record.budget_ms,
         request_digest=record.request_digest,
+        final=record.final,
+        default_also_answered=record.default_also_answered,
     )
     _fill_inputs(message.inputs, record)
     fill_slate(message.slate, choice.slate, choice.reason)
@@ -108,6 +110,8 @@ def record_from_pb(message: pb.DecisionMade, member_id: str) -> DecisionRecord:
         layer=Level(message.consent.layer),
         refused_by_signal=dict(message.consent.refused_by_signal),
         digest_format=inputs.digest_format,
+        final=message.final,
+        default_also_answered=message.default_also_answered,
     )
 
 

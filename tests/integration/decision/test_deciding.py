@@ -17,6 +17,7 @@ from services.chassis.alarms import Alarm
 from services.chassis.errors import ServiceError
 from services.chassis.status import from_call_error
 from tests.integration.decision.conftest import TIMEOUT_S, Deciding, Start, ask, items, member, past, site
+from tests.waiting import eventually
 
 Reason = events_pb.Reason
 
@@ -146,6 +147,35 @@ async def test_a_retry_gives_the_same_answer_from_any_replica(start: Start, deci
     assert list(again.decisions) == list(first.decisions)
     error = await refusal(deciding.decision.Decide(ask(request_id="twice", slate_size=1), timeout=TIMEOUT_S))
     assert error.reason == "REQUEST_ID_REUSED"
+
+
+async def test_a_retry_while_the_log_is_held_up_leaves_the_decision(deciding: Deciding) -> None:
+    """What was shown stays what was shown; that the default was answered too is logged, explained and replays."""
+    await deciding.learn()
+    first = await deciding.decide(request_id="twice")
+    assert first.exposure_token
+    admin = await asyncpg.connect(deciding.url)
+    try:
+        async with admin.transaction():
+            await admin.execute("LOCK TABLE events")
+            again = await deciding.decide(request_id="twice")
+    finally:
+        await admin.close()
+    assert (again.exposure_token, again.learnable, again.layer) == (b"", False, 0)
+    asked = pb.GetDecisionRequest(decision_id=first.decision_id)
+
+    async def told() -> bool:
+        return (await deciding.decision.GetDecision(asked, timeout=TIMEOUT_S)).decision.default_also_answered
+
+    await eventually(told)
+    logged = (await deciding.decision.GetDecision(asked, timeout=TIMEOUT_S)).decision
+    assert list(logged.slate) == list((first.slate if first.HasField("slate") else first.fallback).entries)
+    assert (logged.reason, logged.learnable) == (first.reason, False)
+    explained = await deciding.decision.Explain(pb.ExplainRequest(decision_id=first.decision_id), timeout=TIMEOUT_S)
+    assert "another attempt under the same id was answered the default" in explained.steps[-1].finding
+    assert (await replayed(deciding, first.decision_id)).identical
+    third = await deciding.decide(request_id="twice")
+    assert (third.exposure_token, third.learnable) == (first.exposure_token, False)
 
 
 async def test_simultaneous_decides_share_their_questions(deciding: Deciding) -> None:

@@ -96,6 +96,23 @@ async def test_a_corrected_decision_is_the_newest_version(feedback: Feedback) ->
     assert [e.decision.learnable for e in decisions] == [False]
 
 
+async def test_a_slate_beside_which_the_default_was_answered_is_joined_and_not_learned_from(
+    feedback: Feedback,
+) -> None:
+    """The slate stands and clicks find their place in it; it is no exposure, since nobody knows what was shown."""
+    stands = made("d1", final=True, default_also_answered=True)
+    stands.activation, stands.learnable = decision_pb2.ACTIVATION_IMMEDIATE, False
+    await feedback.decisions.make([made("d1")])
+    position = await feedback.decisions.make([stands], version=2)
+    await feedback.track(event("1", decision_id="d1", item_ids=["2"]))
+    await feedback.joined(position)
+    events, _ = await feedback.replay(DECISION, BEHAVIOR, OUTCOME)
+    kinds = [e.WhichOneof("payload") for e in events]
+    assert kinds == ["decision", "behavior", "outcome"]
+    assert (events[0].decision.default_also_answered, events[0].decision.learnable) == (True, False)
+    assert events[2].outcome.slot == 1
+
+
 async def test_the_log_comes_out_in_order_and_in_range(feedback: Feedback) -> None:
     """Decisions by time first, then behavior and outcomes by position; a range is half open; a placement filters."""
     ages = {"d1": 30.0, "d2": 20.0, "d3": 10.0}

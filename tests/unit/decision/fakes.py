@@ -13,6 +13,7 @@ from services.chassis.events import LogPosition
 from services.chassis.gather import Load
 from services.chassis.memory import MemoryEventStore
 from services.chassis.sealing import DataKey, Sealer
+from services.decision.domain.attempts import Logged
 from services.decision.domain.layout import Floats, Subject
 from services.decision.domain.plan import CompiledSite
 from services.decision.domain.record import DecisionRecord, Said
@@ -124,7 +125,8 @@ class FakeLog(Port):
         super().__init__()
         self.store = MemoryEventStore()
         self._log = SealedDecisionLog(self.store, Sealer(keys), FakeClock(NOW))
-        self.held_back: list[DecisionRecord] = []
+        # Version 1s that hang.
+        self.held_back: list[tuple[DecisionRecord, str]] = []
 
     def holds_key(self, member_id: str) -> bool:
         return self._log.holds_key(member_id)
@@ -132,13 +134,17 @@ class FakeLog(Port):
     async def fetch_key(self, member_id: str) -> None:
         await self._log.fetch_key(member_id)
 
-    async def add(self, record: DecisionRecord, *, correction: bool = False) -> LogPosition:
-        if not correction and self.hangs:
-            self.held_back.append(record)
+    async def add(self, record: DecisionRecord, attempt_id: str = "") -> LogPosition:
+        if self.hangs:
+            self.held_back.append((record, attempt_id))
         await self._arrive()
-        return await self._log.add(record, correction=correction)
+        return await self._log.add(record, attempt_id)
 
-    async def find(self, decision_id: str) -> DecisionRecord | None:
+    async def amend(self, logged: Logged, record: DecisionRecord) -> LogPosition:
+        await self._arrive()
+        return await self._log.amend(logged, record)
+
+    async def find(self, decision_id: str) -> Logged | None:
         await self._arrive()
         return await self._log.find(decision_id)
 
@@ -192,9 +198,9 @@ class Harness:
 
     async def logged(self, decision_id: str) -> DecisionRecord:
         """The decision as the log has it."""
-        record = await self.log._log.find(decision_id)
-        assert record is not None
-        return record
+        logged = await self.log._log.find(decision_id)
+        assert logged is not None
+        return logged.record
 
 
 def request(

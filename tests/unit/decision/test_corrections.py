@@ -5,17 +5,18 @@ import pytest
 from services.chassis.deadline import deadline_scope, remaining_s
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.events import ORIGIN, LogPosition
+from services.decision.domain.attempts import Logged
 from services.decision.domain.record import DecisionRecord
 from services.decision.handlers import corrections
 from services.decision.handlers.corrections import Corrections
 from tests.unit.decision.fakes import DEAD, Harness, request
 
-ABSENT = ServiceError(Kind.CONFLICT, "VERSION_CONFLICT", "the record is not there yet")
+TAKEN = ServiceError(Kind.CONFLICT, "VERSION_CONFLICT", "another attempt was faster")
 ERASED = ServiceError(Kind.FAILED_PRECONDITION, "SUBJECT_ERASED", "the subject was erased")
 
 
 class Log:
-    """A decision log that refuses these times; notes how much time each try had."""
+    """A decision log that holds nothing and refuses these times; notes how much time each try had."""
 
     def __init__(self, *refusals: ServiceError) -> None:
         self.refusals = list(refusals)
@@ -28,11 +29,13 @@ class Log:
     async def fetch_key(self, member_id: str) -> None:
         return None
 
-    async def find(self, decision_id: str) -> DecisionRecord | None:
+    async def find(self, decision_id: str) -> Logged | None:
         return None
 
-    async def add(self, record: DecisionRecord, *, correction: bool = False) -> LogPosition:
-        assert correction
+    async def amend(self, logged: Logged, record: DecisionRecord) -> LogPosition:
+        raise AssertionError("there is nothing to amend")
+
+    async def add(self, record: DecisionRecord, attempt_id: str = "") -> LogPosition:
         self.left_s.append(remaining_s())
         if self.refusals:
             raise self.refusals.pop(0)
@@ -52,12 +55,12 @@ async def record() -> DecisionRecord:
     return await harness.logged(answers.decisions[0].decision_id)
 
 
-async def test_a_correction_waits_for_what_it_corrects_and_for_the_log() -> None:
+async def test_a_correction_waits_for_others_and_for_the_log() -> None:
     """After the last pause it is tried once more, with time of its own: that of the call is over."""
-    log = Log(ABSENT, DEAD)
+    log = Log(TAKEN, DEAD)
     with deadline_scope(0.0):
         behind = Corrections(log)
-        behind.add(await record())
+        behind.add(await record(), "attempt")
     await behind.drain()
     assert log.corrected
     assert log.left_s == [None, None, None]
@@ -68,7 +71,7 @@ async def test_a_correction_that_cannot_be_is_given_up(refusals: tuple[ServiceEr
     """Of somebody who was erased at once, else after the last try."""
     log = Log(*refusals)
     behind = Corrections(log)
-    behind.add(await record())
+    behind.add(await record(), "attempt")
     await behind.drain()
     assert not log.corrected
     assert len(log.left_s) == tries

@@ -211,7 +211,7 @@ async def test_a_late_commit_is_corrected_in_the_log() -> None:
     harness.log.hangs = True
     answer = await answer_of(harness)
     harness.log.hangs = False
-    await harness.log.add(harness.log.held_back[0])
+    await harness.log.add(*harness.log.held_back[0])
     await harness.corrections.drain()
     record = await harness.logged(answer.decision_id)
     assert record.choice.slate.item_ids == DEFAULT
@@ -220,11 +220,19 @@ async def test_a_late_commit_is_corrected_in_the_log() -> None:
 
 
 async def test_a_retry_gives_the_same_decision() -> None:
-    """The same request again: the same slate, token and all, and nothing new in the log."""
+    """The same request again: the same slate, token, layer and all; the log makes it final, once."""
     harness = Harness()
     first, again = await answer_of(harness), await answer_of(harness)
-    assert again == first
-    assert len(await harness.log.store.read_stream(first.decision_id)) == 1
+    assert await answer_of(harness) == again == first
+    assert len(await harness.log.store.read_stream(first.decision_id)) == 2
+    assert (await harness.logged(first.decision_id)).final
+
+
+async def test_a_first_attempt_costs_one_append() -> None:
+    """What nobody else asks for is not confirmed, and not read again."""
+    harness = Harness()
+    await answer_of(harness)
+    assert harness.log.calls == 1
 
 
 async def test_a_retry_reads_consent_again() -> None:

@@ -65,3 +65,10 @@ def test_a_fallback_says_why(outcomes: dict[str, object], stage: str, said: str)
     assert said in steps[stage]
     assert "drawn" not in steps
     assert explanation.without_exploration.item_ids == ()
+
+
+def test_an_explanation_says_that_the_default_was_answered_too() -> None:
+    """Where nobody knows which of the two was shown."""
+    record = decide(SITE)
+    _, steps = explained(replace(record, default_also_answered=True, choice=replace(record.choice, learnable=False)))
+    assert steps["served"].endswith("another attempt under the same id was answered the default; never learned from")

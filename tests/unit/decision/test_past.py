@@ -58,6 +58,15 @@ async def test_what_was_recorded_before_is_scored_beside_the_loop_too() -> None:
     assert threading.current_thread() not in ran_in
 
 
+async def test_a_retry_after_an_unknown_outcome_tells_where_it_lies() -> None:
+    """Whoever waits for the position waits for what the first call recorded, too."""
+    harness = Harness()
+    record = recording(harness)
+    (first,) = await record([past("past-1")])
+    (again,) = await record([past("past-1")])
+    assert (again.already_recorded, again.position) == (True, first.position)
+
+
 async def test_a_model_that_breaks_costs_the_scores_and_not_the_record() -> None:
     """As in a Decide: what was shown is true whatever the model says of it."""
     harness = Harness()

@@ -62,6 +62,9 @@ def test_a_record_comes_back_as_it_was(outcomes: dict[str, object]) -> None:
     record = replace(record, evidence=Evidence(record.evidence.subject, LogPosition(1, 2, 3), LogPosition(1, 4, 5)))
     again = record_from_bytes(record_to_bytes(record), MEMBER)
     assert same(record, again)
+    assert (again.final, again.default_also_answered) == (False, False)
+    told = replace(record, final=True, default_also_answered=True)
+    assert same(told, record_from_bytes(record_to_bytes(told), MEMBER))
     assert again.context == {"hour": 3.5}
     assert again.decided_at == record.decided_at
 

@@ -322,6 +322,8 @@ class DecisionMade(_message.Message):
     """Everything a decision was computed from, and the decision. Replay needs this, the pinned site and the pinned model.
     Of a decision about nobody (no member in the envelope: nothing could ever be erased of it) no string of the caller is
     kept: no context, no template_version, no candidates that were named, and the request's digest is keyed.
+    A decision is a stream: version 1 was made by one attempt of the caller and is named by its event id, and the newest
+    version is the decision. Each version holds the whole of it, so that a reader of a release before reads it rightly.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -366,6 +368,8 @@ class DecisionMade(_message.Message):
     SEED_KEY_ID_FIELD_NUMBER: _builtins.int
     BUDGET_MS_FIELD_NUMBER: _builtins.int
     REQUEST_DIGEST_FIELD_NUMBER: _builtins.int
+    FINAL_FIELD_NUMBER: _builtins.int
+    DEFAULT_ALSO_ANSWERED_FIELD_NUMBER: _builtins.int
     decision_id: _builtins.str
     placement_id: _builtins.str
     subject_id: _builtins.str
@@ -381,6 +385,12 @@ class DecisionMade(_message.Message):
     budget_ms: _builtins.int
     request_digest: _builtins.bytes
     """Content digest of the request that the decision answers: a retry must match it."""
+    final: _builtins.bool
+    """No attempt withdraws this slate any more: it was answered to another attempt too, or instead of version 1."""
+    default_also_answered: _builtins.bool
+    """Another attempt was answered the default while this slate stands: which of the two was shown cannot be told. An
+    IMMEDIATE decision is not learnable then, and not an exposure by itself.
+    """
     @_builtins.property
     def decided_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -419,10 +429,12 @@ class DecisionMade(_message.Message):
         seed_key_id: _builtins.str = ...,
         budget_ms: _builtins.int = ...,
         request_digest: _builtins.bytes = ...,
+        final: _builtins.bool = ...,
+        default_also_answered: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "consent", b"consent", "decided_at", b"decided_at", "inputs", b"inputs", "versions", b"versions"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "assignment", b"assignment", "budget_ms", b"budget_ms", "consent", b"consent", "context", b"context", "decided_at", b"decided_at", "decision_id", b"decision_id", "fallback_reason", b"fallback_reason", "inputs", b"inputs", "learnable", b"learnable", "level", b"level", "origin", b"origin", "placement_id", b"placement_id", "reason", b"reason", "request_digest", b"request_digest", "seed_key_id", b"seed_key_id", "slate", b"slate", "subject_id", b"subject_id", "versions", b"versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "assignment", b"assignment", "budget_ms", b"budget_ms", "consent", b"consent", "context", b"context", "decided_at", b"decided_at", "decision_id", b"decision_id", "default_also_answered", b"default_also_answered", "fallback_reason", b"fallback_reason", "final", b"final", "inputs", b"inputs", "learnable", b"learnable", "level", b"level", "origin", b"origin", "placement_id", b"placement_id", "reason", b"reason", "request_digest", b"request_digest", "seed_key_id", b"seed_key_id", "slate", b"slate", "subject_id", b"subject_id", "versions", b"versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -576,8 +588,8 @@ class DecisionInputs(_message.Message):
     digest: _builtins.bytes
     """SHA-256 over everything above that a decision was computed from: a flipped bit that no score shows is caught too."""
     log: Global___StageOutcome.ValueType
-    """Whether the log took the decision in time; LATE or UNAVAILABLE: the default was answered. Such a correction is
-    recorded as the next version of the decision's stream, and the newest version is the decision.
+    """Whether the log took the decision in time; LATE or UNAVAILABLE: the default was answered. Only the attempt that made
+    version 1 withdraws it like this, in the next version of the decision's stream.
     """
     digest_format: _builtins.int
     """What the digest is over; 0: as releases did that told none."""

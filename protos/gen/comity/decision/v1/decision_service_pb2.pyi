@@ -56,7 +56,11 @@ class DecideRequest(_message.Message):
     ACTIVATION_FIELD_NUMBER: _builtins.int
     TEMPLATE_VERSION_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Idempotency: a retry with the same id gives the same decisions, but reads consent again."""
+    """Idempotency: a retry with the same id gives the same decisions, but reads consent again. The same of attempts that run
+    at once (hedges, a page rendered twice): each is answered either what the log holds for good, with exposure_token, or
+    the default, without a token, learnable=false and layer unset. Where some were answered the one and some the other,
+    the log's decision says so (default_also_answered), and an IMMEDIATE one is not learnable from then on.
+    """
     activation: _decision_events_pb2.Activation.ValueType
     """Unset: IMMEDIATE."""
     template_version: _builtins.str
@@ -171,9 +175,13 @@ class PlacementDecision(_message.Message):
     reason: _decision_events_pb2.Reason.ValueType
     fallback_reason: _decision_events_pb2.FallbackReason.ValueType
     exposure_token: _builtins.bytes
-    """Proof of what was decided, for Track; empty where the decision is not in the log."""
+    """Proof of what was decided, for Track: what the log holds for good. Empty where this attempt could not learn in time
+    what that is.
+    """
     learnable: _builtins.bool
-    """False: the propensities mean nothing, or the log does not hold it; never train on it."""
+    """False: the propensities mean nothing, or the log may not hold it; never train on it. True may be taken away later in
+    the log, where another attempt was answered the default.
+    """
     layer: _types_pb2.SubjectLevel.ValueType
     """How much of the person was used: what the placement's layers and the person's consent allowed. Unset: nothing."""
     @_builtins.property
