@@ -136,8 +136,9 @@ class ConsentHandlers:
 
     @property
     def decide_budget_ms(self) -> int:
-        """Longest Decide that a revocation waits for, in whole milliseconds."""
-        return int(self._drain_s * 1000)
+        """Longest Decide that a revocation waits for, in whole milliseconds, rounded down."""
+        # 1.001 s times 1000 is a hair below 1001.
+        return int(round(self._drain_s * 1000, 3))
 
     async def record(self, who: Who, command: RecordCommand) -> Changed:
         """Record answers: all of them, or none.
