@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import signal
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -111,3 +112,14 @@ async def redis_url(servers: Servers) -> AsyncIterator[str]:
         await client.flushall()
     finally:
         await client.aclose()
+
+
+@pytest.fixture
+def hung_valkey(servers: Servers) -> Iterator[Callable[[bool], None]]:
+    """`hung_valkey(True)`: Valkey stands still, its connections open, until `hung_valkey(False)` or the test's end."""
+
+    def hang(hung: bool) -> None:
+        servers.valkey.process.send(signal.SIGSTOP if hung else signal.SIGCONT)
+
+    yield hang
+    hang(False)

@@ -271,8 +271,7 @@ async def _pool(stack: AsyncExitStack, trial: Trial, service: str) -> Pool:
 
 async def _fill(trial: Trial, pool: Pool, cache: Any) -> None:
     """Bring everybody's state into the cache: what is not there is not read from there."""
-    book = await features_store.Books(pool, SystemClock()).refresh()
-    await features_store.MemberStates(pool, cache).write_through(book, [one.subject_id for one in trial.people])
+    await features_store.MemberStates(pool, cache).write_through([one.subject_id for one in trial.people])
 
 
 def _methods(trial: Trial) -> list[Reader]:

@@ -37,7 +37,7 @@ class SharedConnection:
             reply: list[bytes | None] = await self._connection.read_response(disconnect_on_error=False)
             return reply
 
-    async def set_newer_many(self, values: Mapping[str, tuple[int, bytes]]) -> None:
+    async def set_newer_many(self, values: Mapping[str, tuple[int, bytes]], *, ttl_s: float) -> None:
         """Nothing: reads are what is tried."""
 
     async def close(self) -> None:

@@ -18,6 +18,10 @@ _log = structlog.get_logger(__name__)
 class Alarm(Enum):
     """The alarms there are: name = (what is so, what to do about it), each a sentence without personal data."""
 
+    CACHE_TAKES_NO_WRITES = (
+        "The cache of features takes no writes or does not answer; profiles are read from Postgres, which costs time.",
+        "See that Redis or Valkey runs, is a primary, and has `maxmemory-policy allkeys-lru`.",
+    )
     DEAD_LETTERS = (
         "Events, messages or rows could not be read and were put aside; everything behind them goes on.",
         "`comity doctor` lists them with their reasons; mend the cause, then `comity dead-letters retry` or `discard`.",

@@ -3,9 +3,13 @@
 A batch has a connection to itself from its first byte to its last reply, and belongs to no caller: a caller that is
 cancelled leaves, its batch goes on. Only a timeout ends a batch early, and then the connection is closed with it, so
 no later batch can read what an earlier one was sent.
+
+A server that did not answer is remembered: until it answers a probe every call fails at once, because whoever asks has
+somewhere else to ask and little time.
 """
 
 import asyncio
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,8 +18,9 @@ import structlog
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 
+from services.chassis.deadline import remaining_s
 from services.chassis.errors import Kind, ServiceError
 
 # The version in front of a value of set_newer_many.
@@ -23,6 +28,10 @@ VERSION_BYTES = 8
 COMMANDS_MAX = 512
 IN_FLIGHT_MAX = 4
 WAITING_MAX = 20_000
+# Of what its caller has left, how much a read may take: the rest is for whoever is asked instead.
+READ_SHARE = 0.25
+# How often a server that did not answer is asked whether it does again.
+PROBE_EVERY_S = 0.25
 
 _log = structlog.get_logger(__name__)
 
@@ -37,10 +46,11 @@ for i, key in ipairs(KEYS) do
     local high, low = struct.unpack('>I4I4', put)
     newer = stored_high > high or (stored_high == high and stored_low > low)
   end
-  if not newer then redis.call('SET', key, put) end
+  if not newer then redis.call('SET', key, put, 'PX', ARGV[#KEYS + 1]) end
 end
 return #KEYS
 """
+SET_NEWER_SHA = hashlib.sha1(SET_NEWER_LUA.encode(), usedforsecurity=False).hexdigest()
 
 
 def split_version(stored: bytes) -> tuple[int, bytes]:
@@ -78,7 +88,7 @@ class RedisCache:
     Args:
         url: redis:// address.
         prefix: put in front of every key, e.g. "features:"; no two services share one.
-        timeout_s: after which a batch is given up and its connection closed.
+        timeout_s: after which a batch is given up, its connection closed, and the server taken for away.
         connections_max: of the pool.
     """
 
@@ -98,7 +108,15 @@ class RedisCache:
         self._waiting: list[_Call] = []
         self._flush: asyncio.Handle | None = None
         self._batches: set[asyncio.Task[None]] = set()
-        self._script_sha = ""
+        # Runs while the server is away: all calls fail at once.
+        self._probe: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Load the scripts; a server that is away gets them once it is back."""
+        try:
+            await self._ask(command=("SCRIPT LOAD", SET_NEWER_LUA))
+        except ServiceError as outage:
+            _log.warning("cache not opened", reason=outage.reason)
 
     async def get(self, key: str) -> bytes | None:
         """See ports.Cache."""
@@ -109,25 +127,27 @@ class RedisCache:
         if not keys:
             return []
         parts = [keys[start : start + COMMANDS_MAX] for start in range(0, len(keys), COMMANDS_MAX)]
-        found = await asyncio.gather(*(self._ask(keys=[self._prefix + key for key in part]) for part in parts))
+        left_s = remaining_s()
+        try:
+            async with asyncio.timeout(None if left_s is None else READ_SHARE * left_s):
+                found = await asyncio.gather(*(self._ask(keys=[self._prefix + key for key in part]) for part in parts))
+        except TimeoutError as error:
+            # Of one caller's time, which says nothing about the server: the batch goes on and tells.
+            raise _unavailable(error) from None
         return [value for values in found for value in values]
 
     async def set_many(self, values: Mapping[str, bytes], *, ttl_s: float | None = None) -> None:
         """See ports.Cache."""
-        expiry = () if ttl_s is None else ("PX", max(1, round(ttl_s * 1000)))
+        expiry = () if ttl_s is None else ("PX", _milliseconds(ttl_s))
         await asyncio.gather(
             *(self._ask(command=("SET", self._prefix + key, value, *expiry)) for key, value in values.items())
         )
 
-    async def set_newer_many(self, values: Mapping[str, tuple[int, bytes]]) -> None:
+    async def set_newer_many(self, values: Mapping[str, tuple[int, bytes]], *, ttl_s: float) -> None:
         """See ports.Cache."""
-        if not values:
-            return
-        if not self._script_sha:
-            self._script_sha = await self._ask(command=("SCRIPT LOAD", SET_NEWER_LUA))
         items = list(values.items())
         parts = [items[start : start + COMMANDS_MAX] for start in range(0, len(items), COMMANDS_MAX)]
-        await asyncio.gather(*(self._set_newer(part) for part in parts))
+        await asyncio.gather(*(self._set_newer(part, ttl_s) for part in parts))
 
     async def delete_many(self, keys: Sequence[str]) -> None:
         """See ports.Cache."""
@@ -138,19 +158,25 @@ class RedisCache:
         """Wait for what is on its way, then close the connections."""
         while self._batches:
             await asyncio.wait(self._batches)
+        if self._probe is not None:
+            self._probe.cancel()
+            await asyncio.wait({self._probe})
         await self._redis.aclose()
 
-    async def _set_newer(self, items: Sequence[tuple[str, tuple[int, bytes]]]) -> None:
+    async def _set_newer(self, items: Sequence[tuple[str, tuple[int, bytes]]], ttl_s: float) -> None:
         keys = [self._prefix + key for key, _ in items]
         puts = [version.to_bytes(VERSION_BYTES, "big") + value for _, (version, value) in items]
+        arguments = (len(keys), *keys, *puts, _milliseconds(ttl_s))
         try:
-            await self._ask(command=("EVALSHA", self._script_sha, len(keys), *keys, *puts))
+            await self._ask(command=("EVALSHA", SET_NEWER_SHA, *arguments))
         except NoScriptError:
             # The server was restarted, or somebody flushed its scripts.
-            await self._ask(command=("EVAL", SET_NEWER_LUA, len(keys), *keys, *puts))
+            await self._ask(command=("EVAL", SET_NEWER_LUA, *arguments))
 
     async def _ask(self, *, keys: Sequence[str] = (), command: tuple[Any, ...] = ()) -> Any:
         """The reply to a command, or the values of keys; it leaves with all that waits at the end of this loop turn."""
+        if self._probe is not None:
+            raise _unavailable()
         if len(self._waiting) >= WAITING_MAX:
             raise ServiceError(Kind.EXHAUSTED, "CACHE_OVERLOADED", "Too many calls wait for the cache; try later.")
         loop = asyncio.get_running_loop()
@@ -194,6 +220,7 @@ class RedisCache:
                 replies = await self._exchange(batch)
         except (RedisError, OSError, TimeoutError) as error:
             replies = [_unavailable(error) for _ in batch.calls]
+            self._away(error)
         except Exception as error:
             # A bug, in the client as a rule: whoever waits must not wait for ever.
             _log.error("cache failed", exc_info=error)
@@ -204,6 +231,31 @@ class RedisCache:
             raise
         for call, reply in zip((*batch.reads, *batch.writes), replies, strict=True):
             _settle(call, reply)
+
+    def _away(self, error: Exception) -> None:
+        """From now on until the server answers again nobody waits for it, those who do already included."""
+        if self._probe is not None:
+            return
+        _log.warning("cache away", error=type(error).__name__)
+        self._probe = asyncio.get_running_loop().create_task(self._until_back())
+        waiting, self._waiting = self._waiting, []
+        for call in waiting:
+            _settle(call, _unavailable(error))
+
+    async def _until_back(self) -> None:
+        """Ask until the server answers; then it has the scripts, too."""
+        while True:
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    await self._redis.script_load(SET_NEWER_LUA)
+            except ResponseError:
+                break
+            except (RedisError, OSError, TimeoutError):
+                await asyncio.sleep(PROBE_EVERY_S)
+            else:
+                break
+        self._probe = None
+        _log.info("cache back")
 
     async def _exchange(self, batch: _Batch) -> list[Any]:
         """One reply a call: first those of the MGET, then the commands'."""
@@ -238,6 +290,10 @@ def _settle(call: _Call, reply: Any) -> None:
     call.done.set_exception(_unavailable() if hidden else reply)
     # Seen, also where the caller is cancelled before its own next step.
     call.done.exception()
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, round(seconds * 1000))
 
 
 def _unavailable(cause: Exception | None = None) -> ServiceError:

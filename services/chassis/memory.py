@@ -204,8 +204,9 @@ class MemoryCache:
         for key, value in values.items():
             self._values[key] = (value, expires_at)
 
-    async def set_newer_many(self, values: Mapping[str, tuple[int, bytes]]) -> None:
+    async def set_newer_many(self, values: Mapping[str, tuple[int, bytes]], *, ttl_s: float) -> None:
         """See ports.Cache."""
+        expires_at = self._clock.now() + timedelta(seconds=ttl_s)
         for key, (version, value) in values.items():
             stored = await self.get(key)
             if (
@@ -213,7 +214,7 @@ class MemoryCache:
                 or len(stored) < VERSION_BYTES
                 or int.from_bytes(stored[:VERSION_BYTES], "big") <= version
             ):
-                self._values[key] = (version.to_bytes(VERSION_BYTES, "big") + value, None)
+                self._values[key] = (version.to_bytes(VERSION_BYTES, "big") + value, expires_at)
 
     async def delete_many(self, keys: Sequence[str]) -> None:
         """See ports.Cache."""

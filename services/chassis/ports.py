@@ -101,8 +101,8 @@ class Cache(Protocol):
         """Set all of them."""
         ...
 
-    async def set_newer_many(self, values: Mapping[str, tuple[int, bytes]]) -> None:
-        """Set each value unless one with a higher version is there.
+    async def set_newer_many(self, values: Mapping[str, tuple[int, bytes]], *, ttl_s: float) -> None:
+        """Set each value, for this time, unless one with a higher version is there.
 
         The version is stored in front of the value as 8 bytes, big endian, so that a late filler never puts an old
         state over a new one.

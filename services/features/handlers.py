@@ -39,6 +39,10 @@ class BookKeeper(Protocol):
 class StateReader(Protocol):
     """Member states."""
 
+    async def refresh(self) -> None:
+        """Learn whether what is cached may still be read."""
+        ...
+
     async def read(self, book: Book, member_ids: Sequence[str]) -> dict[str, MemberState]:
         """The states of these members; one that nothing is known of is absent."""
         ...
@@ -219,9 +223,12 @@ class ReadFeatures:
 class AwaitFolded:
     """AwaitPosition: folded, and visible to GetFeatures and GetItemColumns."""
 
-    def __init__(self, intakes: Mapping[Source, Intake], columns: ItemColumns, settled: "Settled") -> None:
+    def __init__(
+        self, intakes: Mapping[Source, Intake], columns: ItemColumns, states: StateReader, settled: "Settled"
+    ) -> None:
         self._intakes = intakes
         self._columns = columns
+        self._states = states
         self._settled = settled
 
     async def __call__(self, source: Source, position: LogPosition, timeout_s: float) -> LogPosition:
@@ -233,6 +240,7 @@ class AwaitFolded:
         with deadline_scope(timeout_s):
             await self._intakes[source].await_position(position, timeout_s)
             await self._settled.wait(remaining_s() or 0.0)
+        await self._states.refresh()
         standing = await self._columns.refresh()
         return standing.behavior if source is Source.FEEDBACK else standing.catalog
 
@@ -303,8 +311,9 @@ async def known_set(books: BookKeeper, version: str) -> FeatureSet:
     return found
 
 
-async def keep_fresh(columns: ItemColumns, every_s: float) -> None:
-    """Refresh the columns for ever."""
+async def keep_fresh(columns: ItemColumns, states: StateReader, every_s: float) -> None:
+    """Refresh the columns, and what is known of the cache, for ever."""
     while True:
         await asyncio.sleep(every_s)
+        await states.refresh()
         await columns.refresh()

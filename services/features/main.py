@@ -44,7 +44,7 @@ class Settings(ServiceSettings):
         identity_address: host:port of identity, for data keys.
         feedback_address: host:port of feedback: what erased members did is subtracted from the counts of items.
         consent_address: host:port of consent, which has the erasure ledger.
-        redis_url: of Redis or Valkey, for states; features cannot do without.
+        redis_url: of Redis or Valkey, for states: Postgres is the record, and answers what the cache does not.
         columns_every_ms: how often item columns are brought up to date.
         pool_size: most connections to Postgres.
     """
@@ -68,6 +68,7 @@ async def build(settings: Settings, app: App) -> None:
     app.on_stop("postgres", pool.close)
     cache = RedisCache(settings.redis_url, prefix="features:")
     app.on_stop("cache", cache.close)
+    await cache.open()
     bus = await NatsBus.connect(settings.nats_url, name="comity-features")
     app.on_stop("nats", bus.close)
     # Services start in any order: those that emit may not have been here yet.
@@ -80,7 +81,9 @@ async def build(settings: Settings, app: App) -> None:
 
     clock, settled = SystemClock(), Settled()
     books, states = Books(pool, clock), MemberStates(pool, cache)
+    app.on_stop("states", states.close)
     await books.refresh()
+    await states.refresh()
     columns = ItemColumns(books, ItemStore(pool))
     sealer = Sealer(GrpcKeyReader(identity))
     behavior = BehaviorIntake(books, sealer, states, settled, clock)
@@ -94,14 +97,14 @@ async def build(settings: Settings, app: App) -> None:
     app.background("reconciler", Reconciler(pool, bus, "features").run)
     for source, intake in intakes.items():
         app.background(f"{source} events", intake.run)
-    app.background("item columns", partial(keep_fresh, columns, settings.columns_every_ms / 1000))
+    app.background("item columns", partial(keep_fresh, columns, states, settings.columns_every_ms / 1000))
     app.server.add(
         add_FeatureServiceServicer_to_server,
         FeatureService(
             books=books,
             read=ReadFeatures(books, states, columns),
             columns=columns,
-            await_folded=AwaitFolded(intakes, columns, settled),
+            await_folded=AwaitFolded(intakes, columns, states, settled),
         ),
     )
     held = FeaturesHoldings(pool, cache, books, sealer, FeedbackLog(feedback))

@@ -63,10 +63,10 @@ class BehaviorIntake:
         metrics.BEHAVIOR_FOLDED.inc(len(behavior))
 
     async def after_commit(self, events: Sequence[RecordedEvent]) -> None:
-        """Bring the cache up to date; a message that comes again repairs what was lost of it."""
+        """Bring the cache up to date; one that takes no writes is passed over from now on, and folding goes on."""
         members = sorted({event.subject_id for event in events if event.type == BEHAVIOR_RECORDED and event.subject_id})
         if members:
-            await self._states.write_through(self._books.book, members)
+            await self._states.write_through(members)
         self._settled.end()
 
     async def _opened(self, events: Sequence[RecordedEvent]) -> list[Behavior]:

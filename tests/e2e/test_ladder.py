@@ -31,6 +31,8 @@ EXPECTED = {
 }
 # An answer that comes later is none: the call itself ends with an error then, and so does the test.
 DEADLINE_S = 0.5
+# Shorter than the cache waits for its server: who waits that long has no features.
+SHORT_S = 0.3
 # In no trial of a model, and in no clock.
 SLOW_HOUR = 77.0
 # Of the shop that can be shown.
@@ -68,6 +70,28 @@ async def test_decide_answers_on_time_without_a_service(
             assert not hero.learnable
             if service != "features":
                 assert item_ids(hero) == DEFAULTS["home_hero"]
+
+
+@pytest.mark.parametrize("server", ["nats", "valkey"])
+async def test_a_hung_server_that_is_no_record_costs_no_personalization(
+    stack: Stack, services: Services, server: str
+) -> None:
+    """With the transport or the cache standing still at least half of the answers are ranked, and all are honest."""
+    somebody = await ranked_person(services)
+    await somebody.click("kite")
+
+    async def half_are_ranked() -> bool:
+        answers = [(await somebody.decide(timeout_s=SHORT_S)).decisions[0] for _ in range(10)]
+        told = [reason(answer) for answer in answers]
+        assert set(told) <= {"RANKED", "POPULAR/FEATURES_UNAVAILABLE", "DEFAULT/LOG_UNAVAILABLE"}
+        return told.count("RANKED") >= len(told) / 2
+
+    stack.pause(server)
+    try:
+        await eventually(half_are_ranked)
+    finally:
+        stack.resume(server)
+        await until_well(services)
 
 
 @pytest.mark.usefixtures("site_restored")

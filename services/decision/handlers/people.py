@@ -4,14 +4,17 @@ import asyncio
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
+from services.chassis.deadline import deadline_scope
 from services.chassis.errors import Kind
 from services.decision.domain.record import Said
 from services.decision.domain.request import Consent, Identity, Person, Profile, Signals
 from services.decision.domain.vocabulary import StageOutcome
 from services.decision.handlers.ports import ConsentReader, DecisionLog, FeatureReader, IdentityReader
 from services.decision.handlers.stages import PREFETCHED_BY, RESOLVED_BY, Budget, Ended, within
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +112,7 @@ class People:
     ) -> Known:
         """Consent, features and the data key side by side."""
         until_s = budget.at(PREFETCHED_BY)
-        read = self._features.read(feature_set_version, person, as_of)
+        read = _told_until(until_s, self._features.read(feature_set_version, person, as_of))
         beside: list[asyncio.Task[Ended[Any]]] = [asyncio.create_task(within("features", read, until_s))]
         if key is not None:
             beside.append(asyncio.create_task(within("key", key, until_s)))
@@ -134,6 +137,12 @@ class People:
             features=features.outcome,
             profile=features.value,
         )
+
+
+async def _told_until(until_s: float, work: Awaitable[T]) -> T:
+    """Await *work*, which learns when it is given up: features divide that time among cache and database."""
+    with deadline_scope(max(0.0, until_s - asyncio.get_running_loop().time())):
+        return await work
 
 
 def _outcome(consent: Ended[Consent], person: Person) -> StageOutcome:

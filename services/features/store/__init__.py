@@ -1,5 +1,6 @@
 """States, blocks, catalog and feature sets in Postgres; member states in front of it in Redis."""
 
+import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -7,6 +8,7 @@ import structlog
 from comity.features.v1 import feature_set_pb2
 
 from services.chassis import metrics
+from services.chassis.alarms import Alarm, set_alarm
 from services.chassis.cache import split_version
 from services.chassis.clock import Clock
 from services.chassis.errors import ServiceError
@@ -42,12 +44,18 @@ ACTIVATE_SQL = """
 INSERT INTO active_feature_set (version) VALUES ($1) ON CONFLICT (one) DO UPDATE SET version = excluded.version
 """
 
+# Raised when the cache did not take what it should have: of the states it holds only those of this generation are read.
+GENERATION_SQL = "SELECT generation FROM cache_generation"
+NEXT_GENERATION_SQL = "UPDATE cache_generation SET generation = generation + 1 RETURNING generation"
 # Of somebody who was erased no state is read, and none is to be kept in the cache.
 STATES_SQL = """
 SELECT s.member_id, s.version, s.state FROM member_states s
 WHERE s.member_id = ANY($1::text[]) AND NOT EXISTS (SELECT FROM erased_members e WHERE e.member_id = s.member_id)
-UNION ALL
-SELECT member_id, -1, NULL FROM erased_members WHERE member_id = ANY($1::text[])
+"""
+# What the cache may hold, and the generation that it is of, at one moment.
+STATES_TO_CACHE_SQL = """
+SELECT s.member_id, s.version, s.state, g.generation FROM cache_generation g LEFT JOIN member_states s
+ON s.member_id = ANY($1::text[]) AND NOT EXISTS (SELECT FROM erased_members e WHERE e.member_id = s.member_id)
 """
 # In a fixed order, so that two consumers of one message never wait for each other.
 STATES_TO_CHANGE_SQL = """
@@ -85,6 +93,12 @@ SELECT '', 0, '0'::xid8, 0, coalesce(max(number), 0) FROM withdrawn_members
 XMIN_SQL = "SELECT pg_snapshot_xmin(pg_current_snapshot())"
 CHANGED_ITEMS_SQL = "SELECT id, item FROM items WHERE xid >= $1"
 CHANGED_BLOCKS_SQL = "SELECT item_id, partition, state FROM item_blocks WHERE xid >= $1"
+
+# A state's version in the cache: the generation in the upper bits, how often it was written in the lower ones.
+GENERATION_SHIFT = 40
+# What nobody reads goes: of who comes back later the first read fills it in again.
+CACHE_TTL_S = 86_400.0
+FILLS_MAX = 64
 
 _log = structlog.get_logger(__name__)
 
@@ -139,11 +153,21 @@ class Books:
 
 
 class MemberStates:
-    """Member states, read from the cache and from Postgres where it has none."""
+    """Member states, read from the cache and from Postgres where it has none.
+
+    Postgres is the record. Of those without a state the cache holds nothing: most of them never agreed to anything.
+    """
 
     def __init__(self, pool: Pool, cache: Cache) -> None:
         self._pool = pool
         self._cache = cache
+        self._generation = 0
+        self._fills: set[asyncio.Task[None]] = set()
+
+    async def refresh(self) -> None:
+        """Learn which generation of the cache is the present one: another replica may have raised it."""
+        async with acquire(self._pool) as connection:
+            self._now_at(await connection.fetchval(GENERATION_SQL))
 
     async def read(self, book: Book, member_ids: Sequence[str]) -> dict[str, MemberState]:
         """The states of these members; one that nothing is known of is absent.
@@ -153,23 +177,35 @@ class MemberStates:
         """
         found: dict[str, MemberState | None] = {}
         for member_id, stored in zip(member_ids, await self._cached(member_ids), strict=True):
-            if stored is not None:
-                state = _readable(book, split_version(stored)[1], member_id)
-                if state is not None:
-                    found[member_id] = None if state.position == ORIGIN else state
+            if stored is None:
+                continue
+            version, blob = split_version(stored)
+            state = _readable(book, blob, member_id) if version >> GENERATION_SHIFT >= self._generation else None
+            if state is not None:
+                found[member_id] = None if state.position == ORIGIN else state
         missed = [member_id for member_id in member_ids if member_id not in found]
         if missed:
-            found.update(await self._from_database(book, missed))
+            stored_states, fill = await self._read_database(missed)
+            found.update({member_id: _readable(book, blob, member_id) for member_id, blob in stored_states.items()})
+            self._fill_later(fill)
         return {member_id: state for member_id, state in found.items() if state is not None}
 
-    async def write_through(self, book: Book, member_ids: Sequence[str]) -> None:
-        """Bring the cache to what the database holds of these members.
+    async def write_through(self, member_ids: Sequence[str]) -> None:
+        """Bring the cache to what the database holds of these members, or have it passed over from now on.
 
         Raises:
-            ServiceError: UNAVAILABLE when the cache cannot be written: what it holds then is old.
+            ServiceError: UNAVAILABLE when the database does not answer: what the cache holds may be old then.
         """
-        _, fill = await self._read_database(book, member_ids)
-        await self._cache.set_newer_many(fill)
+        _, fill = await self._read_database(member_ids)
+        if not await self._filled(fill):
+            async with acquire(self._pool) as connection:
+                self._now_at(await connection.fetchval(NEXT_GENERATION_SQL))
+
+    async def close(self) -> None:
+        """Give up what is still to be put into the cache."""
+        for task in self._fills:
+            task.cancel()
+        await asyncio.gather(*self._fills, return_exceptions=True)
 
     async def _cached(self, member_ids: Sequence[str]) -> Sequence[bytes | None]:
         try:
@@ -178,36 +214,49 @@ class MemberStates:
             _log.warning("cache passed over", reason=outage.reason)
             return [None] * len(member_ids)
 
-    async def _from_database(self, book: Book, member_ids: Sequence[str]) -> dict[str, MemberState | None]:
-        found, fill = await self._read_database(book, member_ids)
+    def _fill_later(self, fill: Mapping[str, tuple[int, bytes]]) -> None:
+        """Fill the cache once the answer is out; nobody is owed the saving: the next reader comes here again."""
+        if fill and len(self._fills) < FILLS_MAX:
+            task = asyncio.get_running_loop().create_task(self._fill(fill))
+            self._fills.add(task)
+            task.add_done_callback(self._fills.discard)
+
+    async def _fill(self, fill: Mapping[str, tuple[int, bytes]]) -> None:
+        await self._filled(fill)
+
+    async def _filled(self, fill: Mapping[str, tuple[int, bytes]]) -> bool:
+        """Whether the cache took these; an alarm stands until it takes what comes next."""
+        if not fill:
+            return True
         try:
-            await self._cache.set_newer_many(fill)
+            await self._cache.set_newer_many(fill, ttl_s=CACHE_TTL_S)
         except ServiceError as outage:
-            # Nobody is owed the saving: the next reader comes here again.
             _log.warning("cache not filled", reason=outage.reason)
-        return found
+            set_alarm(Alarm.CACHE_TAKES_NO_WRITES, True)
+            return False
+        set_alarm(Alarm.CACHE_TAKES_NO_WRITES, False)
+        return True
 
-    async def _read_database(
-        self, book: Book, member_ids: Sequence[str]
-    ) -> tuple[dict[str, MemberState | None], dict[str, tuple[int, bytes]]]:
-        """States of these members, and what the cache should hold of them.
+    async def _read_database(self, member_ids: Sequence[str]) -> tuple[dict[str, bytes], dict[str, tuple[int, bytes]]]:
+        """Stored states of these members, and what the cache should hold of them.
 
-        That nothing is known is kept too: most visitors are new, and each would cost a query.
+        The generation is read with the states: one that was raised since, for a fold that this has not seen, makes
+        what is put into the cache here count for nothing.
         """
         async with acquire(self._pool) as connection:
-            rows = await connection.fetch(STATES_SQL, list(member_ids))
+            rows = await connection.fetch(STATES_TO_CACHE_SQL, list(member_ids))
+        generation = rows[0]["generation"]
+        self._now_at(generation)
+        states = {row["member_id"]: row["state"] for row in rows if row["member_id"] is not None}
         fill = {
-            cache_key(member_id): (0, encode(book.member_layout, empty(book.member_layout, member_id)))
-            for member_id in member_ids
+            cache_key(row["member_id"]): (generation << GENERATION_SHIFT | row["version"], row["state"])
+            for row in rows
+            if row["member_id"] is not None
         }
-        found: dict[str, MemberState | None] = dict.fromkeys(member_ids)
-        for row in rows:
-            if row["state"] is None:
-                del fill[cache_key(row["member_id"])]
-                continue
-            fill[cache_key(row["member_id"])] = (row["version"], row["state"])
-            found[row["member_id"]] = _readable(book, row["state"], row["member_id"])
-        return found, fill
+        return states, fill
+
+    def _now_at(self, generation: int) -> None:
+        self._generation = max(self._generation, generation)
 
 
 def cache_key(member_id: str) -> str:

@@ -112,8 +112,6 @@ class FeaturesHoldings:
         async with acquire(self._pool) as connection:
             rows = await connection.fetch(STATES_SQL, list(member_ids))
         for row in rows:
-            if row["state"] is None:
-                continue
             try:
                 state = decode(book.member_layout, row["state"], row["member_id"], book.member_layouts)
             except UnreadableStateError as error:

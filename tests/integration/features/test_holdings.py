@@ -24,7 +24,7 @@ from services.features.domain.book import Book
 from services.features.domain.members import Behavior
 from services.features.domain.requests import FeatureQuery, Source
 from services.features.handlers import Settled
-from services.features.store import CONSUMER, cache_key
+from services.features.store import CACHE_TTL_S, CONSUMER, cache_key
 from services.features.store.holdings import LOCK_SQL, NOTE_WITHDRAWN_SQL, FeaturesHoldings, _declared_s
 from services.features.subscribers import BehaviorIntake
 from services.features.wire import BEHAVIOR_RECORDED, behavior_from
@@ -212,10 +212,9 @@ async def test_a_redelivery_creates_nothing(site: Site) -> None:
 async def test_a_late_filler_resurrects_nothing(site: Site, redis_url: str) -> None:
     """Who read the state before the erasure cannot put it into the cache after it; what stands there expires."""
     await site.click_through(ANN, "book")
-    book = await site.books.refresh()
-    _, fill = await site.states._read_database(book, (ANN,))
+    _, fill = await site.states._read_database((ANN,))
     counts = await site.erase(Step.SUPPRESS, Step.WITHDRAW, Step.DELETE)
-    await site.cache.set_newer_many(fill)
+    await site.cache.set_newer_many(fill, ttl_s=CACHE_TTL_S)
     assert await site.clicks_of(ANN) != 1.0
     assert counts["postgres", "member_states"] == 1
     client = redis.asyncio.Redis.from_url(redis_url)
@@ -223,6 +222,7 @@ async def test_a_late_filler_resurrects_nothing(site: Site, redis_url: str) -> N
     await client.delete(f"features:{cache_key(ANN)}")
     # Asked for again, it is not put there either.
     assert await site.clicks_of(ANN) != 1.0
+    await site.states.close()
     assert await client.dbsize() == 0
     await client.aclose()
 

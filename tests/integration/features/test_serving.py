@@ -25,6 +25,7 @@ from services.features.store import Books, ItemStore, MemberStates
 from services.features.subscribers import BehaviorIntake, on_decision_events
 from services.features.wire import BEHAVIOR_RECORDED, CATALOG_CHANGED, feature_set_to_pb, features_from_pb
 from tests.conftest import MakeDatabase
+from tests.waiting import eventually
 
 MEMBER = "a" * 26
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -105,7 +106,11 @@ async def test_a_wiped_cache_changes_no_answer(features: Features, redis_url: st
     client = redis.asyncio.Redis.from_url(redis_url)
     await client.flushall()
     assert await features.clicks() == 1.0
-    assert await client.dbsize() == 1
+
+    async def filled() -> bool:
+        return await client.dbsize() == 1
+
+    await eventually(filled)
     await client.aclose()
 
 
@@ -113,7 +118,7 @@ async def test_a_late_filler_puts_no_old_state_over_a_new_one(features: Features
     """A read that missed before a fold fills the cache with a version that is already outdated."""
     await features.clicks()
     await features.take(await features.click(1))
-    await features.states.write_through(features.books.book, [MEMBER])
+    await features.states.write_through([MEMBER])
     assert await features.clicks() == 1.0
 
 

@@ -46,11 +46,12 @@ DEAD = ServiceError(Kind.UNAVAILABLE, "DOWN", "nobody answers")
 
 
 class Port:
-    """What every fake has: `fails` is raised; while `hangs`, calls never end; `calls` counts them."""
+    """What every fake has: `fails` is raised; while `hangs`, calls never end; each `takes_s`; `calls` counts them."""
 
     def __init__(self) -> None:
         self.fails: Exception | None = None
         self.hangs = False
+        self.takes_s = 0.0
         self.calls = 0
         self.asked = asyncio.Event()
 
@@ -59,6 +60,8 @@ class Port:
         self.asked.set()
         if self.hangs:
             await asyncio.Event().wait()
+        if self.takes_s:
+            await asyncio.sleep(self.takes_s)
         if self.fails is not None:
             raise self.fails
 

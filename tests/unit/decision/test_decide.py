@@ -2,19 +2,21 @@
 
 import asyncio
 from dataclasses import replace
+from datetime import datetime
 
 import numpy as np
 import pytest
 
-from services.chassis.deadline import deadline_scope
+from services.chassis.deadline import deadline_scope, remaining_s
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.exposure_token import verify
 from services.decision.domain.plan import compile_site
 from services.decision.domain.record import SEMANTICS, Said
-from services.decision.domain.request import Answer, Ask
+from services.decision.domain.request import Answer, Ask, Person, Profile
 from services.decision.domain.serving import Serving
 from services.decision.domain.site import Site
 from services.decision.domain.vocabulary import Exclusion, FallbackReason, Reason, StageOutcome
+from services.decision.handlers.stages import PREFETCHED_BY
 from services.decision.wire.record import record_from_pb, record_to_pb
 from tests.unit.decision.fakes import DEAD, KEYS, Harness, Port, person, request
 from tests.unit.decision.world import FEATURE_SET, ITEMS, MEMBER, NOW, PLACEMENT, POLICY, PROFILE, site
@@ -69,6 +71,34 @@ async def test_with_a_service_away_decide_answers_and_says_which(part: str, how:
     assert bool(answer.exposure_token) is in_log
     harness.log.hangs = False
     harness.log.fails = None
+
+
+@pytest.mark.parametrize("part", ["identity", "consent", "features", "log", "keys"])
+@in_virtual_time
+async def test_a_service_that_is_slow_and_in_time_costs_nothing(part: str) -> None:
+    """Each dependency may take a part of the budget; the person's ranking is answered and proven all the same."""
+    harness = Harness(CERTAIN)
+    port: Port = getattr(harness, part)
+    port.takes_s = 0.1 * 60.0
+    answer = await answer_of(harness)
+    assert (answer.choice.reason, answer.learnable) == (Reason.RANKED, True)
+    assert answer.exposure_token
+
+
+@in_virtual_time
+async def test_features_are_told_until_when_they_are_waited_for() -> None:
+    """They divide their time among cache and database: they must not believe in the whole of the caller's."""
+    harness, told = Harness(CERTAIN), []
+
+    async def read(feature_set_version: str, person: Person, as_of: datetime) -> Profile:
+        told.append(remaining_s())
+        raise DEAD
+
+    harness.features.read = read  # type: ignore[method-assign]
+    with deadline_scope(600.0):
+        await answer_of(harness)
+    assert told[0] is not None
+    assert told[0] <= PREFETCHED_BY * 60.0
 
 
 @pytest.mark.parametrize(("scores", "fails"), [(np.array([np.nan]), False), (np.array([np.inf]), False), (None, True)])

@@ -16,6 +16,7 @@ from services.features.domain.columns import Standing
 from services.features.domain.declared import Feature, ItemAttribute
 from services.features.domain.feature_set import FeatureSet, compile_features
 from services.features.domain.item_rows import ItemTable, build
+from services.features.domain.members import MemberState
 from services.features.domain.requests import Source
 from services.features.handlers import AwaitFolded, ItemColumns, Settled
 from services.features.store import Changes
@@ -91,12 +92,26 @@ class Arrived:
         return None
 
 
+class States:
+    """No states; counts how often they were asked whether the cache may be read."""
+
+    def __init__(self) -> None:
+        self.refreshed = 0
+
+    async def refresh(self) -> None:
+        self.refreshed += 1
+
+    async def read(self, book: Book, member_ids: Sequence[str]) -> dict[str, MemberState]:
+        return {}
+
+
 async def test_waiting_for_a_position_waits_for_the_cache_too() -> None:
     """What is committed and not in the cache yet could still be read as it was; out of time the wait says so."""
-    settled, columns = Settled(), ItemColumns(Books(), Items())
-    await_folded = AwaitFolded({Source.FEEDBACK: Arrived()}, columns, settled)
+    settled, columns, states = Settled(), ItemColumns(Books(), Items()), States()
+    await_folded = AwaitFolded({Source.FEEDBACK: Arrived()}, columns, states, settled)
     at = LogPosition(1, 1, 1)
     assert await await_folded(Source.FEEDBACK, at, 20.0) == Standing().behavior
+    assert states.refreshed == 1
     settled.begin()
     with pytest.raises(ServiceError) as late:
         await await_folded(Source.FEEDBACK, at, 0.0)
