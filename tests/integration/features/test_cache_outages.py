@@ -85,7 +85,7 @@ async def features(database: MakeDatabase, redis_url: str, server: Server) -> As
 async def test_folding_goes_on_and_is_read_whatever_the_cache_does(
     features: Features, server: Server, redis_url: str, hung_valkey: Callable[[bool], None], outage: str
 ) -> None:
-    """While the cache takes no writes, and after it, every replica reads what was folded and never what is older; an alarm says so."""
+    """While the cache takes no writes, and after it, every replica reads what was folded; an alarm stands meanwhile."""
 
     async def trouble(begins: bool) -> None:
         if outage == "hung":
