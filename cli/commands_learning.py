@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from comity.decision.v1.decision_service_pb2 import RegisteredModel
 
     from learning.pipeline import TrainReport, TrainRequest
+    from learning.ranklens import RankLensRequest
 
 
 def register(app: typer.Typer) -> None:
@@ -97,8 +98,10 @@ def ranklens(
     score_from: Annotated[int, typer.Option(metavar="MS", help="Judge rankings from this on, epoch ms.")],
     score_before: Annotated[int | None, typer.Option(metavar="MS", help="And before this, epoch ms.")] = None,
     data_dir: Annotated[
-        Path | None, typer.Option("--data-dir", help="Folder of the run's own stack, emptied first; a temporary one.")
+        Path | None,
+        typer.Option("--data-dir", help="Folder of the run's own stack, emptied first; without it a temporary one."),
     ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from where the run in --data-dir ended.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run the RankLens protocol on a stack of its own: record the rankings, train, and judge by NDCG.
@@ -106,12 +109,19 @@ def ranklens(
     The data is in the public repository metarank/docker_compose_blog_example, file metarank/events.jsonl.gz, CC BY-SA
     4.0. Its time is the data's own; every event is visible strictly before a ranking or not at all.
     """
+    from learning.ranklens import RankLensRequest
+
     if score_from < train_before:
         raise typer.BadParameter(
             "lies before --train-before: what is judged must not be trained on", param_hint="--score-from"
         )
+    if resume and data_dir is None:
+        raise typer.BadParameter("needs the folder of the earlier run; name it with --data-dir", param_hint="--resume")
     figures = run(
-        until_terminated(_ranklens(file, train_before, score_from, score_before, data_dir, as_json)), as_json=as_json
+        until_terminated(
+            _ranklens(file, RankLensRequest(train_before, score_from, score_before), data_dir, resume, as_json)
+        ),
+        as_json=as_json,
     )
     if as_json:
         print_json(figures)
@@ -173,18 +183,15 @@ async def _train(request: "TrainRequest", data_dir: Path, address: list[str], *,
 
 async def _ranklens(
     files: list[Path],
-    train_before_ms: int,
-    score_from_ms: int,
-    score_before_ms: int | None,
+    request: "RankLensRequest",
     data_dir: Path | None,
+    resume: bool,
     quiet: bool,
 ) -> dict[str, Any]:
     from cli.ranklens import evaluate
-    from learning.ranklens import RankLensRequest
 
-    request = RankLensRequest(train_before_ms, score_from_ms, score_before_ms)
     if data_dir is not None:
-        return await evaluate(files, request, data_dir, quiet=quiet)
+        return await evaluate(files, request, data_dir, quiet=quiet, resume=resume)
     with temporary_folder("comity-ranklens-") as folder:
         return await evaluate(files, request, folder, quiet=quiet)
 

@@ -20,7 +20,7 @@ from cli.output import console, errors, print_json, progress_bar
 from cli.stack.servers import together
 from learning.log import replay_log
 from services.chassis.errors import Kind, ServiceError
-from services.chassis.rpc_client import call
+from services.chassis.rpc_client import call, call_again
 
 TIMEOUT_S = 10.0
 # Enough to keep one decision process busy; more only waits in its queue.
@@ -126,7 +126,7 @@ async def replay_many(decision: Any, ids: Iterable[str], *, advance: Any = lambd
 
 async def _replay_one(decision: Any, name: str, found: Replayed) -> None:
     try:
-        answer = await call(decision.Replay, decision_pb.ReplayRequest(decision_id=name), TIMEOUT_S)
+        answer = await call_again(decision.Replay, decision_pb.ReplayRequest(decision_id=name), TIMEOUT_S)
     except ServiceError as error:
         if error.kind is not Kind.NOT_FOUND and error.reason != "NEWER_RELEASE":
             raise

@@ -31,7 +31,7 @@ from cli.options import (
 )
 from cli.output import console, enum_word, errors, print_json, progress
 from cli.parsing import AnyIdentities, SubjectId, parse_facts, parse_subject
-from services.chassis.rpc_client import call
+from services.chassis.rpc_client import call, tried_again
 
 if TYPE_CHECKING:
     from cli.privacy.files import Found
@@ -251,15 +251,20 @@ async def _export(
     from cli.privacy.calls import export_records
     from cli.privacy.exporting import export_folder, write_line
 
-    count = 0
     async with Services(resolve_addresses(data_dir, address)) as services:
-        with progress(quiet=quiet) as tell, export_folder(to) as lines:
-            async for record in export_records(services, who, reader):
-                write_line(lines, record)
-                count += 1
-                if count % 100 == 0:
-                    tell(f"{count} records, {record['service']}")
-    return count
+        with progress(quiet=quiet) as tell:
+
+            async def export() -> int:
+                count = 0
+                with export_folder(to) as lines:
+                    async for record in export_records(services, who, reader):
+                        write_line(lines, record)
+                        count += 1
+                        if count % 100 == 0:
+                            tell(f"{count} records, {record['service']}")
+                return count
+
+            return await tried_again("consent.Export", export)
 
 
 async def _erase(

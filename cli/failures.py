@@ -21,7 +21,7 @@ INTERRUPTED = 130
 TERMINATED = 143
 
 STATUS_HINT = "`comity status` says what runs, `comity up` starts what does not"
-# What gRPC itself says of a call, in words that help; what a service says of it is passed on as it is.
+# Added to what gRPC itself says of a call, in words that help; what a service says of it is passed on as it is.
 _UNANSWERED = {
     "RPC_UNAVAILABLE": f"a service that is needed does not answer; {STATUS_HINT}",
     "RPC_CANCELLED": f"a service that is needed went down meanwhile; {STATUS_HINT}",
@@ -83,7 +83,7 @@ def fail(error: ServiceError, *, as_json: bool = False) -> NoReturn:
 
 def show(error: ServiceError, *, as_json: bool) -> None:
     """Say on standard error what is wrong and what to do, as an object when *as_json*."""
-    message = _UNANSWERED.get(error.reason, error.message)
+    message = ": ".join(filter(None, (error.message, _UNANSWERED.get(error.reason, ""))))
     if as_json:
         problems = [{"field": problem.field, "problem": problem.problem} for problem in error.problems]
         body = {"kind": error.kind.value, "reason": error.reason, "message": message, "problems": problems}

@@ -11,15 +11,24 @@ from services.chassis.errors import Kind, ServiceError
 MARK = "emptied-at-every-start"
 
 
-async def make_room(folder: Path) -> None:
+async def make_room(folder: Path, *, resume: bool = False) -> None:
     """Returns when the folder is there and holds no stack; what still ran of an earlier run is stopped.
 
+    Args:
+        resume: keep what an earlier run left there, to go on from it.
+
     Raises:
-        ServiceError: FAILED_PRECONDITION when the folder holds something else, or another run is using it.
+        ServiceError: FAILED_PRECONDITION when the folder holds something else, or another run is using it, or there is
+            nothing to go on from.
     """
     if holds_earlier_run(folder):
         await Stack(folder).stop()
-        discard(folder)
+        if not resume:
+            discard(folder)
+    elif resume:
+        raise ServiceError(
+            Kind.FAILED_PRECONDITION, "NOTHING_TO_RESUME", f"no earlier run is in {folder}; begin without --resume"
+        )
     _mark(folder)
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
@@ -21,6 +22,9 @@ def _width(stream: TextIO) -> int | None:
     """Columns to fill; None: those of the terminal, or what COLUMNS says."""
     return None if stream.isatty() or "COLUMNS" in os.environ else UNWATCHED_WIDTH
 
+
+# Where no bar can be drawn: so often it is said how far it is, whether or not that changed.
+SAY_EVERY_S = 30.0
 
 console = Console(highlight=False, width=_width(sys.stdout))
 errors = Console(stderr=True, highlight=False, width=_width(sys.stderr))
@@ -43,33 +47,86 @@ def enum_word(enum: EnumDescriptor, number: int) -> str:
 
 @contextmanager
 def progress(*, quiet: bool = False) -> Iterator[Progress]:
-    """Told what is being done, shows it: a line that changes on a terminal, lines elsewhere, nothing when *quiet*."""
-    if quiet:
-        yield lambda _: None
-    elif errors.is_terminal:
+    """Told what is being done, shows it on standard error: a line that changes on a terminal, lines elsewhere.
+
+    Args:
+        quiet: no line for each step; what takes long is told every half minute all the same.
+    """
+    if errors.is_terminal:
         with errors.status("") as status:
             yield status.update
-    else:
-        yield errors.print
+        return
+    said = ""
+
+    def tell(text: str) -> None:
+        nonlocal said
+        said = text
+        if not quiet:
+            errors.print(text)
+
+    beat = _Beat(lambda: said)
+    try:
+        yield tell
+    finally:
+        beat.stop()
 
 
 def progress_bar(*, quiet: bool = False) -> bars.Progress:
-    """Bars on standard error that count on a terminal, a line for each step elsewhere, nothing when *quiet*."""
+    """Bars on standard error that count on a terminal, lines elsewhere; *quiet* as of `progress`."""
     columns = (
         bars.TextColumn("{task.description}"),
         bars.BarColumn(),
         bars.MofNCompleteColumn(),
         bars.TimeRemainingColumn(),
     )
-    if quiet or errors.is_terminal:
-        return bars.Progress(*columns, console=errors, transient=True, disable=quiet)
-    return _Lines(*columns, console=errors, disable=True)
+    if errors.is_terminal:
+        return bars.Progress(*columns, console=errors, transient=True)
+    lines = _Lines(*columns, console=errors, disable=True)
+    lines.quiet = quiet
+    return lines
+
+
+class _Beat:
+    """Prints a text on standard error now and then, until it is stopped."""
+
+    def __init__(self, text: Callable[[], str]) -> None:
+        self._text = text
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Returns when nothing more is printed."""
+        self._stopped.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(SAY_EVERY_S):
+            if text := self._text():
+                errors.print(text, markup=False)
 
 
 class _Lines(bars.Progress):
-    """Progress where no bar can be drawn: says what is being done whenever that changes."""
+    """Progress where no bar can be drawn: says what is being done whenever that changes, and how far it is."""
 
+    quiet = False
     _said = ""
+    _beat: _Beat | None = None
+
+    def start(self) -> None:
+        """Begin to say how far it is."""
+        self._beat = _Beat(self._how_far)
+
+    def stop(self) -> None:
+        """Say nothing more."""
+        if self._beat is not None:
+            self._beat.stop()
+
+    def _how_far(self) -> str:
+        if not self.tasks:
+            return ""
+        task = self.tasks[-1]
+        return task.description + f": {task.completed:.0f}{f' of {task.total:.0f}' if task.total else ''}"
 
     def add_task(self, description: str, *args: Any, **more: Any) -> bars.TaskID:
         """A new step."""
@@ -85,4 +142,5 @@ class _Lines(bars.Progress):
     def _say(self, description: str) -> None:
         if description != self._said:
             self._said = description
-            self.console.print(description, markup=False)
+            if not self.quiet:
+                self.console.print(description, markup=False)

@@ -38,8 +38,14 @@ def event_files(folder: Path) -> list[Path]:
     return files
 
 
-async def evaluate(files: Sequence[Path], request: RankLensRequest, data_dir: Path, *, quiet: bool) -> dict[str, Any]:
+async def evaluate(
+    files: Sequence[Path], request: RankLensRequest, data_dir: Path, *, quiet: bool, resume: bool = False
+) -> dict[str, Any]:
     """NDCG of the platform on real people's choices, with simple rankers beside it; nothing is left running.
+
+    Args:
+        resume: go on from what an earlier run on the same files left in the folder. Everything is told once more, what
+            is there already changes nothing, and so the figures are those of one run.
 
     Raises:
         ServiceError: INVALID when a file holds no RankLens events, FAILED_PRECONDITION when it cannot be judged.
@@ -52,7 +58,7 @@ async def evaluate(files: Sequence[Path], request: RankLensRequest, data_dir: Pa
     except LearningError as error:
         raise ServiceError(Kind.INVALID, "NOT_RANKLENS", str(error)) from error
     embedded_only()
-    await make_room(data_dir)
+    await make_room(data_dir, resume=resume)
     with progress_bar(quiet=quiet) as bar:
         task = bar.add_task("ranklens", total=None)
         async with Stack(data_dir, disposable=True) as stack, Services(stack.addresses) as services:

@@ -16,7 +16,7 @@ from learning.dataset import Counts, Examples, replay_examples
 from learning.export import Exported, export
 from learning.register import activate, register
 from learning.train import Trained, TrainPlan, fit
-from services.chassis.rpc_client import call
+from services.chassis.rpc_client import call_again
 
 DESCRIBE_TIMEOUT_S = 10.0
 
@@ -94,7 +94,7 @@ async def train(services: Services, request: TrainRequest, *, progress: Progress
         LearningError: there is nothing to learn from, or the exported model is not the fitted one.
         ServiceError: a service refused or did not answer.
     """
-    described = await call(services.features.DescribeFeatureSet, DescribeFeatureSetRequest(), DESCRIBE_TIMEOUT_S)
+    described = await call_again(services.features.DescribeFeatureSet, DescribeFeatureSetRequest(), DESCRIBE_TIMEOUT_S)
     feature_set = described.feature_set
     examples = await replay_examples(
         services.feedback,

@@ -2,13 +2,11 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-import grpc
 from comity.decision.v1 import decision_service_pb2 as pb
 from comity.decision.v1.decision_service_pb2_grpc import ReleaseServiceStub
 
 from learning.export import Exported
-from services.chassis.rpc_client import call
-from services.chassis.status import from_call_error
+from services.chassis.rpc_client import call, call_again, tried_again
 
 # Half of what one message may carry.
 CHUNK_BYTES = 64 * 1024
@@ -38,11 +36,11 @@ async def register(
     header = pb.ModelHeader(
         name=name, sha256=exported.sha256, feature_set_version=feature_set, columns=columns, metrics=dict(metrics)
     )
-    try:
-        response = await stub.RegisterModel(_parts(header, exported.model, member_ids), timeout=REGISTER_TIMEOUT_S)
-    except grpc.aio.AioRpcError as error:
-        raise from_call_error(error) from error
-    return response.model_version
+
+    async def send() -> pb.RegisterModelResponse:
+        return await call(stub.RegisterModel, _parts(header, exported.model, member_ids), REGISTER_TIMEOUT_S)
+
+    return (await tried_again("decision.RegisterModel", send)).model_version
 
 
 def _parts(header: pb.ModelHeader, model: bytes, member_ids: Sequence[str]) -> Iterator[pb.RegisterModelRequest]:
@@ -61,5 +59,5 @@ async def activate(stub: ReleaseServiceStub, *, name: str, sha256: str) -> str:
         ServiceError: NOT_FOUND when it was never registered.
     """
     request = pb.ActivateModelRequest(name=name, sha256=sha256)
-    response = await call(stub.ActivateModel, request, ACTIVATE_TIMEOUT_S)
+    response = await call_again(stub.ActivateModel, request, ACTIVATE_TIMEOUT_S)
     return response.model_version

@@ -16,7 +16,7 @@ from comity.feedback.v1 import feedback_service_pb2 as feedback_pb
 from cli.bundle.bundle import Bundle
 from cli.connections import Services
 from services.chassis.errors import Kind, ServiceError
-from services.chassis.rpc_client import call
+from services.chassis.rpc_client import call_again
 
 # Compiling a site and its features is milliseconds; the rest is a busy machine.
 CALL_TIMEOUT_S = 30.0
@@ -51,18 +51,20 @@ async def apply_bundle(bundle: Bundle, services: Services, *, progress: Progress
     before = await _site_before(services)
     await _validate(bundle, services)
     progress("publishing")
-    purposes = await call(services.consent.PublishPurposes, bundle.consent(), CALL_TIMEOUT_S)
-    schemas = await call(services.feedback.PublishEventSchemas, _schemas(bundle), CALL_TIMEOUT_S)
-    features = await call(services.features.PublishFeatureSet, _features(bundle), CALL_TIMEOUT_S)
+    purposes = await call_again(services.consent.PublishPurposes, bundle.consent(), CALL_TIMEOUT_S)
+    schemas = await call_again(services.feedback.PublishEventSchemas, _schemas(bundle), CALL_TIMEOUT_S)
+    features = await call_again(services.features.PublishFeatureSet, _features(bundle), CALL_TIMEOUT_S)
     catalog_version, entered = before.catalog_version, decision_pb.AwaitItemColumnsRequest()
     for batch in _batches([item.message for item in bundle.items]):
-        answer = await call(services.catalog.UpsertItems, decision_pb.UpsertItemsRequest(items=batch), CALL_TIMEOUT_S)
+        answer = await call_again(
+            services.catalog.UpsertItems, decision_pb.UpsertItemsRequest(items=batch), CALL_TIMEOUT_S
+        )
         catalog_version = answer.catalog_version
         entered.catalog_position.CopyFrom(answer.position)
     site = _site(bundle, features.feature_set, purposes.policy_version)
-    applied = await call(services.catalog.ApplySite, site, CALL_TIMEOUT_S)
+    applied = await call_again(services.catalog.ApplySite, site, CALL_TIMEOUT_S)
     progress("waiting until it decides")
-    await call(services.catalog.AwaitItemColumns, entered, CALL_TIMEOUT_S)
+    await call_again(services.catalog.AwaitItemColumns, entered, CALL_TIMEOUT_S)
     versions = {
         "purposes": purposes.policy_version,
         "events": schemas.version,
@@ -83,7 +85,7 @@ async def apply_bundle(bundle: Bundle, services: Services, *, progress: Progress
 async def _site_before(services: Services) -> decision_pb.DescribeSiteResponse:
     """What is applied now; empty when nothing ever was."""
     try:
-        return await call(services.catalog.DescribeSite, decision_pb.DescribeSiteRequest(), CALL_TIMEOUT_S)
+        return await call_again(services.catalog.DescribeSite, decision_pb.DescribeSiteRequest(), CALL_TIMEOUT_S)
     except ServiceError as error:
         if error.kind in (Kind.NOT_FOUND, Kind.FAILED_PRECONDITION):
             return decision_pb.DescribeSiteResponse()
@@ -115,7 +117,7 @@ class _Refused:
     async def ask(self, method: Any, request: Any) -> Any | None:
         """The answer, or None when it is a refusal."""
         try:
-            return await call(method, request, CALL_TIMEOUT_S)
+            return await call_again(method, request, CALL_TIMEOUT_S)
         except ServiceError as error:
             if error.kind not in (Kind.INVALID, Kind.FAILED_PRECONDITION, Kind.ALREADY_EXISTS, Kind.NOT_FOUND):
                 raise

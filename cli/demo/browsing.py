@@ -16,7 +16,7 @@ from comity_client import ComityClient, Decision, Happening
 from cli.connections import Services
 from cli.demo.simulator import PURCHASE_RATE, Consent, Shop, Visitor
 from cli.stack.servers import together
-from services.chassis.rpc_client import call
+from services.chassis.rpc_client import call_again
 
 # The home page asks for both at once; what the hero shows, the row does not show again.
 PLACEMENTS = ("home_hero", "you_may_like")
@@ -167,7 +167,7 @@ class Backend:
     async def revoke(self, visitor: Visitor) -> None:
         """Take everything back; no decision after this may use the profile."""
         request = consent_pb.RevokeRequest(request_id=uuid.uuid4().hex, subject=self._subject(visitor))
-        await call(self._services.consent.Revoke, request, CALL_TIMEOUT_S)
+        await call_again(self._services.consent.Revoke, request, CALL_TIMEOUT_S)
         self._revoked.add(visitor.number)
 
     async def mark(self, visitor: Visitor) -> feedback_pb.TrackResponse:
@@ -175,7 +175,7 @@ class Backend:
         event = feedback_pb.TrackedEvent(
             event_id=uuid.uuid4().hex, type="returning_visit", subject=self._subject(visitor)
         )
-        answer: feedback_pb.TrackResponse = await call(
+        answer: feedback_pb.TrackResponse = await call_again(
             self._services.feedback.Track, feedback_pb.TrackRequest(events=[event]), CALL_TIMEOUT_S
         )
         return answer
@@ -191,7 +191,7 @@ class Backend:
             notice_language="en",
             mechanism="banner",
         )
-        await call(self._services.consent.Record, request, CALL_TIMEOUT_S)
+        await call_again(self._services.consent.Record, request, CALL_TIMEOUT_S)
 
     async def _log_in(self, visitor: Visitor) -> None:
         self._known.add(visitor.number)
@@ -199,7 +199,7 @@ class Backend:
             # Known by a user id from now on, and not recognized as the visitor that they were.
             return
         request = identity_pb.LinkRequest(request_id=uuid.uuid4().hex, identities=self._messages(visitor))
-        await call(self._services.identity.Link, request, CALL_TIMEOUT_S)
+        await call_again(self._services.identity.Link, request, CALL_TIMEOUT_S)
 
     def _answers(
         self, visitor: Visitor, identities: Mapping[str, str], decision: Decision, rng: np.random.Generator

@@ -42,7 +42,7 @@ from learning.pipeline import Services as LearningServices
 from learning.pipeline import TrainRequest, train
 from learning.train import TrainPlan
 from services.chassis.errors import Kind, ServiceError
-from services.chassis.rpc_client import call
+from services.chassis.rpc_client import call_again
 
 MODEL = "shop_clicks"
 TRAINING_PURPOSE = "model_training"
@@ -51,7 +51,7 @@ PLAN = TrainPlan(params={"num_leaves": 4})
 # Every decision traced would cost the machine more than the decisions; the ones that are shown are always traced.
 TRACE_RATIO = "0.05"
 CATCH_UP_S = 60.0
-ACTIVE_WAIT_S = 10.0
+ACTIVE_WAIT_S = 60.0
 # Some of the first visitors are in the holdout, where no model decides.
 ACTIVE_TRIES = 5
 POLL_S = 0.05
@@ -211,9 +211,9 @@ class Demo:
         """Returns when decisions see everything that was tracked so far: on positions of the log, not on a guess."""
         marked = await self._backend.mark(self._consenting()[0])
         position = features_pb.AwaitPositionRequest(source="feedback", position=marked.position)
-        await call(self._services.features.AwaitPosition, position, CATCH_UP_S)
+        await call_again(self._services.features.AwaitPosition, position, CATCH_UP_S)
         columns = decision_pb.AwaitItemColumnsRequest(behavior_position=marked.position)
-        await call(self._services.catalog.AwaitItemColumns, columns, CATCH_UP_S)
+        await call_again(self._services.catalog.AwaitItemColumns, columns, CATCH_UP_S)
 
     async def _until_model_decides(self) -> None:
         """Returns when somebody was ranked by the model that was activated.
@@ -264,7 +264,7 @@ class Demo:
         request = decision_pb.ExplainRequest(
             decision_id=decision.decision_id, access=access("demo", "a story of the page")
         )
-        explanation = await call(self._services.decision.Explain, request, CALL_TIMEOUT_S)
+        explanation = await call_again(self._services.decision.Explain, request, CALL_TIMEOUT_S)
         self._found.stories.append(Story(title, decision, explanation))
 
     def _count(self) -> None:

@@ -12,7 +12,7 @@ from comity.consent.v1 import privacy_service_pb2 as pb
 from google.protobuf.json_format import MessageToDict
 
 from cli.connections import Services
-from services.chassis.rpc_client import call
+from services.chassis.rpc_client import call_again
 from services.chassis.status import from_call_error
 
 TIMEOUT_S = 15.0
@@ -34,7 +34,7 @@ async def export_records(
             for record in page.records:
                 yield _line(page.service, record)
     except grpc.aio.AioRpcError as error:
-        raise from_call_error(error) from error
+        raise from_call_error(error, "consent.Export") from error
 
 
 async def until_erased(
@@ -42,7 +42,7 @@ async def until_erased(
 ) -> pb.GetErasureResponse:
     """How it ended, told each time how far it is. Waits for ever: so does the erasure."""
     while True:
-        answer: pb.GetErasureResponse = await call(
+        answer: pb.GetErasureResponse = await call_again(
             services.privacy.GetErasure, pb.GetErasureRequest(erasure_id=erasure_id), TIMEOUT_S
         )
         tell(answer)

@@ -30,7 +30,8 @@ from learning.pipeline import Services, TrainReport, TrainRequest, train
 from learning.ranklens.baselines import baselines
 from learning.ranklens.events import Moment, Ranking, RankLensEvents
 from learning.train import TrainPlan
-from services.chassis.rpc_client import call
+from services.chassis.envelope import from_position
+from services.chassis.rpc_client import call_again
 
 CALL_TIMEOUT_S = 30.0
 DECISIONS_MAX = 256
@@ -171,7 +172,7 @@ class RankLens:
                 notice_language=NOTICE_LANGUAGE,
             )
             async with under_way:
-                await call(self._consent.Record, request, CALL_TIMEOUT_S)
+                await call_again(self._consent.Record, request, CALL_TIMEOUT_S)
             done += 1
             self._progress("consent", done, len(self._events.users))
 
@@ -193,7 +194,7 @@ class RankLens:
 
     async def _upsert(self, items: Iterable[Item]) -> None:
         for chunk in _chunks(items, ITEMS_MAX):
-            response = await call(
+            response = await call_again(
                 self._catalog.UpsertItems, decision_service_pb2.UpsertItemsRequest(items=chunk), CALL_TIMEOUT_S
             )
             self._catalog_at = response.position
@@ -207,11 +208,11 @@ class RankLens:
             return
         for source, position in waiting.items():
             request = features_service_pb2.AwaitPositionRequest(source=source, position=position)
-            await call(self._features.AwaitPosition, request, CALL_TIMEOUT_S)
+            await call_again(self._features.AwaitPosition, request, CALL_TIMEOUT_S)
         columns = decision_service_pb2.AwaitItemColumnsRequest(
             behavior_position=self._behavior_at, catalog_position=self._catalog_at
         )
-        await call(self._catalog.AwaitItemColumns, columns, CALL_TIMEOUT_S)
+        await call_again(self._catalog.AwaitItemColumns, columns, CALL_TIMEOUT_S)
         self._visible.update(waiting)
 
     async def _record(self, rankings: Sequence[Ranking]) -> list[str]:
@@ -219,7 +220,8 @@ class RankLens:
         decision_ids: list[str] = []
         for chunk in _chunks(rankings, DECISIONS_MAX):
             response = await self._record_decisions(chunk)
-            self._decisions_at = response.position
+            # A try that was not answered may have recorded them, and then they are behind what the next one found.
+            self._decisions_at = max(self._decisions_at, response.position, key=from_position)
             decision_ids.extend(result.decision_id for result in response.results)
             judged = [
                 (ranking, result)
@@ -246,7 +248,7 @@ class RankLens:
                 for ranking in rankings
             ]
         )
-        return await call(self._decision.RecordDecisions, request, CALL_TIMEOUT_S)
+        return await call_again(self._decision.RecordDecisions, request, CALL_TIMEOUT_S)
 
     def _judge(self, ranking: Ranking, result: decision_service_pb2.RecordedResult) -> None:
         if len(result.scores) != len(ranking.item_ids):
@@ -281,14 +283,14 @@ class RankLens:
             for click in moment.clicks
         ]
         for chunk in _chunks(events, EVENTS_MAX):
-            response = await call(self._feedback.Track, feedback_pb2.TrackRequest(events=chunk), CALL_TIMEOUT_S)
+            response = await call_again(self._feedback.Track, feedback_pb2.TrackRequest(events=chunk), CALL_TIMEOUT_S)
             _require_taken(response)
-            self._behavior_at = response.position
+            self._behavior_at = max(self._behavior_at, response.position, key=from_position)
 
     async def _train(self) -> None:
         """Train on what is before the boundary, through the same pipeline as `comity train`."""
         request = feedback_pb2.AwaitPositionRequest(source="decision", position=self._decisions_at)
-        await call(self._feedback.AwaitPosition, request, CALL_TIMEOUT_S)
+        await call_again(self._feedback.AwaitPosition, request, CALL_TIMEOUT_S)
         self._training = await train(
             self._learning,
             TrainRequest(

@@ -2,11 +2,14 @@
 
 import asyncio
 import json
+import logging
+import random
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
 from types import TracebackType
 from typing import Any, TypeVar
 
 import grpc
+from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from opentelemetry import trace
 
@@ -20,6 +23,11 @@ Response = TypeVar("Response")
 # The way back of an answer, and the caller's own last steps with it.
 SHAVE_S = 0.002
 RESPONSE_BYTES_MAX = 8 * 1024 * 1024
+
+# For commands that run for long: so often is a call made whose failure may pass, with twice as long a pause each time.
+TRIES_MAX = 6
+PAUSE_S = 0.5
+_PASSING = (Kind.DEADLINE, Kind.UNAVAILABLE, Kind.EXHAUSTED)
 
 # Retried is only what no server has seen, or what one refused as it went down; commands are idempotent by request id.
 # The throttle ends a retry storm: when more than half of the calls fail, none is retried.
@@ -61,6 +69,8 @@ CHANNEL_OPTIONS: tuple[tuple[str, int | str], ...] = (
     # Twenty problems with long paths exceed the 8 KiB a header block may have by default.
     ("grpc.max_metadata_size", 32_768),
 )
+
+_log = logging.getLogger(__name__)
 
 # "Decided: not sampled". Without it the next service would throw dice of its own and trace half a call.
 _NOT_SAMPLED = ((tracing.TRACEPARENT, f"00-{1:032x}-{1:016x}-00"),)
@@ -109,7 +119,44 @@ async def call(
     try:
         return await method(request, timeout=_allowed_s(timeout_s, shave_s))
     except grpc.aio.AioRpcError as error:
-        raise _counted(error) from error
+        raise _counted(error, call_name(request)) from error
+
+
+async def call_again(method: Callable[..., Awaitable[Response]], request: Any, timeout_s: float) -> Response:
+    """As `call`, and again while its failure may pass: for requests that are idempotent, in commands that run for long.
+
+    Args:
+        timeout_s: of each try.
+    """
+    return await tried_again(call_name(request), lambda: call(method, request, timeout_s))
+
+
+async def tried_again(name: str, work: Callable[[], Awaitable[Response]]) -> Response:
+    """What *work* gives, begun again while its failure may pass; each time that is told as a warning.
+
+    Raises:
+        ServiceError: what it failed with the last time, naming the call and how often it was made.
+    """
+    for tries in range(1, TRIES_MAX + 1):
+        try:
+            return await work()
+        except ServiceError as error:
+            if error.kind not in _PASSING:
+                raise
+            if tries == TRIES_MAX:
+                message = f"{name} was tried {tries} times, at last: {error.message}"
+                raise ServiceError(error.kind, error.reason, message, problems=error.problems) from error
+            _log.warning("%s: %s; it is tried again (%d of %d)", name, error.message, tries + 1, TRIES_MAX)
+            await asyncio.sleep(PAUSE_S * 2 ** (tries - 1) * random.uniform(1.0, 1.5))
+    raise AssertionError("the last try returns or raises")
+
+
+def call_name(request: Any) -> str:
+    """The call that takes this request, `decision.Replay`: every method has a request of its own."""
+    if not isinstance(request, Message):
+        return "the call"  # of a stream of requests
+    package, _, message = request.DESCRIPTOR.full_name.rpartition(".")
+    return f"{package.split('.')[1]}.{message.removesuffix('Request')}"
 
 
 async def stream(
@@ -120,7 +167,7 @@ async def stream(
         async for response in method(request, timeout=_allowed_s(timeout_s, shave_s)):
             yield response
     except grpc.aio.AioRpcError as error:
-        raise _counted(error) from error
+        raise _counted(error, call_name(request)) from error
 
 
 def _allowed_s(timeout_s: float, shave_s: float) -> float:
@@ -135,9 +182,9 @@ def _allowed_s(timeout_s: float, shave_s: float) -> float:
     return allowed_s
 
 
-def _counted(error: grpc.aio.AioRpcError) -> ServiceError:
+def _counted(error: grpc.aio.AioRpcError, name: str) -> ServiceError:
     metrics.RPC_CLIENT_FAILURES.labels(error.code().name).inc()
-    return from_call_error(error)
+    return from_call_error(error, name)
 
 
 class _Switch:

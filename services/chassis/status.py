@@ -58,8 +58,12 @@ def _violation(problem: FieldProblem) -> error_details_pb2.BadRequest.FieldViola
     )
 
 
-def from_call_error(error: grpc.aio.AioRpcError) -> ServiceError:
-    """The error as the other service raised it; what carries no details of ours gets a reason by its code."""
+def from_call_error(error: grpc.aio.AioRpcError, name: str = "the call") -> ServiceError:
+    """The error as the other service raised it; what carries no details of ours gets a reason by its code.
+
+    Args:
+        name: of the call, for people.
+    """
     kind = _KINDS.get(error.code(), Kind.INTERNAL)
     status = _details_of(error)
     reason, problems, retry_after_s = "", tuple[FieldProblem, ...](), None
@@ -71,7 +75,7 @@ def from_call_error(error: grpc.aio.AioRpcError) -> ServiceError:
         elif (retry := _unpacked(detail, error_details_pb2.RetryInfo)) is not None:
             retry_after_s = retry.retry_delay.ToMilliseconds() / 1000
     # Without details of ours the text is gRPC's own and may name addresses: the code says enough.
-    message = (error.details() or "") if reason else f"the call failed with {error.code().name}"
+    message = (error.details() or "") if reason else f"{name} failed with {error.code().name}"
     return ServiceError(
         kind, reason or f"RPC_{error.code().name}", message, problems=problems, retry_after_s=retry_after_s
     )

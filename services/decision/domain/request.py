@@ -193,7 +193,7 @@ class PastResult:
 
     Args:
         scores: the active model's, one an item; empty where it could not score, for *fallback_reason*.
-        position: of its record; ORIGIN where it had been recorded before.
+        position: of its record, also where it had been recorded before.
     """
 
     external_id: str

@@ -6,7 +6,7 @@ been waited for, so a run that does not keep the protocol fails here.
 
 import hashlib
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from comity.feedback.v1 import feedback_events_pb2
 from comity.feedback.v1 import feedback_service_pb2 as feedback_pb2
 
 from learning.export import score, session_of
+from services.chassis.errors import Kind, ServiceError
 
 FEATURE_SET = "features-1"
 
@@ -36,6 +37,8 @@ class Platform:
         self.model: bytes = b""
         self.active = ""
         self.refuse_track = False
+        self.fails: Callable[[str], bool] = lambda _: False
+        self._known: set[str] = set()
         self._log = 0
         self._columns_at = 0
         self._subjects_at = 0
@@ -54,6 +57,7 @@ class Platform:
     ) -> decision_pb2.UpsertItemsResponse:
         """Know the items."""
         self.items.update(item.id for item in request.items)
+        self._may_fail("UpsertItems")
         self._log += 1
         return decision_pb2.UpsertItemsResponse(position=LogPosition(epoch=1, xid=self._log, position=self._log))
 
@@ -104,7 +108,13 @@ class Platform:
                 matrix = np.frombuffer(made.inputs.matrix, dtype="<f4").reshape(-1, 1)
                 result.scores.extend(score(session_of(self.model), matrix).tolist())
         response.position.CopyFrom(LogPosition(epoch=1, xid=1, position=len(self.decisions)))
+        self._may_fail("RecordDecisions")
         return response
+
+    def _may_fail(self, method: str) -> None:
+        """As a busy machine does: it was done, and the answer does not come in time."""
+        if self.fails(method):
+            raise ServiceError(Kind.DEADLINE, "SLOW", "it took too long; try again")
 
     def _made(self, decision_id: str, ranking: decision_pb2.RecordedDecision) -> decision_events_pb2.DecisionMade:
         made = decision_events_pb2.DecisionMade(
@@ -139,8 +149,13 @@ class Platform:
 
     async def Track(self, request: feedback_pb2.TrackRequest, context: Any) -> feedback_pb2.TrackResponse:  # noqa: N802
         """Count the clicks."""
+        self._may_fail("Track")
         response = feedback_pb2.TrackResponse()
         for event in request.events:
+            if event.event_id in self._known:
+                response.results.add(event_id=event.event_id, status=feedback_pb2.TRACK_STATUS_DUPLICATE)
+                continue
+            self._known.add(event.event_id)
             self.tracked.append(event)
             if event.type == "click":
                 self.clicks.update(event.item_ids)

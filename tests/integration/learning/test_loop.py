@@ -1,7 +1,9 @@
 """The learning loop over gRPC: replay, fit, register, activate; and RankLens by its protocol."""
 
 import hashlib
+import itertools
 import random
+from typing import Any
 
 import grpc
 import numpy as np
@@ -12,6 +14,7 @@ from learning.pipeline import Services, TrainRequest, train
 from learning.ranklens import Click, Film, Ranking, RankLens, RankLensEvents, RankLensRequest, RankLensSite
 from learning.ranklens.events import Event, Moment, item_from
 from learning.train import TrainPlan
+from services.chassis import rpc_client
 from services.chassis.errors import Kind, ServiceError
 from tests.integration.learning.platform import Platform
 
@@ -69,6 +72,45 @@ async def test_ranklens_is_run_by_its_protocol(platform: Platform, channels: Cha
     exposures = [event for event in platform.tracked if event.type == "exposure"]
     assert len(exposures) == 160
     assert all(event.decision_id for event in platform.tracked)
+
+
+async def figures(channels: Channels) -> dict[str, Any]:
+    """What a run on sixty rankings reports."""
+    events = invented(60)
+    at = boundary(events, 40)
+    return (await RankLens(channels, SITE, RankLensEvents(events), RankLensRequest(at, at, plan=PLAN)).run()).as_dict()
+
+
+async def test_slow_answers_change_no_figure(
+    platform: Platform, channels: Channels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every third call is answered too late, whether or not it had its effect: each is made again."""
+    monkeypatch.setattr(rpc_client, "PAUSE_S", 0.0)
+    undisturbed = await figures(channels)
+    platform.__init__()  # type: ignore[misc]
+    calls = itertools.count(1)
+    platform.fails = lambda _: next(calls) % 3 == 0
+    assert await figures(channels) == undisturbed
+    assert next(calls) > 30
+
+
+@pytest.mark.parametrize(
+    ("method", "after"),
+    [("RecordDecisions", 3), ("RecordDecisions", 24), ("Track", 3), ("Track", 24), ("UpsertItems", 0)],
+)
+async def test_a_run_that_broke_off_goes_on_to_the_same_figures(
+    platform: Platform, channels: Channels, monkeypatch: pytest.MonkeyPatch, method: str, after: int
+) -> None:
+    """Whichever call ended it: what is there already changes nothing, and nothing later is seen by what is missing."""
+    monkeypatch.setattr(rpc_client, "TRIES_MAX", 1)
+    undisturbed = await figures(channels)
+    platform.__init__()  # type: ignore[misc]
+    calls = itertools.count(1)
+    platform.fails = lambda called: called == method and next(calls) > after
+    with pytest.raises(ServiceError, match=method):
+        await figures(channels)
+    platform.fails = lambda _: False
+    assert await figures(channels) == undisturbed
 
 
 async def test_what_happens_after_a_ranking_changes_none_of_its_features(

@@ -14,6 +14,7 @@ from comity.feedback.v1 import feedback_service_pb2 as feedback_pb
 
 from cli.bundle import apply_bundle, load_bundle
 from cli.bundle.applying import BYTES_A_CALL, ITEMS_A_CALL, _batches
+from services.chassis import rpc_client
 from services.chassis.errors import FieldProblem, Kind, ServiceError, invalid
 
 SHOP = Path(__file__).parents[3] / "examples" / "shop"
@@ -119,13 +120,15 @@ async def test_the_problems_of_all_services_are_told_at_once() -> None:
     assert [problem.field for problem in caught.value.problems] == ["purposes[0]", "schemas[0]"]
 
 
-async def test_an_outage_while_validating_is_no_refusal() -> None:
-    """A service that does not answer is said to be down, and nothing is published."""
+async def test_an_outage_while_validating_is_no_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service that goes on not answering is said to be down, and nothing is published."""
+    monkeypatch.setattr(rpc_client, "PAUSE_S", 0.0)
     down = ServiceError(Kind.UNAVAILABLE, "DOWN", "features does not answer")
     services: Any = FakeServices(refuse={"features": down})
     with pytest.raises(ServiceError) as caught:
         await apply_bundle(load_bundle(SHOP), services)
-    assert caught.value is down
+    assert (caught.value.kind, caught.value.reason) == (down.kind, down.reason)
+    assert [name for name, _ in services.asked].count("features") == rpc_client.TRIES_MAX
     assert services.published == []
 
 

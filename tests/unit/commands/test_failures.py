@@ -31,11 +31,12 @@ def test_a_refusal_says_each_problem_once(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_a_service_that_does_not_answer_is_told_with_the_remedy(capsys: pytest.CaptureFixture[str]) -> None:
-    """gRPC's own word for it helps nobody: what to look at does; programs keep the code."""
-    error = ServiceError(Kind.UNAVAILABLE, "RPC_UNAVAILABLE", "the call failed with UNAVAILABLE")
+    """Which call it was, and what to look at; programs keep the code."""
+    error = ServiceError(Kind.UNAVAILABLE, "RPC_UNAVAILABLE", "decision.Replay failed with UNAVAILABLE")
     assert _ends(error, as_json=True) == 1
     told = json.loads(capsys.readouterr().err)["error"]
     assert told["reason"] == "RPC_UNAVAILABLE"
+    assert told["message"].startswith("decision.Replay failed with UNAVAILABLE: ")
     assert "`comity status`" in told["message"]
 
 

@@ -51,3 +51,13 @@ async def test_a_run_that_goes_on_is_left_alone(tmp_path: Path) -> None:
         await make_room(folder.path)
     assert caught.value.reason == "DATA_DIR_IN_USE"
     assert (folder.path / "state.json").exists()
+
+
+async def test_a_run_that_is_resumed_finds_what_it_left(tmp_path: Path) -> None:
+    """Nothing is removed, and where there was no run there is nothing to go on from."""
+    await make_room(tmp_path / "run")
+    folder = stack_in(tmp_path / "run")
+    await make_room(folder.path, resume=True)
+    assert (folder.logs / "decision.log").read_text() == "old"
+    with pytest.raises(ServiceError, match="without --resume"):
+        await make_room(tmp_path / "other", resume=True)

@@ -1,6 +1,7 @@
 """What commands print: words of enums, whole tables, progress where nobody watches."""
 
 import io
+from collections.abc import Awaitable, Callable
 
 import pytest
 from comity.consent.v1 import consent_service_pb2 as consent_pb
@@ -9,6 +10,7 @@ from rich.console import Console
 
 from cli import output
 from cli.output import enum_word
+from tests.waiting import eventually
 
 
 def test_an_enum_is_told_by_its_word() -> None:
@@ -49,8 +51,8 @@ def test_a_step_is_told_once_where_no_bar_can_be_drawn(monkeypatch: pytest.Monke
     assert written.getvalue().splitlines() == ["training", "training: [replay]"]
 
 
-def test_quiet_progress_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With --json nothing but the answer is printed."""
+async def test_quiet_progress_says_only_what_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With --json no step is a line of its own, and who waits for long is still told how far it is."""
     written = io.StringIO()
     monkeypatch.setattr(output, "errors", Console(file=written, width=80))
     with output.progress_bar(quiet=True) as bar:
@@ -58,3 +60,17 @@ def test_quiet_progress_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     with output.progress(quiet=True) as tell:
         tell("more")
     assert written.getvalue() == ""
+    monkeypatch.setattr(output, "SAY_EVERY_S", 0.001)
+    with output.progress_bar(quiet=True) as bar:
+        bar.update(bar.add_task("training", total=9), completed=4)
+        await eventually(said("training: 4 of 9", written))
+    with output.progress(quiet=True) as tell:
+        tell("publishing")
+        await eventually(said("publishing", written))
+
+
+def said(text: str, written: io.StringIO) -> Callable[[], Awaitable[bool]]:
+    async def is_said() -> bool:
+        return text in written.getvalue()
+
+    return is_said

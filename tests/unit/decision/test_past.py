@@ -55,6 +55,7 @@ async def test_what_was_recorded_before_is_scored_beside_the_loop_too() -> None:
     for one, other in zip(first, again, strict=False):
         np.testing.assert_array_equal(one.scores, other.scores)
     assert len(first[0].scores) == 3
+    assert [result.position for result in again[:COUNT]] == [result.position for result in first]
     assert threading.current_thread() not in ran_in
 
 

@@ -4,12 +4,53 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
+import grpc
 import pytest
 from comity.feedback.v1 import feedback_service_pb2 as pb
 
 from learning.log import replay_log
 from services.chassis.errors import Kind, ServiceError
 from tests.virtual_time import in_virtual_time
+
+
+class BrokenStub:
+    """Ten decisions and ten outcomes, some a page; each reading but the last breaks off a page later than the last.
+
+    Before each new reading the first decision that is left is deleted, as by an erasure.
+    """
+
+    def __init__(self, breaks: int, page: int = 3) -> None:
+        self.readings = 0
+        self._breaks = breaks
+        self._page = page
+        self._log = [pb.ReplayedEvent() for _ in range(20)]
+        for n, event in enumerate(self._log[:10]):
+            event.decision.decision_id = f"d{n}"
+            event.decision.decided_at.FromMilliseconds(n // 2)
+        for n, event in enumerate(self._log[10:]):
+            event.outcome.decision_id = f"o{n}"
+            event.position.xid = n
+
+    async def ReplayEvents(self, request: pb.ReplayEventsRequest) -> AsyncIterator[pb.ReplayEventsResponse]:  # noqa: N802
+        self.readings += 1
+        log = self._log[self.readings - 1 :]
+        for number, start in enumerate(range(0, len(log), self._page), start=1):
+            yield pb.ReplayEventsResponse(events=log[start : start + self._page], withheld_count=1)
+            if number == self.readings <= self._breaks:
+                raise grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata())
+
+
+@in_virtual_time
+async def test_a_log_that_breaks_off_is_read_on_from_where_it_was() -> None:
+    """Nothing twice and nothing left out, though pages end elsewhere the next time; each page is withheld from once."""
+    stub: Any = BrokenStub(3)
+    seen: list[str] = []
+    withheld = 0
+    async for page in replay_log(stub, pb.ReplayEventsRequest()):
+        seen += [event.decision.decision_id or event.outcome.decision_id for event in page.events]
+        withheld += page.withheld_count
+    assert seen == [*(f"d{n}" for n in range(10)), *(f"o{n}" for n in range(10))]
+    assert (stub.readings, withheld) == (4, 6)
 
 
 class SilentStub:

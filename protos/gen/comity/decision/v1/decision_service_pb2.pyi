@@ -343,7 +343,9 @@ class RecordDecisionsResponse(_message.Message):
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___RecordedResult]: ...
     @_builtins.property
     def position(self) -> _types_pb2.LogPosition:
-        """The log stands at least here: every decision that this call recorded is at or before it. FeedbackService.AwaitPosition takes it."""
+        """The log stands at least here: every decision of this call is at or before it, also one that was recorded before (not
+        so of a replica of the release before). FeedbackService.AwaitPosition takes it.
+        """
 
     def __init__(
         self,
