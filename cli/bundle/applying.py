@@ -32,7 +32,7 @@ class Applied:
     """What apply did.
 
     Args:
-        versions: part (purposes, events, features, items, site) → content hash.
+        versions: part (purposes, placeholders, events, features, items, site) → content hash.
         changed: parts that are not as they were; None where the service does not say what was there before.
     """
 
@@ -52,6 +52,7 @@ async def apply_bundle(bundle: Bundle, services: Services, *, progress: Progress
     await _validate(bundle, services)
     progress("publishing")
     purposes = await call_again(services.consent.PublishPurposes, bundle.consent(), CALL_TIMEOUT_S)
+    placeholders = await call_again(services.identity.PublishPlaceholders, bundle.identity(), CALL_TIMEOUT_S)
     schemas = await call_again(services.feedback.PublishEventSchemas, _schemas(bundle), CALL_TIMEOUT_S)
     features = await call_again(services.features.PublishFeatureSet, _features(bundle), CALL_TIMEOUT_S)
     catalog_version, entered = before.catalog_version, decision_pb.AwaitItemColumnsRequest()
@@ -67,6 +68,7 @@ async def apply_bundle(bundle: Bundle, services: Services, *, progress: Progress
     await call_again(services.catalog.AwaitItemColumns, entered, CALL_TIMEOUT_S)
     versions = {
         "purposes": purposes.policy_version,
+        "placeholders": placeholders.version,
         "events": schemas.version,
         "features": features.feature_set.version,
         "items": catalog_version,
@@ -74,6 +76,7 @@ async def apply_bundle(bundle: Bundle, services: Services, *, progress: Progress
     }
     changed = {
         "purposes": purposes.policy_version != before.site.consent_policy_version,
+        "placeholders": placeholders.changed,
         "events": None,
         "features": features.feature_set.version != before.site.feature_set_version,
         "items": catalog_version != before.catalog_version,
@@ -96,6 +99,7 @@ async def _validate(bundle: Bundle, services: Services) -> None:
     """Ask every service, also after one has refused, so that a person mends everything at once."""
     refused = _Refused()
     purposes = await refused.ask(services.consent.PublishPurposes, bundle.consent(validate_only=True))
+    await refused.ask(services.identity.PublishPlaceholders, bundle.identity(validate_only=True))
     await refused.ask(services.feedback.PublishEventSchemas, _schemas(bundle, validate_only=True))
     features = await refused.ask(services.features.PublishFeatureSet, _features(bundle, validate_only=True))
     for batch in _batches([item.message for item in bundle.items]):

@@ -10,6 +10,7 @@ from comity.consent.v1 import never_list_pb2 as never_pb
 from comity.decision.v1 import site_pb2 as site_pb
 from comity.features.v1 import feature_set_pb2 as features_pb
 from comity.feedback.v1 import feedback_service_pb2 as feedback_pb
+from comity.identity.v1 import identity_service_pb2 as identity_pb
 from google.protobuf.message import Message
 
 from cli.bundle.document import Place, place_of
@@ -44,7 +45,7 @@ class Declared(Generic[M]):
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """Everything a site declares. The head is site.yaml: name and holdout share."""
+    """Everything a site declares. The head is site.yaml: name, holdout share, placeholders."""
 
     folder: Path
     head: Declared[site_pb.Site]
@@ -72,6 +73,12 @@ class Bundle:
             feature_set_version=feature_set_version,
             consent_policy_version=consent_policy_version,
             exposure_purposes=next((one.message.purposes for one in self.events if one.message.type == EXPOSURE), ()),
+        )
+
+    def identity(self, *, validate_only: bool = False) -> identity_pb.PublishPlaceholdersRequest:
+        """The part about who is who, as IdentityService takes it."""
+        return identity_pb.PublishPlaceholdersRequest(
+            values=self.head.message.placeholders, validate_only=validate_only
         )
 
     def consent(self, *, validate_only: bool = False) -> consent_pb.PublishPurposesRequest:

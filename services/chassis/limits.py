@@ -4,6 +4,7 @@ A message type is compiled once into a check that walks only what can be wrong; 
 `placements[2].candidate_ids` is put together only when something is. Beyond what a field declares, every field is
 bounded: strings have at most 1,024 characters and no NUL (Postgres cannot store one), bytes at most 262,144, lists and
 maps at most 64 entries, floating point numbers are finite, enums known, and times within what a datetime can hold.
+A field that is `from_visitor` is left to its reader (chassis.visitors).
 No problem repeats a value of the request: values may be personal, and problems travel into logs of callers.
 """
 
@@ -244,6 +245,8 @@ def _compile_scalar(field: FieldDescriptor, limits: pb.FieldLimits, *, entry: bo
     """The check of one value; None when it cannot be wrong. An entry of a list is there, so it is never missing."""
     required = limits.required and not entry
     if field.type == FieldDescriptor.TYPE_STRING:
+        if limits.from_visitor:
+            return None
         return _string_check(limits.len_max or STRING_CHARACTERS_MAX, limits.pattern, required)
     if field.type == FieldDescriptor.TYPE_BYTES:
         return _bytes_check(limits.len_max or BYTES_MAX, required)

@@ -20,6 +20,9 @@ RPC_SERVER_LATENCY_S = Histogram(
 RPC_CLIENT_FAILURES = Counter("comity_rpc_client_failures", "Calls to other services that failed.", ("code",))
 DECISIONS = Counter("comity_decisions", "Decisions by why they came out as they did.", ("reason", "fallback_reason"))
 LINKS = Counter("comity_links", "Links that were made or taken back, by what that did.", ("effect",))
+PLACEHOLDERS = Counter(
+    "comity_identity_placeholders", "Identities that were ignored because their value names nobody.", ("namespace",)
+)
 DATA_KEYS_MINTED = Counter("comity_data_keys_minted", "Data keys that members were asked for and had none of.")
 CONSENT_CHANGES = Counter("comity_consent_changes", "Answers that were recorded in the ledger.", ("state",))
 CONSENT_VERDICTS = Counter("comity_consent_verdicts", "Purposes asked for, by whether they are allowed.", ("allowed",))

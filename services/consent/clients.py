@@ -19,6 +19,7 @@ from services.consent.domain.erasure import Step
 from services.consent.domain.receipts import Counts
 
 SUBJECT_ERASED = "SUBJECT_ERASED"
+NOBODY_NAMED = "NOBODY_NAMED"
 TIMEOUT_S = 1.0
 STEP_TIMEOUT_S = 60.0
 EXPORT_TIMEOUT_S = 300.0
@@ -46,6 +47,8 @@ class GrpcIdentityReader:
             ) from error
         if response.subjects[0].error_reason == SUBJECT_ERASED:
             raise ServiceError(Kind.FAILED_PRECONDITION, SUBJECT_ERASED, f"subject: {response.subjects[0].error}")
+        if response.subjects[0].error_reason == NOBODY_NAMED:
+            raise invalid("subject", response.subjects[0].error, reason=NOBODY_NAMED)
         person = wire.person_of(response)
         if isinstance(person, str):
             raise invalid("subject", person, reason="SUBJECT_INVALID")

@@ -15,7 +15,7 @@ from services.chassis.errors import Kind, ServiceError, invalid
 from services.chassis.gather import Gatherer, Load
 from services.chassis.rpc_client import call, stream
 from services.decision.domain.catalog import ItemColumns
-from services.decision.domain.request import Consent, Identity, Member, Person, Profile, Signals
+from services.decision.domain.request import NOBODY, Consent, Identity, Member, Person, Profile, Signals
 from services.decision.wire.calls import (
     consent_from_pb,
     evaluate_query,
@@ -42,6 +42,8 @@ class IdentityClient:
 
     async def resolve(self, identities: tuple[Identity, ...]) -> Person:
         """See handlers.ports.IdentityReader."""
+        if not identities:
+            raise invalid("identities", "none of them can be somebody's", reason="NOBODY_NAMED")
         return await self._resolve(resolve_query(identities))
 
     async def describe(self, subject_id: str) -> Person:
@@ -183,7 +185,8 @@ class FeaturesClient:
 def _refused(subject: identity_service_pb2.ResolvedSubject) -> ServiceError:
     if subject.error_reason == "SUBJECT_ERASED":
         return ServiceError(Kind.FAILED_PRECONDITION, subject.error_reason, subject.error)
-    return invalid("identities", subject.error, reason="IDENTITIES_REFUSED")
+    reason = subject.error_reason if subject.error_reason in NOBODY else "IDENTITIES_REFUSED"
+    return invalid("identities", subject.error, reason=reason)
 
 
 def _mixed_up() -> ServiceError:

@@ -8,7 +8,7 @@ from typing import TypeVar
 import grpc
 from comity.consent.v1.consent_service_pb2 import EvaluateRequest, EvaluateResponse
 from comity.consent.v1.consent_service_pb2_grpc import ConsentServiceStub
-from comity.identity.v1.identity_service_pb2 import ResolveRequest, ResolveResponse
+from comity.identity.v1.identity_service_pb2 import ResolveQuery, ResolveRequest, ResolveResponse
 from comity.identity.v1.identity_service_pb2_grpc import IdentityServiceStub
 
 from services.chassis.errors import FieldProblem, Kind, ServiceError
@@ -35,12 +35,15 @@ class IdentitySubjects:
         self._stub = IdentityServiceStub(channel)
         self._timeout_s = timeout_s
 
-    async def resolve(self, people: Sequence[Person]) -> list[Subject | FieldProblem]:
+    async def resolve(self, people: Sequence[Person]) -> list[Subject | FieldProblem | None]:
         """See handlers.ports.Subjects."""
-        return await _in_chunks(people, self._resolve)
+        queries = [query_to_pb(person) for person in people]
+        asked = [query for query in queries if query.identities or query.subject_id]
+        answers = iter(await _in_chunks(asked, self._resolve) if asked else ())
+        return [next(answers) if query.identities or query.subject_id else None for query in queries]
 
-    async def _resolve(self, people: Sequence[Person]) -> list[Subject | FieldProblem]:
-        request = ResolveRequest(queries=[query_to_pb(person) for person in people])
+    async def _resolve(self, queries: Sequence[ResolveQuery]) -> list[Subject | FieldProblem | None]:
+        request = ResolveRequest(queries=queries)
         try:
             response: ResolveResponse = await call(self._stub.Resolve, request, self._timeout_s)
         except ServiceError as error:

@@ -16,6 +16,7 @@ from services.chassis.envelope import to_position
 from services.chassis.errors import FieldProblem
 from services.chassis.events import RecordedEvent
 from services.chassis.limits import problems_of
+from services.chassis.visitors import SIGNAL_CHARACTERS_MAX, bounded, identifies
 from services.feedback.domain.attribution import Answer, Decided, Outcome
 from services.feedback.domain.behavior import (
     Behavior,
@@ -115,11 +116,11 @@ def sent_from_pb(event: pb.TrackedEvent) -> TrackedEvent | Verdict:
 
 def _signals_from_pb(message: types_pb2.ConsentSignals) -> Signals:
     return Signals(
-        gpc=message.gpc,
-        tc_string=message.tc_string,
-        gpp=message.gpp,
-        usp=message.usp,
-        jurisdiction=message.jurisdiction,
+        gpc=bounded(message.gpc, SIGNAL_CHARACTERS_MAX),
+        tc_string=bounded(message.tc_string, SIGNAL_CHARACTERS_MAX),
+        gpp=bounded(message.gpp, SIGNAL_CHARACTERS_MAX),
+        usp=bounded(message.usp, SIGNAL_CHARACTERS_MAX),
+        jurisdiction=bounded(message.jurisdiction, SIGNAL_CHARACTERS_MAX),
         do_not_personalize=message.do_not_personalize,
     )
 
@@ -344,17 +345,25 @@ def add_replayed(response: pb.ReplayEventsResponse, event: Replayed) -> None:
 
 
 def query_to_pb(person: Person) -> identity_pb2.ResolveQuery:
-    """The question to identity: who is this."""
+    """The question to identity: who is this, by the identities that can be somebody's."""
     return identity_pb2.ResolveQuery(
         identities=[
-            types_pb2.Identity(namespace=identity.namespace, value=identity.value) for identity in person.identities
+            types_pb2.Identity(namespace=identity.namespace, value=identity.value)
+            for identity in person.identities
+            if identifies(identity.value)
         ],
         subject_id=person.subject_id,
     )
 
 
-def subject_from_pb(message: identity_pb2.ResolvedSubject) -> Subject | FieldProblem:
-    """Identity's answer, or why it has none."""
+# Identity's words for identities that are nobody's: placeholders, or a fingerprint that recognizes nobody here.
+_NOBODY = frozenset({"NOBODY_NAMED", "NAMESPACE_NOT_ALLOWED"})
+
+
+def subject_from_pb(message: identity_pb2.ResolvedSubject) -> Subject | FieldProblem | None:
+    """Identity's answer, or why it has none; None: the identities are nobody's, which a visitor may have brought."""
+    if message.error_reason in _NOBODY:
+        return None
     if message.error:
         return FieldProblem("subject", message.error)
     return Subject(

@@ -7,11 +7,12 @@ from typing import Protocol
 
 from services.chassis.clock import Clock
 from services.chassis.errors import Kind, ServiceError, invalid
-from services.chassis.ids import uuid7
-from services.chassis.metrics import DATA_KEYS_MINTED, LINKS
+from services.chassis.ids import content_hash, uuid7
+from services.chassis.metrics import DATA_KEYS_MINTED, LINKS, PLACEHOLDERS
 from services.chassis.ports import Access, AccessLog
 from services.chassis.tracing import COMITY_BATCH_SIZE, span
 from services.identity.domain.identities import (
+    NAMESPACES,
     Contradiction,
     Identity,
     Level,
@@ -31,6 +32,7 @@ from services.identity.domain.permission import (
     required_purposes,
     sides,
 )
+from services.identity.domain.presented import NOBODY, Placeholders, presented
 from services.identity.domain.resolution import ERASED, Found, Query, Resolved, Sought, answer, seek, seek_strongest
 from services.identity.domain.subjects import LinkNote, People
 
@@ -118,8 +120,21 @@ class KeyStore(Protocol):
         ...
 
 
+class PlaceholderBook(Protocol):
+    """The values that name nobody: the built-in ones, and those that the site adds."""
+
+    @property
+    def known(self) -> Placeholders:
+        """As they were published a moment ago; no round trip."""
+        ...
+
+    async def publish(self, values: Sequence[str]) -> bool:
+        """Put these in the place of those that the site added; whether that changed them."""
+        ...
+
+
 class IdentityHandlers:
-    """Resolve, Link, Unlink and DescribeSubject.
+    """Resolve, Link, Unlink, DescribeSubject and PublishPlaceholders.
 
     Args:
         pepper: key of every pseudonym; with another one everybody is somebody else.
@@ -132,6 +147,7 @@ class IdentityHandlers:
         links: LinkStore,
         consent: ConsentReader,
         accesses: AccessLog,
+        placeholders: PlaceholderBook,
         clock: Clock,
         *,
         pepper: bytes,
@@ -141,6 +157,7 @@ class IdentityHandlers:
         self._links = links
         self._consent = consent
         self._accesses = accesses
+        self._placeholders = placeholders
         self._clock = clock
         self._pepper = pepper
         self._salt = holdout_salt
@@ -153,7 +170,7 @@ class IdentityHandlers:
                 nothing.
         """
         with span("identity.resolve", {COMITY_BATCH_SIZE: len(queries)}):
-            answers = await self._answers([seek(self._pepper, query) for query in queries])
+            answers = await self._answers([self._sought(query) for query in queries])
             if access is not None:
                 told = {one.subject_id for one in answers if isinstance(one, Resolved)}
                 for subject_id in sorted(told):
@@ -174,15 +191,16 @@ class IdentityHandlers:
                 an unknown outcome, and a link that was made and that says nothing about anybody any more
                 (FAILED_PRECONDITION, NAMESPACE_NOT_ALLOWED).
         """
-        presented = pseudonyms(self._pepper, identities)
-        if isinstance(presented, Contradiction):
-            raise invalid("identities", presented.problem)
+        usable = self._usable(identities)
+        first = usable if isinstance(usable, Contradiction) else pseudonyms(self._pepper, usable)
+        if isinstance(first, Contradiction):
+            raise _refused("identities", first)
         with span("identity.link"):
-            named = await self._living(presented)
-            command = LinkCommand(request_id, uuid7(self._clock.now()), named, presented)
+            named = await self._living(first)
+            command = LinkCommand(request_id, uuid7(self._clock.now()), named, first)
             linked = await self._links.made(command) or await self._link(command, signals)
             LINKS.labels("merged" if linked.merged else "kept").inc()
-            (resolved,) = await self._answers([seek_strongest(presented)])
+            (resolved,) = await self._answers([seek_strongest(first)])
             if isinstance(resolved, Contradiction):
                 # A retry of a link of gated identities alone, which was taken back: they name nobody again.
                 raise ServiceError(Kind.FAILED_PRECONDITION, resolved.reason, f"identities: {resolved.problem}")
@@ -208,16 +226,39 @@ class IdentityHandlers:
             ServiceError: INVALID when the query contradicts itself, or names nobody by an identity of their own.
         """
         with span("identity.describe_subject"):
-            (resolved,) = await self._answers([seek(self._pepper, query)])
+            (resolved,) = await self._answers([self._sought(query)])
             if resolved is ERASED:
                 raise ServiceError(Kind.FAILED_PRECONDITION, ERASED.reason, f"subject: {ERASED.problem}")
             if isinstance(resolved, Contradiction):
-                raise invalid("subject", resolved.problem)
+                raise _refused("subject", resolved)
             if resolved.required_purposes:
                 raise invalid("subject", "is recognized without their help only: present an identity of their own")
             links = await self._subjects.links([one.member_id for one in resolved.members])
             await self._accesses.accessed(resolved.subject_id, access, DESCRIBE_METHOD)
             return resolved, links
+
+    async def publish_placeholders(self, values: Sequence[str], *, validate_only: bool) -> tuple[str, bool]:
+        """The values that name nobody beside the built-in ones, from now on: their version, and whether it is new.
+
+        Every replica goes by them within a second.
+        """
+        with span("identity.publish_placeholders"):
+            added = sorted(set(values))
+            version = content_hash("\0".join(added).encode())
+            return version, False if validate_only else await self._placeholders.publish(added)
+
+    def _sought(self, query: Query) -> Sought | Contradiction:
+        usable = self._usable(query.identities)
+        return usable if isinstance(usable, Contradiction) else seek(self._pepper, replace(query, identities=usable))
+
+    def _usable(self, identities: Sequence[Identity]) -> tuple[Identity, ...] | Contradiction:
+        """Those that name somebody; the others are counted."""
+        usable = presented(identities, self._placeholders.known)
+        if isinstance(usable, Contradiction) or len(usable) < len(identities):
+            for one in identities:
+                if one.namespace in NAMESPACES and self._placeholders.known.hold(one):
+                    PLACEHOLDERS.labels(one.namespace).inc()
+        return usable
 
     async def _link(self, command: LinkCommand, signals: Signals) -> Linked:
         for tries_left in reversed(range(ASKED_MAX)):
@@ -286,6 +327,12 @@ def _not_allowed(denied: Denial) -> ServiceError:
         else f"none of those whom it would join has granted {purpose}: declare the purpose, ask, and record the answer"
     )
     return ServiceError(Kind.FAILED_PRECONDITION, reason, f"the link may not be made, {why}")
+
+
+def _refused(field: str, contradiction: Contradiction) -> ServiceError:
+    """The caller's to mend; that nobody is named has a word of its own, because it may be a visitor's doing."""
+    reason = {"reason": NOBODY.reason} if contradiction is NOBODY else {}
+    return invalid(field, contradiction.problem, **reason)
 
 
 def _has_generations(one: Sought | Contradiction) -> bool:

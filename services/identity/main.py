@@ -29,6 +29,7 @@ from services.identity.service import IdentityService, KeyService
 from services.identity.store.holdings import IdentityHoldings
 from services.identity.store.keys import PostgresKeys, Wrapping
 from services.identity.store.links import PostgresLinks
+from services.identity.store.placeholders import PostgresPlaceholders
 from services.identity.store.secrets import require_same_secrets
 from services.identity.store.subjects import PostgresSubjects
 
@@ -77,11 +78,15 @@ async def build(settings: Settings, app: App) -> None:
     channel = connect(settings.consent_address)
     app.on_stop("consent", channel.close)
     clock = SystemClock()
+    placeholders = PostgresPlaceholders(pool)
+    await placeholders.load()
+    app.background("placeholders", placeholders.run)
     handlers = IdentityHandlers(
         PostgresSubjects(pool),
         PostgresLinks(pool),
         GrpcConsentReader(channel),
         PostgresAccessLog(pool, clock),
+        placeholders,
         clock,
         pepper=pepper,
         holdout_salt=settings.holdout_salt,

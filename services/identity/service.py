@@ -43,6 +43,15 @@ class IdentityService(pb_grpc.IdentityServiceServicer):
             subject=wire.resolved(subject), links=[wire.subject_link(link) for link in links]
         )
 
+    async def PublishPlaceholders(  # noqa: N802
+        self, request: pb.PublishPlaceholdersRequest, context: Any
+    ) -> pb.PublishPlaceholdersResponse:
+        """Values that name nobody, beside the built-in ones."""
+        version, changed = await self._handlers.publish_placeholders(
+            request.values, validate_only=request.validate_only
+        )
+        return pb.PublishPlaceholdersResponse(version=version, changed=changed)
+
 
 class KeyService(pb_grpc.KeyServiceServicer):
     """comity.identity.v1.KeyService."""

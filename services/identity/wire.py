@@ -10,6 +10,7 @@ from comity.identity.v1 import identity_service_pb2 as pb
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from services.chassis.visitors import SIGNAL_CHARACTERS_MAX, bounded
 from services.identity.domain.facts import (
     DataKeyDestroyed,
     DataKeyMinted,
@@ -25,6 +26,8 @@ from services.identity.domain.keys import DataKey
 from services.identity.domain.permission import Side, Signals, Word
 from services.identity.domain.resolution import Query, Resolved, SubjectMember
 from services.identity.domain.subjects import LinkNote
+
+_SIGNAL_TEXTS = ("gpc", "tc_string", "gpp", "usp", "jurisdiction")
 
 
 def query_of(message: pb.ResolveQuery | common_pb.SubjectRef) -> Query:
@@ -67,8 +70,18 @@ def evaluate_request(asked: Sequence[Side], purposes: Sequence[str], signals: Si
     The signals are of whoever logs in, who speaks for all that they are said to be.
     """
     return consent_pb.EvaluateRequest(
-        queries=[consent_pb.EvaluateQuery(members=_members(side), purposes=purposes, signals=signals) for side in asked]
+        queries=[
+            consent_pb.EvaluateQuery(members=_members(side), purposes=purposes, signals=_bounded(signals))
+            for side in asked
+        ]
     )
+
+
+def _bounded(signals: Signals) -> common_pb.ConsentSignals | None:
+    if signals is None:
+        return None
+    texts = {name: bounded(getattr(signals, name), SIGNAL_CHARACTERS_MAX) for name in _SIGNAL_TEXTS}
+    return common_pb.ConsentSignals(do_not_personalize=signals.do_not_personalize, **texts)
 
 
 def words_of(response: consent_pb.EvaluateResponse) -> list[Mapping[str, Word]]:

@@ -13,6 +13,9 @@ from services.decision.domain.vocabulary import Activation, FallbackReason, Leve
 
 # A namespace and a value, passed on to identity and kept nowhere.
 Identity = tuple[str, str]
+# Identity's words for identities that are nobody's: placeholders, or a fingerprint that recognizes nobody here. What a
+# visitor brings may be such, so a Decide with it is one for nobody, and no error.
+NOBODY = frozenset({"NOBODY_NAMED", "NAMESPACE_NOT_ALLOWED"})
 
 
 @dataclass(frozen=True, slots=True)

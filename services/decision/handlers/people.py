@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from services.chassis.deadline import deadline_scope
 from services.chassis.errors import Kind
 from services.decision.domain.record import Said
-from services.decision.domain.request import Consent, Identity, Person, Profile, Signals
+from services.decision.domain.request import NOBODY, Consent, Identity, Person, Profile, Signals
 from services.decision.domain.vocabulary import StageOutcome
 from services.decision.handlers.ports import ConsentReader, DecisionLog, FeatureReader, IdentityReader
 from services.decision.handlers.stages import PREFETCHED_BY, RESOLVED_BY, Budget, Ended, within
@@ -81,6 +81,8 @@ class People:
             ServiceError: INVALID when identity refuses the identities: only the caller can mend those.
         """
         resolved = await within("resolve", self._identity.resolve(identities), budget.at(RESOLVED_BY))
+        if resolved.error is not None and resolved.error.reason in NOBODY:
+            return Known(identity=StageOutcome.OK, consent=StageOutcome.REFUSED)
         if resolved.error is not None and resolved.error.kind is Kind.INVALID:
             raise resolved.error
         person = resolved.value

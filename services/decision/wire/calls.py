@@ -1,7 +1,7 @@
 """Requests and answers of DecisionService, and what other services say, as messages."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from datetime import UTC
 
@@ -15,6 +15,7 @@ from comity.identity.v1 import identity_service_pb2
 from google.protobuf.message import Message
 
 from services.chassis.envelope import from_position
+from services.chassis.visitors import FACT_CHARACTERS_MAX, SIGNAL_CHARACTERS_MAX, bounded, identifies
 from services.decision.domain.explain import Explanation
 from services.decision.domain.layout import Subject
 from services.decision.domain.record import DecisionRecord, Said
@@ -33,6 +34,7 @@ from services.decision.domain.request import (
     Profile,
     Signals,
 )
+from services.decision.domain.site import Context
 from services.decision.domain.vocabulary import Activation, FallbackReason, Level, Reason
 from services.decision.wire.record import facts_from_pb, fill_slate, number, record_to_pb, to_timestamp, versions_to_pb
 
@@ -45,8 +47,8 @@ def digest_of(message: Message) -> bytes:
 
 
 def identities_from_pb(identities: Iterable[types_pb2.Identity]) -> tuple[Identity, ...]:
-    """The identities, to be passed on."""
-    return tuple((identity.namespace, identity.value) for identity in identities)
+    """The identities that can be somebody's, to be passed on."""
+    return tuple((identity.namespace, identity.value) for identity in identities if identifies(identity.value))
 
 
 def decide_from_pb(request: pb.DecideRequest) -> DecideRequest:
@@ -58,7 +60,7 @@ def decide_from_pb(request: pb.DecideRequest) -> DecideRequest:
             Ask(ask.placement_id, list(ask.candidate_ids), ask.slate_size, frozenset(ask.excluded_item_ids))
             for ask in request.placements
         ),
-        context=facts_from_pb(request.context),
+        context=_facts_from_pb(request.context),
         signals=_signals_from_pb(request.consent_signals) if request.HasField("consent_signals") else None,
         activation=Activation(request.activation) or Activation.IMMEDIATE,
         digest=_digest_without_signals(request),
@@ -68,13 +70,19 @@ def decide_from_pb(request: pb.DecideRequest) -> DecideRequest:
 
 def _signals_from_pb(message: types_pb2.ConsentSignals) -> Signals:
     return Signals(
-        gpc=message.gpc,
-        tc_string=message.tc_string,
-        gpp=message.gpp,
-        usp=message.usp,
-        jurisdiction=message.jurisdiction,
+        gpc=bounded(message.gpc, SIGNAL_CHARACTERS_MAX),
+        tc_string=bounded(message.tc_string, SIGNAL_CHARACTERS_MAX),
+        gpp=bounded(message.gpp, SIGNAL_CHARACTERS_MAX),
+        usp=bounded(message.usp, SIGNAL_CHARACTERS_MAX),
+        jurisdiction=bounded(message.jurisdiction, SIGNAL_CHARACTERS_MAX),
         do_not_personalize=message.do_not_personalize,
     )
+
+
+def _facts_from_pb(facts: Mapping[str, events_pb.ContextFact]) -> Context:
+    """The facts, of texts as much as is read and kept."""
+    found = facts_from_pb(facts)
+    return {k: bounded(v, FACT_CHARACTERS_MAX) if isinstance(v, str) else v for k, v in found.items()}
 
 
 def _digest_without_signals(request: pb.DecideRequest | pb.RecordedDecision) -> bytes:
@@ -105,7 +113,7 @@ def past_from_pb(decision: pb.RecordedDecision) -> PastDecision:
         item_ids=list(decision.item_ids),
         decided_at=decision.decided_at.ToDatetime(tzinfo=UTC),
         propensities=list(decision.propensities),
-        context=facts_from_pb(decision.context),
+        context=_facts_from_pb(decision.context),
         signals=_signals_from_pb(decision.consent_signals) if decision.HasField("consent_signals") else None,
         digest=_digest_without_signals(decision),
     )

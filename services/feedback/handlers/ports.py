@@ -24,8 +24,8 @@ from services.feedback.domain.schemas import EventSchema, SchemaBook
 class Subjects(Protocol):
     """Who people are (identity)."""
 
-    async def resolve(self, people: Sequence[Person]) -> list[Subject | FieldProblem]:
-        """One subject a person, in that order, or what is wrong with how the person was named.
+    async def resolve(self, people: Sequence[Person]) -> list[Subject | FieldProblem | None]:
+        """One subject a person, in that order, or what is wrong with how they were named; None: as nobody.
 
         Raises:
             ServiceError: UNAVAILABLE (IDENTITY_UNAVAILABLE).

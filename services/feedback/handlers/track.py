@@ -165,12 +165,17 @@ class TrackBehavior:
         people = list({candidate.event.person: None for candidate in batch.open.values()})
         if not people:
             return
-        found: dict[Person, Subject | FieldProblem] = dict(
+        found: dict[Person, Subject | FieldProblem | None] = dict(
             zip(people, await self._subjects.resolve(people), strict=True)
         )
         problems: dict[int, FieldProblem] = {}
-        for place, candidate in batch.open.items():
+        for place, candidate in list(batch.open.items()):
             subject = found[candidate.event.person]
+            if subject is None:
+                # Who is nobody has agreed to nothing.
+                EVENTS_DROPPED.labels(reason="nobody").inc()
+                batch.close(place, Status.DROPPED_NO_CONSENT)
+                continue
             if isinstance(subject, FieldProblem):
                 problems[place] = subject
                 continue

@@ -33,6 +33,7 @@ class Namespace:
         rank: 0 is the strongest; of e-mail and phone, which are equally strong, one has to come first.
         strong: names one person wherever it is presented, so a link with it may merge two subjects.
         authoritative: two values are two people, whatever else they share.
+        hashed: the value is the SHA-256 of what names the person.
         purpose: must be allowed before anybody is linked to it or recognized by it; empty: none. Such an identity is
             not the person's own doing: it is read off their machine, or bought.
     """
@@ -42,12 +43,13 @@ class Namespace:
     level: Level
     strong: bool = False
     authoritative: bool = False
+    hashed: bool = False
     purpose: str = ""
 
 
 USER_ID = Namespace("user_id", 0, Level.KNOWN, strong=True, authoritative=True)
-EMAIL = Namespace("email_sha256", 1, Level.KNOWN, strong=True)
-PHONE = Namespace("phone_sha256", 2, Level.KNOWN, strong=True)
+EMAIL = Namespace("email_sha256", 1, Level.KNOWN, strong=True, hashed=True)
+PHONE = Namespace("phone_sha256", 2, Level.KNOWN, strong=True, hashed=True)
 ANONYMOUS_ID = Namespace("anonymous_id", 3, Level.PSEUDONYMOUS)
 DEVICE_ID = Namespace("device_id", 4, Level.ANONYMOUS)
 SESSION_ID = Namespace("session_id", 5, Level.ANONYMOUS)
@@ -127,12 +129,13 @@ def member_id_of(identity_hash: bytes) -> str:
 
 
 def pseudonyms(pepper: bytes, identities: Sequence[Identity]) -> tuple[Pseudonym, ...] | Contradiction:
-    """The distinct pseudonyms of identities presented together, strongest first, or why they cannot be one person's."""
+    """The distinct pseudonyms of identities presented together, strongest first, or why they cannot be one person's.
+
+    Args:
+        identities: as `presented` gives them.
+    """
     if not identities:
         return Contradiction("present at least one identity")
-    unknown = next((index for index, one in enumerate(identities) if one.namespace not in NAMESPACES), None)
-    if unknown is not None:
-        return Contradiction(f"identities[{unknown}].namespace is unknown: use one of {', '.join(NAMESPACES)}")
     distinct = {one.member_id: one for one in (pseudonym(pepper, identity) for identity in identities)}
     return _consistent(distinct.values())
 

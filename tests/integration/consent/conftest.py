@@ -29,6 +29,7 @@ from services.identity.clients import GrpcConsentReader
 from services.identity.handlers import IdentityHandlers
 from services.identity.service import IdentityService
 from services.identity.store.links import PostgresLinks
+from services.identity.store.placeholders import PostgresPlaceholders
 from services.identity.store.subjects import PostgresSubjects
 from tests.integration.consent.rights_world import Rights, rights_over
 
@@ -155,6 +156,7 @@ async def identity(
         PostgresLinks(pool),
         GrpcConsentReader(consent_channel),
         PostgresAccessLog(pool, SystemClock()),
+        PostgresPlaceholders(pool),
         SystemClock(),
         pepper=b"p" * 32,
         holdout_salt="salt",

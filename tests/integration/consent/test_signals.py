@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
+import pytest
 from comity.common.v1 import types_pb2 as common_pb
 from comity.consent.v1 import consent_service_pb2 as pb
 from prometheus_client import REGISTRY
@@ -13,6 +14,8 @@ from prometheus_client import REGISTRY
 from services.chassis.errors import Kind
 from services.chassis.events import ORIGIN
 from services.chassis.eventstore import PostgresEventStore
+from services.chassis.visitors import SIGNAL_CHARACTERS_MAX
+from services.consent.domain.signals.bits import CHARACTERS_MAX
 from services.consent.subscribers import Expiries
 from tests.integration.consent.conftest import purpose
 from tests.integration.consent.test_ledger import ALICE, BOB, member, refusal, who
@@ -155,17 +158,24 @@ async def test_signals_decide_for_the_query_they_came_with(consent: Any) -> None
     assert [one.verdicts[0].allowed for one in response.evaluations] == [True, False, True]
 
 
-async def test_the_longest_strings_cost_no_verdict(consent: Any) -> None:
-    """At the limit of the field: refused as too long, within the time of a consent read."""
+@pytest.mark.parametrize("value", ["C" * 20_000, "\0", "1\0"], ids=["long", "nul", "set and nul"])
+@pytest.mark.parametrize("name", ["gpc", "tc_string", "gpp", "usp", "jurisdiction"])
+async def test_what_no_browser_means_costs_no_call(consent: Any, name: str, value: str) -> None:
+    """A string grants nothing, a header or place says nothing, and the other questions of the batch are answered."""
     await declared(consent)
-    long = "C" * 16384
-    query = pb.EvaluateQuery(
-        members=member(ALICE),
-        purposes=["ads"],
-        signals=common_pb.ConsentSignals(gpc=long, tc_string=long, gpp=long, usp=long),
-    )
-    response = await consent.service.Evaluate(pb.EvaluateRequest(queries=[query]), timeout=10)
-    assert not response.evaluations[0].verdicts[0].allowed
+    await consent.service.Record(grant("r1", "ads"), timeout=10)
+    odd = common_pb.ConsentSignals(**{name: value})
+    queries = [pb.EvaluateQuery(members=member(ALICE), purposes=["ads"], signals=each) for each in (odd, None)]
+    response = await consent.service.Evaluate(pb.EvaluateRequest(queries=queries * 128), timeout=10)
+    (first,), (second,) = ([*one.verdicts] for one in response.evaluations[:2])
+    assert first.allowed is (name in ("gpc", "jurisdiction"))
+    assert first.signal_reason == ("" if first.allowed else "MALFORMED")
+    assert second.allowed
+
+
+def test_a_string_that_is_passed_on_is_still_found_to_be_too_long() -> None:
+    """What services cut is longer than what the decoders take."""
+    assert SIGNAL_CHARACTERS_MAX == CHARACTERS_MAX + 1
 
 
 async def test_that_a_grant_ran_out_becomes_a_fact_once(stitched: Any) -> None:

@@ -1,5 +1,6 @@
 """Identity over a real Postgres and real gRPC, in this process."""
 
+import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,11 +22,13 @@ from services.chassis.rpc_client import connect
 from services.chassis.rpc_server import RpcServer
 from services.chassis.settings import ServiceSettings
 from services.identity.clients import GrpcConsentReader
+from services.identity.domain.identities import NAMESPACES
 from services.identity.handlers import IdentityHandlers, KeyHandlers
 from services.identity.service import IdentityService, KeyService
 from services.identity.store.holdings import IdentityHoldings
 from services.identity.store.keys import PostgresKeys, Wrapping
 from services.identity.store.links import PostgresLinks
+from services.identity.store.placeholders import PostgresPlaceholders
 from services.identity.store.subjects import PostgresSubjects
 
 PEPPER = b"pepper of the tests, 32 bytes long"
@@ -115,9 +118,15 @@ class Identity:
 
 
 def identities(*presented: str) -> list[common_pb.Identity]:
-    """`user_id:1` as messages."""
+    """`user_id:1` as messages; what is hashed is hashed here."""
     pairs = [one.split(":") for one in presented]
-    return [common_pb.Identity(namespace=namespace, value=value) for namespace, value in pairs]
+    return [common_pb.Identity(namespace=name, value=value_of(name, value)) for name, value in pairs]
+
+
+def value_of(namespace: str, name: str) -> str:
+    """What a caller presents for a name in this namespace."""
+    hashed = NAMESPACES[namespace].hashed if namespace in NAMESPACES else False
+    return hashlib.sha256(name.encode()).hexdigest() if hashed else name
 
 
 @pytest.fixture
@@ -135,6 +144,7 @@ async def identity(database: Callable[[str], Awaitable[str]]) -> AsyncIterator[I
         PostgresLinks(pool),
         GrpcConsentReader(consent_channel),
         PostgresAccessLog(pool, clock),
+        PostgresPlaceholders(pool),
         clock,
         pepper=PEPPER,
         holdout_salt="salt",

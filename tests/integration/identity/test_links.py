@@ -179,17 +179,17 @@ async def test_bad_commands_are_refused_with_the_remedy(identity: Any) -> None:
 async def test_a_person_has_at_most_32_members(identity: Any) -> None:
     """The link that would make it more is refused as a whole, and says what to do."""
     for start in range(0, 28, 7):
-        await identity.link(f"r{start}", "user_id:1", *(f"session_id:{n}" for n in range(start, start + 7)))
-    await identity.link("r31", "user_id:1", "session_id:28", "session_id:29", "session_id:30")
-    full = await refusal(identity.link("r32", "user_id:1", "session_id:31"))
+        await identity.link(f"r{start}", "user_id:1", *(f"session_id:s{n}" for n in range(start, start + 7)))
+    await identity.link("r31", "user_id:1", "session_id:s28", "session_id:s29", "session_id:s30")
+    full = await refusal(identity.link("r32", "user_id:1", "session_id:s31"))
     assert (full.kind, full.reason) == (Kind.FAILED_PRECONDITION, "SUBJECT_FULL")
     assert len((await identity.resolve("user_id:1")).members) == 32
-    assert len((await identity.resolve("session_id:31")).members) == 1
+    assert len((await identity.resolve("session_id:s31")).members) == 1
 
 
 async def test_racing_links_of_one_person_all_take_effect(identity: Any) -> None:
     """Twelve logins at once, over shared and new identities: the people are those of some order of the links."""
-    names = [f"anonymous_id:{n}" for n in range(12)]
+    names = [f"anonymous_id:a{n}" for n in range(12)]
     await asyncio.gather(*(identity.link(f"r{n}", "user_id:1", name) for n, name in enumerate(names)))
     merged = await identity.resolve("user_id:1")
     assert len(merged.members) == 13
@@ -200,12 +200,12 @@ async def test_racing_links_of_one_person_all_take_effect(identity: Any) -> None
 async def test_racing_merges_make_one_person(identity: Any) -> None:
     """Four subjects, merged pairwise in a ring at the same time, end as one: nobody reads a subject that moves."""
     for n in range(4):
-        await identity.link(f"s{n}", f"email_sha256:{n}", f"anonymous_id:{n}")
-    ring = [(f"email_sha256:{n}", f"email_sha256:{(n + 1) % 4}") for n in range(4)]
+        await identity.link(f"s{n}", f"email_sha256:e{n}", f"anonymous_id:a{n}")
+    ring = [(f"email_sha256:e{n}", f"email_sha256:e{(n + 1) % 4}") for n in range(4)]
     await asyncio.gather(*(identity.link(f"m{n}", *pair) for n, pair in enumerate(ring)))
-    subjects = {who(await identity.resolve(f"anonymous_id:{n}")) for n in range(4)}
+    subjects = {who(await identity.resolve(f"anonymous_id:a{n}")) for n in range(4)}
     assert len(subjects) == 1
-    assert len((await identity.resolve("anonymous_id:0")).members) == 8
+    assert len((await identity.resolve("anonymous_id:a0")).members) == 8
 
 
 async def test_the_same_command_at_once_is_applied_once(identity: Any) -> None:
@@ -217,13 +217,13 @@ async def test_the_same_command_at_once_is_applied_once(identity: Any) -> None:
 
 async def test_links_and_unlinks_at_once_leave_the_fold_of_what_stands(identity: Any) -> None:
     """Whatever the order was, the table says what the standing links say."""
-    made = [await identity.link(f"a{n}", f"user_id:{n}", "device_id:d") for n in range(4)]
+    made = [await identity.link(f"a{n}", f"user_id:u{n}", "device_id:d") for n in range(4)]
     await asyncio.gather(
         *(identity.unlink(f"u{n}", link.link_id) for n, link in enumerate(made[:3])),
-        *(identity.link(f"b{n}", f"user_id:{n}", f"anonymous_id:{n}") for n in range(4)),
+        *(identity.link(f"b{n}", f"user_id:u{n}", f"anonymous_id:a{n}") for n in range(4)),
     )
-    assert who(await identity.resolve("device_id:d")) == who(await identity.resolve("user_id:3"))
-    assert [len((await identity.resolve(f"user_id:{n}")).members) for n in range(4)] == [2, 2, 2, 3]
+    assert who(await identity.resolve("device_id:d")) == who(await identity.resolve("user_id:u3"))
+    assert [len((await identity.resolve(f"user_id:u{n}")).members) for n in range(4)] == [2, 2, 2, 3]
 
 
 async def test_a_subject_is_described_by_namespaces_only(identity: Any) -> None:

@@ -1,5 +1,6 @@
 """Applying a bundle: everybody validates before anybody publishes, and the site comes last."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ from comity.decision.v1 import site_pb2 as site_pb
 from comity.features.v1 import feature_set_pb2 as feature_set_pb
 from comity.features.v1 import features_service_pb2 as features_pb
 from comity.feedback.v1 import feedback_service_pb2 as feedback_pb
+from comity.identity.v1 import identity_service_pb2 as identity_pb
 
 from cli.bundle import apply_bundle, load_bundle
 from cli.bundle.applying import BYTES_A_CALL, ITEMS_A_CALL, _batches
 from services.chassis import rpc_client
 from services.chassis.errors import FieldProblem, Kind, ServiceError, invalid
 
+PARTS = ["purposes", "placeholders", "events", "features", "items", "site"]
 SHOP = Path(__file__).parents[3] / "examples" / "shop"
 
 
@@ -29,7 +32,8 @@ class FakeServices:
         self.site: decision_pb.ApplySiteRequest | None = None
         self.awaited = 0
         self.described = decision_pb.DescribeSiteResponse()
-        self.consent = self.feedback = self.features = self.catalog = self
+        self.identity = self.consent = self.feedback = self.features = self.catalog = self
+        self.placeholders: list[str] = []
 
     @property
     def published(self) -> list[str]:
@@ -49,6 +53,12 @@ class FakeServices:
     async def PublishPurposes(self, request: Any, timeout: float) -> Any:  # noqa: N802
         self._ask("purposes", request)
         return consent_pb.PublishPurposesResponse(policy_version="p1")
+
+    async def PublishPlaceholders(self, request: Any, timeout: float) -> Any:  # noqa: N802
+        self._ask("placeholders", request)
+        changed = not request.validate_only and self.placeholders != list(request.values)
+        self.placeholders = self.placeholders if request.validate_only else list(request.values)
+        return identity_pb.PublishPlaceholdersResponse(version="n1", changed=changed)
 
     async def PublishEventSchemas(self, request: Any, timeout: float) -> Any:  # noqa: N802
         self._ask("events", request)
@@ -77,9 +87,9 @@ async def test_all_validate_and_then_all_publish_with_the_site_last() -> None:
     """Nothing is published before the last service has validated, and the site is the activation."""
     services: Any = FakeServices()
     applied = await apply_bundle(load_bundle(SHOP), services)
-    assert services.asked[:5] == [(name, True) for name in ("purposes", "events", "features", "items", "site")]
-    assert services.published == ["purposes", "events", "features", "items", "site"]
-    assert applied.versions == {"purposes": "p1", "events": "e1", "features": "f1", "items": "c1", "site": "s1"}
+    assert services.asked[: len(PARTS)] == [(name, True) for name in PARTS]
+    assert services.published == PARTS
+    assert applied.versions == dict(zip(PARTS, ("p1", "n1", "e1", "f1", "c1", "s1"), strict=True))
     assert services.site.site.feature_set_version == "f1"
     assert services.site.site.consent_policy_version == "p1"
     # From events/exposure.yaml: what a Decide with consent signals asks for, too.
@@ -97,10 +107,22 @@ async def test_what_did_not_change_is_said_to_be_unchanged() -> None:
         catalog_version="c1",
     )
     applied = await apply_bundle(load_bundle(SHOP), services)
-    assert applied.changed == {"purposes": False, "events": None, "features": False, "items": False, "site": False}
+    assert applied.changed == {name: None if name == "events" else False for name in PARTS}
 
 
-@pytest.mark.parametrize("refusing", ["purposes", "events", "features", "items", "site"])
+async def test_placeholders_of_the_site_go_to_identity_and_nowhere_else(tmp_path: Path) -> None:
+    """site.yaml adds to the values that name nobody; what decides has no use for them."""
+    shutil.copytree(SHOP, tmp_path / "site")
+    with (tmp_path / "site" / "site.yaml").open("a") as file:
+        file.write("placeholders: [kiosk, test]\n")
+    services: Any = FakeServices()
+    applied = await apply_bundle(load_bundle(tmp_path / "site"), services)
+    assert services.placeholders == ["kiosk", "test"]
+    assert applied.changed["placeholders"]
+    assert list(services.site.site.placeholders) == []
+
+
+@pytest.mark.parametrize("refusing", PARTS)
 async def test_when_one_service_refuses_nothing_is_published(refusing: str) -> None:
     """Whichever service refuses, no other has taken anything."""
     services: Any = FakeServices(refuse={refusing: invalid("field", "is wrong; mend it")})

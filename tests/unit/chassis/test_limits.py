@@ -148,8 +148,8 @@ def test_a_required_message_must_be_there_and_right() -> None:
     """A missing one is named; a present one is walked."""
     request = consent_pb.HistoryRequest()
     assert found(request) == {"subject": "is missing; set it"}
-    request.subject.identities.add(namespace="user_id")
-    assert found(request) == {"subject.identities[0].value": "is missing; set it"}
+    request.subject.identities.add(value="1")
+    assert found(request) == {"subject.identities[0].namespace": "is missing; set it"}
 
 
 def test_a_required_message_that_cannot_be_wrong_must_still_be_there() -> None:
@@ -244,3 +244,28 @@ def test_no_request_crashes_the_check(ids: list[str], name: str, context: dict[s
         or not all(math.isfinite(value) for value in context.values())
     )
     assert bool(problems_of(request)) == wrong
+
+
+FROM_VISITORS = {
+    "comity.common.v1.Identity.value",
+    "comity.common.v1.ConsentSignals.gpc",
+    "comity.common.v1.ConsentSignals.tc_string",
+    "comity.common.v1.ConsentSignals.gpp",
+    "comity.common.v1.ConsentSignals.usp",
+    "comity.common.v1.ConsentSignals.jurisdiction",
+    "comity.decision.v1.ContextFact.string_value",
+}
+
+
+@pytest.mark.parametrize("name", sorted(FROM_VISITORS))
+@pytest.mark.parametrize(
+    "value", ["", "\0", "x" * 20_000, "tab\t\n\x7f\N{PILE OF POO}"], ids=lambda value: repr(value)[:12]
+)
+def test_what_a_visitor_sent_is_never_refused(name: str, value: str) -> None:
+    """Its reader judges it: a header, cookie or consent string that is wrong must not cost a page its call."""
+    message_name, _, field = name.rpartition(".")
+    message = message_factory.GetMessageClass(descriptor_pool.Default().FindMessageTypeByName(message_name))()
+    if message_name.endswith("Identity"):
+        message.namespace = "user_id"  # type: ignore[attr-defined]
+    setattr(message, field, value)
+    assert problems_of(message) == ()

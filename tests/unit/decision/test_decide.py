@@ -12,7 +12,7 @@ from services.chassis.errors import Kind, ServiceError
 from services.chassis.exposure_token import verify
 from services.decision.domain.plan import compile_site
 from services.decision.domain.record import SEMANTICS, Said
-from services.decision.domain.request import Answer, Ask, Person, Profile
+from services.decision.domain.request import NOBODY, Answer, Ask, Person, Profile
 from services.decision.domain.serving import Serving
 from services.decision.domain.site import Site
 from services.decision.domain.vocabulary import Exclusion, FallbackReason, Reason, StageOutcome
@@ -348,6 +348,17 @@ async def test_identities_that_identity_refuses_are_the_callers_to_mend() -> Non
     harness.identity.fails = ServiceError(Kind.INVALID, "IDENTITIES_REFUSED", "identities: two user ids")
     with pytest.raises(ServiceError, match="two user ids"):
         await harness.decide(request())
+
+
+@pytest.mark.parametrize("reason", sorted(NOBODY))
+async def test_identities_that_are_nobodys_get_the_default(reason: str) -> None:
+    """What a visitor brings raises nothing: they are nobody, who has agreed to nothing, and the record is nobody's."""
+    harness = Harness(CERTAIN)
+    harness.identity.fails = ServiceError(Kind.INVALID, reason, "identities: name nobody")
+    answer = await answer_of(harness)
+    assert (answer.choice.reason, answer.choice.fallback_reason) == (Reason.DEFAULT, FallbackReason.NO_CONSENT)
+    record = await harness.logged(answer.decision_id)
+    assert (record.subject_id, record.member_id) == ("", "")
 
 
 async def test_before_a_site_was_applied_decide_says_so() -> None:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from services.chassis.errors import ServiceError
 from services.chassis.events import LogPosition
+from services.chassis.visitors import SIGNAL_CHARACTERS_MAX
 from services.decision.domain import vocabulary as words
 from services.decision.domain.record import DecisionRecord, Evidence
 from services.decision.domain.request import Answer, Answers
@@ -69,13 +70,14 @@ def test_a_record_comes_back_as_it_was(outcomes: dict[str, object]) -> None:
     assert again.decided_at == record.decided_at
 
 
+texts = st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=9)
 signals = st.builds(
     types_pb2.ConsentSignals,
-    gpc=st.text(max_size=3),
-    tc_string=st.text(max_size=9),
-    gpp=st.text(max_size=9),
-    usp=st.text(max_size=9),
-    jurisdiction=st.text(max_size=9),
+    gpc=texts,
+    tc_string=texts,
+    gpp=texts,
+    usp=texts,
+    jurisdiction=texts,
     do_not_personalize=st.booleans(),
 )
 
@@ -86,6 +88,25 @@ def test_signals_reach_consent_as_they_came(message: types_pb2.ConsentSignals) -
     request = decide_from_pb(pb.DecideRequest(consent_signals=message))
     assert evaluate_query((), (), request.signals).signals == message
     assert not evaluate_query((), (), decide_from_pb(pb.DecideRequest()).signals).HasField("signals")
+
+
+@pytest.mark.parametrize("name", ["gpc", "tc_string", "gpp", "usp", "jurisdiction"])
+def test_a_signal_that_costs_a_batch_its_call_is_passed_on_malformed(name: str) -> None:
+    """One that is too long stays too long, and what holds a NUL stays what no decoder takes."""
+    for came, sent in (("C" * 20_000, "C" * SIGNAL_CHARACTERS_MAX), ("1\0", "1\N{REPLACEMENT CHARACTER}")):
+        request = decide_from_pb(pb.DecideRequest(consent_signals=types_pb2.ConsentSignals(**{name: came})))
+        assert getattr(evaluate_query((), (), request.signals).signals, name) == sent
+
+
+def test_what_a_visitor_brings_beside_signals_is_bounded_and_kept_out() -> None:
+    """Of a text as much is read as is kept; an identity that can be nobody's is not passed on."""
+    request = pb.DecideRequest(identities=[types_pb2.Identity(namespace="user_id", value="1")])
+    for value in ("", "x" * 300, "a\0b"):
+        request.identities.add(namespace="anonymous_id", value=value)
+    request.context["agent"].string_value = "\0" + "x" * 1_500
+    read = decide_from_pb(request)
+    assert read.identities == (("user_id", "1"),)
+    assert read.context == {"agent": "\N{REPLACEMENT CHARACTER}" + "x" * 1_023}
 
 
 @given(message=signals)

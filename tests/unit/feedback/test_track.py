@@ -40,6 +40,15 @@ async def test_an_event_sent_again_is_a_duplicate() -> None:
     assert len(world.log.behaviors) == 2
 
 
+async def test_an_event_of_nobody_is_dropped_and_costs_no_other() -> None:
+    """Whose identities are placeholders is nobody, who has agreed to nothing; also where no purpose is asked for."""
+    world = World()
+    nobody = [replace(event("1"), person=Person((Identity("user_id", value),))) for value in ("undefined", "")]
+    tracked = await world.track([nobody[0], event("2"), replace(nobody[1], type="page_viewed")])
+    assert statuses(tracked.verdicts) == [Status.DROPPED_NO_CONSENT, Status.ACCEPTED, Status.DROPPED_NO_CONSENT]
+    assert len(world.log.behaviors) == 1
+
+
 async def test_two_people_may_use_the_same_event_id() -> None:
     """An id is its member's own."""
     world = World()

@@ -92,14 +92,16 @@ class FakeSubjects:
         for name in both:
             self.members[name] = both
 
-    async def resolve(self, people: Sequence[Person]) -> list[Subject | FieldProblem]:
+    async def resolve(self, people: Sequence[Person]) -> list[Subject | FieldProblem | None]:
         """See handlers.ports.Subjects."""
         if self.down:
             raise ServiceError(Kind.UNAVAILABLE, "IDENTITY_UNAVAILABLE", "down")
         self.calls.append(len(people))
         return [self._one(entry) for entry in people]
 
-    def _one(self, entry: Person) -> Subject | FieldProblem:
+    def _one(self, entry: Person) -> Subject | FieldProblem | None:
+        if entry.identities and entry.identities[0].value in ("", "undefined"):
+            return None
         if entry.identities and entry.identities[0].namespace != "user_id":
             return FieldProblem("subject", "the namespace is not known")
         name = entry.subject_id or member(entry.identities[0].value)

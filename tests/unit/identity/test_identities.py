@@ -73,7 +73,6 @@ def test_the_order_in_which_identities_are_presented_does_not_matter(presented: 
     [
         ((), "at least one"),
         ((Identity("user_id", "1"), Identity("user_id", "2")), "two different values of user_id"),
-        ((Identity("user_id", "1"), Identity("fax", "2")), r"identities\[1\].namespace is unknown: use one of user_id"),
     ],
 )
 def test_what_cannot_be_one_person_is_refused_with_the_remedy(presented: tuple[Identity, ...], problem: str) -> None:

@@ -34,6 +34,7 @@ class FieldLimits(_message.Message):
     GTE_FIELD_NUMBER: _builtins.int
     LTE_FIELD_NUMBER: _builtins.int
     ENTRIES_APART_FIELD_NUMBER: _builtins.int
+    FROM_VISITOR_FIELD_NUMBER: _builtins.int
     required: _builtins.bool
     """The field must be set: a non-empty string, bytes, list or map; a present message; a non-zero enum or number."""
     len_max: _builtins.int
@@ -51,6 +52,10 @@ class FieldLimits(_message.Message):
     """The entries of this repeated field are left to the handler, which checks each against its own limits and
     answers for each: one bad entry never costs the others.
     """
+    from_visitor: _builtins.bool
+    """The string came from a visitor's browser: it is never refused, whatever its length and characters. Only the size of
+    the request bounds it; what reads it judges it.
+    """
     def __init__(
         self,
         *,
@@ -62,10 +67,11 @@ class FieldLimits(_message.Message):
         gte: _builtins.float = ...,
         lte: _builtins.float = ...,
         entries_apart: _builtins.bool = ...,
+        from_visitor: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries_apart", b"entries_apart", "finite", b"finite", "gte", b"gte", "items_max", b"items_max", "len_max", b"len_max", "lte", b"lte", "pattern", b"pattern", "required", b"required"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries_apart", b"entries_apart", "finite", b"finite", "from_visitor", b"from_visitor", "gte", b"gte", "items_max", b"items_max", "len_max", b"len_max", "lte", b"lte", "pattern", b"pattern", "required", b"required"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -53,6 +53,9 @@ class Identity(_message.Message):
     third_party_id, which recognize people without their help: those need a purpose to be linked and to be used.
     """
     value: _builtins.str
+    """Empty, over 256 characters, with a NUL, or a placeholder (undefined, null, 0, …): ignored. Where no other identity
+    is given the call is for nobody. In namespaces that end in _sha256: 64 hex digits, in either case.
+    """
     def __init__(
         self,
         *,

@@ -448,6 +448,7 @@ class ContextFact(_message.Message):
     NUMBER_VALUE_FIELD_NUMBER: _builtins.int
     BOOLEAN_VALUE_FIELD_NUMBER: _builtins.int
     string_value: _builtins.str
+    """What a rule or column reads has at most 1,024 characters; of a longer one those are read and kept."""
     number_value: _builtins.float
     boolean_value: _builtins.bool
     def __init__(

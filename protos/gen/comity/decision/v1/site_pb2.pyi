@@ -32,6 +32,7 @@ class Site(_message.Message):
     FEATURE_SET_VERSION_FIELD_NUMBER: _builtins.int
     CONSENT_POLICY_VERSION_FIELD_NUMBER: _builtins.int
     EXPOSURE_PURPOSES_FIELD_NUMBER: _builtins.int
+    PLACEHOLDERS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     holdout_share: _builtins.float
     """Share of subjects who always get the default experience, in [0, 0.5]."""
@@ -49,6 +50,12 @@ class Site(_message.Message):
         was applied by a release before): the ledger alone says.
         """
 
+    @_builtins.property
+    def placeholders(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Values of identities that name nobody at this site, beside the built-in ones (undefined, null, 0, …). Written in
+        site.yaml and published to identity; decision is sent none.
+        """
+
     def __init__(
         self,
         *,
@@ -59,10 +66,11 @@ class Site(_message.Message):
         feature_set_version: _builtins.str = ...,
         consent_policy_version: _builtins.str = ...,
         exposure_purposes: _abc.Iterable[_builtins.str] | None = ...,
+        placeholders: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["consent_policy_version", b"consent_policy_version", "exposure_purposes", b"exposure_purposes", "feature_set_version", b"feature_set_version", "holdout_share", b"holdout_share", "name", b"name", "placements", b"placements", "policies", b"policies"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consent_policy_version", b"consent_policy_version", "exposure_purposes", b"exposure_purposes", "feature_set_version", b"feature_set_version", "holdout_share", b"holdout_share", "name", b"name", "placeholders", b"placeholders", "placements", b"placements", "policies", b"policies"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -118,7 +118,9 @@ class ResolvedSubject(_message.Message):
     error: _builtins.str
     """Set when this query could not be resolved (an unknown namespace, two different user ids); the rest is unset then."""
     error_reason: _builtins.str
-    """Stable word for programs, set with error: IDENTITIES_INVALID, NAMESPACE_NOT_ALLOWED or SUBJECT_ERASED."""
+    """Stable word for programs, set with error: IDENTITIES_INVALID, NOBODY_NAMED (all identities were empty or
+    placeholders), NAMESPACE_NOT_ALLOWED or SUBJECT_ERASED.
+    """
     @_builtins.property
     def members(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Member]:
         """All members, the canonical one included."""
@@ -326,6 +328,56 @@ class SubjectLink(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SubjectLink: _TypeAlias = SubjectLink  # noqa: Y015
+
+@_typing.final
+class PublishPlaceholdersRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALUES_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    validate_only: _builtins.bool
+    @_builtins.property
+    def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """In the place of those published before. Compared without case, quotes and outer space, in every namespace; of a
+        hashed namespace their SHA-256.
+        """
+
+    def __init__(
+        self,
+        *,
+        values: _abc.Iterable[_builtins.str] | None = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["validate_only", b"validate_only", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PublishPlaceholdersRequest: _TypeAlias = PublishPlaceholdersRequest  # noqa: Y015
+
+@_typing.final
+class PublishPlaceholdersResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    CHANGED_FIELD_NUMBER: _builtins.int
+    version: _builtins.str
+    """Content hash of the values."""
+    changed: _builtins.bool
+    def __init__(
+        self,
+        *,
+        version: _builtins.str = ...,
+        changed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PublishPlaceholdersResponse: _TypeAlias = PublishPlaceholdersResponse  # noqa: Y015
 
 @_typing.final
 class GetDataKeysRequest(_message.Message):

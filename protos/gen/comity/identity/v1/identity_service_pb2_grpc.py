@@ -55,6 +55,11 @@ class IdentityServiceStub:
                 request_serializer=comity_dot_identity_dot_v1_dot_identity__service__pb2.DescribeSubjectRequest.SerializeToString,
                 response_deserializer=comity_dot_identity_dot_v1_dot_identity__service__pb2.DescribeSubjectResponse.FromString,
                 _registered_method=True)
+        self.PublishPlaceholders = channel.unary_unary(
+                '/comity.identity.v1.IdentityService/PublishPlaceholders',
+                request_serializer=comity_dot_identity_dot_v1_dot_identity__service__pb2.PublishPlaceholdersRequest.SerializeToString,
+                response_deserializer=comity_dot_identity_dot_v1_dot_identity__service__pb2.PublishPlaceholdersResponse.FromString,
+                _registered_method=True)
 
 
 class IdentityServiceServicer:
@@ -88,6 +93,13 @@ class IdentityServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PublishPlaceholders(self, request, context):
+        """Values of identities that name nobody at this site, beside the built-in ones (undefined, null, 0, …).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_IdentityServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -110,6 +122,11 @@ def add_IdentityServiceServicer_to_server(servicer, server):
                     servicer.DescribeSubject,
                     request_deserializer=comity_dot_identity_dot_v1_dot_identity__service__pb2.DescribeSubjectRequest.FromString,
                     response_serializer=comity_dot_identity_dot_v1_dot_identity__service__pb2.DescribeSubjectResponse.SerializeToString,
+            ),
+            'PublishPlaceholders': grpc.unary_unary_rpc_method_handler(
+                    servicer.PublishPlaceholders,
+                    request_deserializer=comity_dot_identity_dot_v1_dot_identity__service__pb2.PublishPlaceholdersRequest.FromString,
+                    response_serializer=comity_dot_identity_dot_v1_dot_identity__service__pb2.PublishPlaceholdersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -221,6 +238,33 @@ class IdentityService:
             '/comity.identity.v1.IdentityService/DescribeSubject',
             comity_dot_identity_dot_v1_dot_identity__service__pb2.DescribeSubjectRequest.SerializeToString,
             comity_dot_identity_dot_v1_dot_identity__service__pb2.DescribeSubjectResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PublishPlaceholders(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/comity.identity.v1.IdentityService/PublishPlaceholders',
+            comity_dot_identity_dot_v1_dot_identity__service__pb2.PublishPlaceholdersRequest.SerializeToString,
+            comity_dot_identity_dot_v1_dot_identity__service__pb2.PublishPlaceholdersResponse.FromString,
             options,
             channel_credentials,
             insecure,

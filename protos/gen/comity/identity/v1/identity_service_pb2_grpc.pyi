@@ -23,6 +23,8 @@ class IdentityServiceStub:
     Unlink: _aio.UnaryUnaryMultiCallable[_identity_service_pb2.UnlinkRequest, _identity_service_pb2.UnlinkResponse]
     """Takes a Link back: subjects that it merged are apart again."""
     DescribeSubject: _aio.UnaryUnaryMultiCallable[_identity_service_pb2.DescribeSubjectRequest, _identity_service_pb2.DescribeSubjectResponse]
+    PublishPlaceholders: _aio.UnaryUnaryMultiCallable[_identity_service_pb2.PublishPlaceholdersRequest, _identity_service_pb2.PublishPlaceholdersResponse]
+    """Values of identities that name nobody at this site, beside the built-in ones (undefined, null, 0, …)."""
 
 class IdentityServiceServicer(metaclass=_abc_1.ABCMeta):
     """Who someone is: identifiers in, an opaque pseudonym out."""
@@ -57,6 +59,14 @@ class IdentityServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _identity_service_pb2.DescribeSubjectRequest,
         context: _aio.ServicerContext[_identity_service_pb2.DescribeSubjectRequest, _abc.Awaitable[_identity_service_pb2.DescribeSubjectResponse]],
     ) -> _abc.Awaitable[_identity_service_pb2.DescribeSubjectResponse]: ...
+
+    @_abc_1.abstractmethod
+    def PublishPlaceholders(
+        self,
+        request: _identity_service_pb2.PublishPlaceholdersRequest,
+        context: _aio.ServicerContext[_identity_service_pb2.PublishPlaceholdersRequest, _abc.Awaitable[_identity_service_pb2.PublishPlaceholdersResponse]],
+    ) -> _abc.Awaitable[_identity_service_pb2.PublishPlaceholdersResponse]:
+        """Values of identities that name nobody at this site, beside the built-in ones (undefined, null, 0, …)."""
 
 def add_IdentityServiceServicer_to_server(servicer: IdentityServiceServicer, server: _aio.Server) -> None: ...
 
