@@ -19,7 +19,7 @@ from datetime import datetime, timedelta
 
 from services.chassis.clock import Clock
 from services.chassis.deadline import remaining_s
-from services.chassis.errors import FieldProblem, Kind, ServiceError
+from services.chassis.errors import Kind, ServiceError
 from services.chassis.events import LogPosition
 from services.feedback.domain.attribution import Answer, Arrival, Decided, Waiting, attribute
 from services.feedback.domain.behavior import (
@@ -171,7 +171,7 @@ class JoinOutcomes:
         people: dict[str, Subject] = {
             member_id: subject
             for member_id, subject in zip(member_ids, resolved, strict=True)
-            if not isinstance(subject, FieldProblem)
+            if isinstance(subject, Subject)
         }
         questions = [ConsentQuestion(subject.members, schema.purposes) for subject in people.values()]
         answers = await self._consents.allowed(questions) if questions else []

@@ -3,8 +3,8 @@
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
-from services.chassis.errors import FieldProblem, invalid
-from services.feedback.domain.behavior import ConsentQuestion, Person
+from services.chassis.errors import invalid
+from services.feedback.domain.behavior import ConsentQuestion, Person, Subject
 from services.feedback.domain.replay import Kind, Range, Replayed
 from services.feedback.handlers.ports import Archive, Consents, Subjects
 
@@ -64,7 +64,7 @@ class ReplayLog:
         people = {
             member_id: subject
             for member_id, subject in zip(member_ids, resolved, strict=True)
-            if not isinstance(subject, FieldProblem)
+            if isinstance(subject, Subject)
         }
         questions = [ConsentQuestion(subject.members, (purpose,)) for subject in people.values()]
         answers = await self._consents.allowed(questions) if questions else []
