@@ -164,7 +164,8 @@ async def test_what_no_browser_means_costs_no_call(consent: Any, name: str, valu
     """A string grants nothing, a header or place says nothing, and the other questions of the batch are answered."""
     await declared(consent)
     await consent.service.Record(grant("r1", "ads"), timeout=10)
-    odd = common_pb.ConsentSignals(**{name: value})
+    odd = common_pb.ConsentSignals()
+    setattr(odd, name, value)
     queries = [pb.EvaluateQuery(members=member(ALICE), purposes=["ads"], signals=each) for each in (odd, None)]
     response = await consent.service.Evaluate(pb.EvaluateRequest(queries=queries * 128), timeout=10)
     (first,), (second,) = ([*one.verdicts] for one in response.evaluations[:2])

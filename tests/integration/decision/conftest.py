@@ -116,7 +116,7 @@ class StandIns(
 ):
     """Identity, consent and features: everybody is known, allows everything that is not in `refused`."""
 
-    Link = Unlink = DescribeSubject = staticmethod(not_asked)
+    Link = Unlink = DescribeSubject = PublishPlaceholders = staticmethod(not_asked)
     Record = Revoke = History = PublishPurposes = staticmethod(not_asked)
     DescribeFeatureSet = PublishFeatureSet = AwaitPosition = staticmethod(not_asked)
 

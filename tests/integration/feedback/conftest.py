@@ -58,7 +58,7 @@ async def not_asked(request: Any, context: Any) -> Any:
 class IdentityStandIn(identity_grpc.IdentityServiceServicer, identity_grpc.KeyServiceServicer):
     """Names people by hash and keeps data keys in memory."""
 
-    Link = Unlink = DescribeSubject = staticmethod(not_asked)
+    Link = Unlink = DescribeSubject = PublishPlaceholders = staticmethod(not_asked)
 
     def __init__(self) -> None:
         self.keys = MemoryKeys()

@@ -94,8 +94,9 @@ def test_signals_reach_consent_as_they_came(message: types_pb2.ConsentSignals) -
 def test_a_signal_that_costs_a_batch_its_call_is_passed_on_malformed(name: str) -> None:
     """One that is too long stays too long, and what holds a NUL stays what no decoder takes."""
     for came, sent in (("C" * 20_000, "C" * SIGNAL_CHARACTERS_MAX), ("1\0", "1\N{REPLACEMENT CHARACTER}")):
-        request = decide_from_pb(pb.DecideRequest(consent_signals=types_pb2.ConsentSignals(**{name: came})))
-        assert getattr(evaluate_query((), (), request.signals).signals, name) == sent
+        request = pb.DecideRequest()
+        setattr(request.consent_signals, name, came)
+        assert getattr(evaluate_query((), (), decide_from_pb(request).signals).signals, name) == sent
 
 
 def test_what_a_visitor_brings_beside_signals_is_bounded_and_kept_out() -> None:
