@@ -12,6 +12,7 @@ from services.chassis.errors import Kind, ServiceError
 # Order of the commands in --help. A module imports what is heavy inside its commands, so that `comity status` is quick.
 MODULES = (
     "cli.up",
+    "cli.commands_service",
     "cli.commands_site",
     "cli.commands_decide",
     "cli.commands_log",

@@ -1,6 +1,7 @@
 """`comity up`, `down`, `status` and `serve`: the stack on this machine."""
 
 import os
+import sys
 import time
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -11,7 +12,8 @@ from rich.table import Table
 from cli.failures import run, until_terminated
 from cli.options import DEFAULT_DATA_DIR, AsJson, DataDir
 from cli.output import console, errors, print_json, progress
-from cli.stack import SERVICES, USUAL_PORTS, Stack, StackStatus, look
+from cli.stack import SERVICES, USUAL_PORTS, Part, Stack, StackStatus, look
+from cli.stack.watch import Watch
 
 COLORS = {"up": "green", "external": "green", "down": "dim", "crashed": "red", "silent": "red", "unreachable": "red"}
 
@@ -27,9 +29,14 @@ def up(
     move_servers: Annotated[
         bool, typer.Option("--move-servers", help="Use the servers named now, though the stack was on others.")
     ] = False,
+    foreground: Annotated[
+        bool, typer.Option("--foreground", help="Stay, and stop everything at Ctrl-C or SIGTERM; for systemd and such.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Start the servers and the five services, or what of them does not run; they outlive this command.
+
+    So does a supervisor, which starts again what ends unasked: at once, and after longer and longer if it ends again.
 
     Postgres, NATS and Valkey come from wheels and listen on this machine only. A server that runs elsewhere is used
     instead when COMITY_POSTGRES_URL, COMITY_NATS_URL or COMITY_REDIS_URL names it. A stack stays on the servers that
@@ -37,14 +44,23 @@ def up(
     """
     started_s = time.monotonic()
     with progress(quiet=as_json) as tell:
-        stack = Stack(data_dir, tied=False, move_servers=move_servers, progress=tell)
-        run(until_terminated(stack.start()), as_json=as_json)
+        stack = Stack(data_dir, tied=False, watched=not foreground, move_servers=move_servers, progress=tell)
+        run(until_terminated(_started(stack, foreground=foreground)), as_json=as_json)
     found = run(look(data_dir), as_json=as_json)
     show(found, as_json=as_json)
     if not as_json:
         for line in moved(found):
             errors.print(line, markup=False)
         errors.print(f"up in {time.monotonic() - started_s:.1f} s; stop it with `comity down`")
+    if foreground:
+        sys.stdout.flush()
+        run(Watch(stack).run(), as_json=as_json)
+
+
+async def _started(stack: Stack, *, foreground: bool) -> None:
+    await stack.start()
+    if foreground:
+        stack.watch_here()
 
 
 def down(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJson = False) -> None:
@@ -60,7 +76,7 @@ def down(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJson = False) -> None:
 
 
 def status(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJson = False) -> None:
-    """Show what really runs and answers; exit code 0 only when all of it does."""
+    """Show what really runs and answers, and what was restarted; exit code 0 only when all of it runs and answers."""
     found = run(look(data_dir), as_json=as_json)
     show(found, as_json=as_json)
     if found.summary != "up":
@@ -73,7 +89,8 @@ def serve(
 ) -> None:
     """Run one service in the foreground, in place of the one in the background.
 
-    The servers are started if they do not run. Ctrl-C ends the service; `comity up` puts it back.
+    The servers are started if they do not run. Ctrl-C ends the service; then the supervisor that `comity up` left,
+    or else the next `comity up`, puts the one in the background back.
     """
     if service not in SERVICES:
         raise typer.BadParameter(f"{service!r} is not a service; choose one of {', '.join(SERVICES)}")
@@ -90,16 +107,26 @@ def show(found: StackStatus, *, as_json: bool) -> None:
         print_json(_as_object(found))
         return
     table = Table(box=None, pad_edge=False)
-    for column in ("", "state", "address", "pid", "version"):
+    restarted = any(part.restarts for part in found.parts)
+    for column in ("", "state", "address", "pid", "version", *(["started again"] if restarted else [])):
         table.add_column(column)
     for part in found.parts:
         state = f"[{COLORS[part.state]}]{part.state}[/]"
-        table.add_row(part.name, state, part.address, str(part.pid or ""), part.version)
+        table.add_row(part.name, state, part.address, str(part.pid or ""), part.version, *_restarts(part))
     console.print(table)
     console.print(f"{found.summary}: {found.data_dir}")
     for part in found.parts:
         for alarm in part.alarms:
-            console.print(f"[red]{part.name}: {alarm.name}[/] since {alarm.since}: {alarm.sentence} {alarm.remedy}")
+            since = f" since {alarm.since}" if alarm.since else ""
+            console.print(f"[red]{part.name}: {alarm.name}[/]{since}: {alarm.sentence} {alarm.remedy}")
+
+
+def _restarts(part: Part) -> list[str]:
+    """What the supervisor did, as the table's last column shows it."""
+    if (done := part.restarts) is None:
+        return []
+    when = f"at {done.last}" if done.count == 1 else f"{done.count} times since {done.first}, last at {done.last}"
+    return [when]
 
 
 def moved(found: StackStatus) -> list[str]:

@@ -10,13 +10,14 @@ from cli.stack.programs import budgets
 from cli.stack.provision import SERVICES
 from cli.stack.servers import Servers
 from cli.stack.state import DataDir, discard, temporary_folder
-from cli.stack.status import StackStatus, addresses, look
+from cli.stack.status import Part, StackStatus, addresses, look
 from cli.stack.supervisor import USUAL_PORTS, Stack
 
 __all__ = [
     "SERVICES",
     "USUAL_PORTS",
     "DataDir",
+    "Part",
     "Servers",
     "Stack",
     "StackStatus",

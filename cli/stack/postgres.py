@@ -11,7 +11,7 @@ import asyncpg
 import psutil
 
 from cli.stack.binaries import UNPRIVILEGED_UID, is_root, postgres_bin, postgres_version
-from cli.stack.processes import Command, Process
+from cli.stack.processes import Command, Process, start_time
 from cli.stack.server import Server, plain_environment
 from services.chassis.errors import Kind, ServiceError
 
@@ -210,7 +210,8 @@ class PostgresServer(Server):
             file.unlink(missing_ok=True)
             return
         try:
-            running = psutil.Process(pid).name().startswith("postgres")
+            # One that was killed may stay for a moment as a zombie.
+            running = start_time(pid) is not None and psutil.Process(pid).name().startswith("postgres")
         except psutil.NoSuchProcess:
             running = False
         if running:

@@ -9,6 +9,7 @@ from pathlib import Path
 import services
 from cli.stack.processes import Command
 from cli.stack.replicas import service_of
+from cli.stack.state import SUPERVISOR, DataDir
 
 # A log that has grown past this is set aside at the next start of its service; one older one is kept.
 LOG_BYTES_MAX = 16 * 1024 * 1024
@@ -78,6 +79,17 @@ def command(name: str, listen: str, around: Surroundings, overrides: Mapping[str
         argv=argv(service),
         env={**environment(service, listen, around), **overrides},
         log=around.logs / f"{name}.log",
+        cwd=ROOT,
+    )
+
+
+def supervisor(folder: DataDir) -> Command:
+    """How a supervisor of the stack in the folder is started."""
+    return Command(
+        name=SUPERVISOR,
+        argv=(sys.executable, "-m", "cli.stack.watch", str(folder.path)),
+        env=os.environ,
+        log=folder.logs / f"{SUPERVISOR}.log",
         cwd=ROOT,
     )
 

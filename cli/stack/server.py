@@ -75,9 +75,8 @@ class Server(ABC):
         for attempt in range(START_TRIES):
             if not self.port or (may_move and not is_free(self.port)):
                 self.port = free_port()
-            self.prepare()
             written_bytes = log_bytes(self.log)
-            self.process.spawn(self.command(), on_spawn)
+            self.spawn(on_spawn)
             if await self._wait_ready():
                 return
             tail = log_tail(self.log, since_bytes=written_bytes)
@@ -87,6 +86,11 @@ class Server(ABC):
         raise ServiceError(
             Kind.UNAVAILABLE, "SERVER_DID_NOT_START", f"{self.name} did not start; its log {self.log} ends:\n{tail}"
         )
+
+    def spawn(self, on_spawn: Callable[[ProcessRecord], None] | None = None) -> None:
+        """Start it where it was, and wait for nothing."""
+        self.prepare()
+        self.process.spawn(self.command(), on_spawn)
 
     async def stop(self) -> None:
         """Stop it cleanly; nothing to do when it is not running."""

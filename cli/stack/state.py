@@ -6,21 +6,29 @@ import os
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import IO
 
 from cli.stack.binaries import is_root
 from cli.stack.processes import ProcessRecord, start_time
 from cli.stack.provision import SERVICES
 from cli.stack.replicas import in_order, service_of, target
+from cli.stack.restarts import Restarts
 from services.chassis.errors import Kind, ServiceError
 
 # Raised when state.json changes its meaning; an older CLI then refuses instead of guessing.
 LAYOUT = 2
 # 1 did not say where its folder is.
 LAYOUTS_READ = (1, LAYOUT)
+# Name of the supervisor among the processes; it stands there only where `comity up` left one.
+SUPERVISOR = "supervisor"
+# How long a command waits for the folder: the supervisor holds it for moments, another command for long.
+HOLD_PATIENCE_S = 1.0
+HOLD_POLL_S = 0.02
 # Where root's Postgres keeps its files when its unprivileged user cannot pass through to the data directory.
 ROOT_HOME = Path("/var/lib/comity")
 
@@ -39,6 +47,7 @@ class State:
         external: names of the servers that somebody else runs.
         versions: of the servers' wheels.
         secrets: names of the secrets that were made; one that is missing later is never made anew.
+        restarts: what the supervisor started again since the stack was started.
     """
 
     stack_id: str
@@ -51,6 +60,7 @@ class State:
     external: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     secrets: list[str] = field(default_factory=list)
+    restarts: dict[str, Restarts] = field(default_factory=dict)
 
     @property
     def addresses(self) -> dict[str, str]:
@@ -127,7 +137,7 @@ class DataDir:
             if state is None:
                 raise _refusal("NOT_A_STACK", f"{self.path} has no state.json; name a folder that was a stack's")
             state.stack_id = secrets.token_hex(8)
-            state.processes, state.ports, state.databases = {}, {}, {}
+            state.processes, state.ports, state.databases, state.restarts = {}, {}, {}, {}
             brought, place = self.path / "postgres", self._place(state.stack_id)
             if brought != place and brought.exists():
                 place.parent.mkdir(parents=True, exist_ok=True)
@@ -158,7 +168,8 @@ class DataDir:
                     f"{file} has layout {data['layout']} and this CLI knows {LAYOUT}; use the CLI that wrote it",
                 )
             processes = {name: ProcessRecord(**record) for name, record in data.pop("processes").items()}
-            return State(**{**data, "layout": LAYOUT}, processes=processes)
+            restarts = {name: Restarts(**done) for name, done in data.pop("restarts", {}).items()}
+            return State(**{**data, "layout": LAYOUT}, processes=processes, restarts=restarts)
         except FileNotFoundError:
             return None
         except PermissionError as error:
@@ -181,26 +192,40 @@ class DataDir:
         fresh.replace(self.path / "state.json")
 
     @contextmanager
-    def exclusive(self) -> Iterator[None]:
+    def exclusive(self, *, patience_s: float = HOLD_PATIENCE_S) -> Iterator[None]:
         """Hold the folder against every other process that would start or stop things in it.
+
+        Args:
+            patience_s: how long to wait for another process to let go.
 
         Raises:
             ServiceError: FAILED_PRECONDITION when another process holds it.
         """
         with (self.path / "lock").open("a+") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not _locked(lock, patience_s):
                 lock.seek(0)
                 holder = lock.read().strip() or "unknown"
                 raise _refusal(
                     "DATA_DIR_IN_USE",
                     f"{self.path} is in use by process {holder}; wait for it, end it, or choose another --data-dir",
-                ) from None
+                )
             lock.truncate(0)
             lock.write(str(os.getpid()))
             lock.flush()
             yield
+
+
+def _locked(lock: IO[str], patience_s: float) -> bool:
+    """Whether the file could be locked, tried for so long."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(HOLD_POLL_S)
 
 
 @contextmanager

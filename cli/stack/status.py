@@ -1,8 +1,10 @@
 """What of a stack really runs: pids that are ours, ports that answer. Changes nothing."""
 
 import asyncio
-from collections.abc import Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import asyncpg
@@ -13,9 +15,10 @@ from cli.stack.probe import StandingAlarm, is_serving, standing_alarms
 from cli.stack.processes import Process
 from cli.stack.provision import SERVICES
 from cli.stack.replicas import in_order, service_of
+from cli.stack.restarts import Restarts, too_many, wait_s
 from cli.stack.server import exchange
 from cli.stack.servers import SERVERS
-from cli.stack.state import DataDir, State
+from cli.stack.state import SUPERVISOR, DataDir, State
 from services.chassis.errors import Kind, ServiceError
 
 
@@ -27,7 +30,8 @@ class Part:
         state: up; down (not started, or stopped); crashed (started, and gone); silent (runs, does not answer);
             external or unreachable (run by somebody else).
         pid: of a process that runs.
-        alarms: of a service's process: those that stand.
+        alarms: those that stand in a service's process, or are about it.
+        restarts: how often the supervisor started it again since the stack was started; None: never.
     """
 
     name: str
@@ -36,6 +40,7 @@ class Part:
     pid: int | None = None
     version: str = ""
     alarms: tuple[StandingAlarm, ...] = ()
+    restarts: "Restarted | None" = None
 
     @property
     def works(self) -> bool:
@@ -44,8 +49,17 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
+class Restarted:
+    """What the supervisor started again: how often, and when first and last (UTC, ISO 8601)."""
+
+    count: int
+    first: str
+    last: str
+
+
+@dataclass(frozen=True, slots=True)
 class StackStatus:
-    """All parts of a stack, servers first."""
+    """All parts of a stack: servers, services, and the supervisor where `comity up` left one."""
 
     data_dir: Path
     parts: tuple[Part, ...]
@@ -58,8 +72,11 @@ class StackStatus:
         return "partly up" if any(part.pid for part in self.parts) else "down"
 
 
-async def look(data_dir: Path) -> StackStatus:
+async def look(data_dir: Path, *, clock: Callable[[], float] = time.time) -> StackStatus:
     """How the stack in the data directory is.
+
+    Args:
+        clock: seconds since 1970.
 
     Raises:
         ServiceError: FAILED_PRECONDITION when its state cannot be read.
@@ -67,7 +84,9 @@ async def look(data_dir: Path) -> StackStatus:
     folder = DataDir(data_dir)
     state = folder.read() or State(stack_id="")
     parts = await asyncio.gather(*(_part(state, name) for name in (*SERVERS, *_service_processes(state))))
-    return StackStatus(data_dir=folder.path, parts=tuple(parts))
+    now_s = clock()
+    told = [_with_restarts(part, state.restarts.get(part.name), folder, now_s) for part in parts]
+    return StackStatus(data_dir=folder.path, parts=(*told, *_supervisor(state)))
 
 
 def addresses(data_dir: Path) -> Mapping[str, str]:
@@ -105,6 +124,37 @@ async def _part(state: State, name: str) -> Part:
     answered = await _answers(state, name, address)
     alarms = await standing_alarms(address) if answered and service_of(name) in SERVICES else ()
     return Part(name, "up" if answered else "silent", address, pid=record.pid, version=version, alarms=alarms)
+
+
+def _with_restarts(part: Part, done: Restarts | None, folder: DataDir, now_s: float) -> Part:
+    """The part with what is told of its restarts, and an alarm where it ends again and again."""
+    if done is None:
+        return part
+    alarms = part.alarms
+    if too_many(done, now_s):
+        next_try = f"the next try comes in {wait_s(done, now_s):.0f} s"
+        alarm = StandingAlarm(
+            "ends_again_and_again",
+            f"It ended {done.in_a_row} times in a row; {'it runs now' if part.pid else next_try}.",
+            f"See {folder.logs / part.name}.log.",
+            _iso(done.row_first_s),
+        )
+        alarms = (*alarms, alarm)
+    return replace(part, alarms=alarms, restarts=Restarted(done.count, _iso(done.first_s), _iso(done.last_s)))
+
+
+def _supervisor(state: State) -> list[Part]:
+    record = state.processes.get(SUPERVISOR)
+    if record is None:
+        return []
+    if Process(SUPERVISOR, record=record).alive():
+        return [Part(SUPERVISOR, "up", "", pid=record.pid)]
+    alarm = StandingAlarm("not_supervised", "What ends is not started again.", "`comity up` mends that.", "")
+    return [Part(SUPERVISOR, "crashed", "", alarms=(alarm,))]
+
+
+def _iso(at_s: float) -> str:
+    return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 async def _answers(state: State, name: str, address: str) -> bool:

@@ -29,9 +29,10 @@ from cli.stack.processes import (
 )
 from cli.stack.provision import SERVICES, migrate_service, provision
 from cli.stack.replicas import check_replicas, in_order, replica_names, service_of
+from cli.stack.restarts import Restarts, after
 from cli.stack.server import Server
 from cli.stack.servers import SERVERS, NatsServer, ValkeyServer, together
-from cli.stack.state import DataDir, Secrets, State
+from cli.stack.state import SUPERVISOR, DataDir, Secrets, State
 from services.chassis.errors import Kind, ServiceError
 
 # Where a service listens when nobody else is there, so that an address in a backend's settings stays true.
@@ -57,6 +58,7 @@ class Stack:
         env: environment variables over what the stack sets, by service; "*" is for all of them.
         tied: nothing outlives this process. False for `comity up`.
         disposable: the data need not survive a failure of the machine; faster.
+        watched: a supervisor that outlives this process starts again what ends unasked (cli.stack.watch).
         move_servers: use the servers that the environment names now, also where the stack was on others before.
         progress: told what is being done, one short line each.
     """
@@ -70,6 +72,7 @@ class Stack:
         env: Overrides | None = None,
         tied: bool = True,
         disposable: bool = False,
+        watched: bool = False,
         move_servers: bool = False,
         progress: Progress | None = None,
     ) -> None:
@@ -84,6 +87,7 @@ class Stack:
         self._env = env or {}
         self._tied = tied
         self._disposable = disposable
+        self._watched = watched
         self._move_servers = move_servers
         self._progress = progress or (lambda _: None)
         self._lock = ExitStack()
@@ -170,6 +174,8 @@ class Stack:
             try:
                 await self._start_servers()
                 await self._start_services()
+                if self._watched:
+                    self._start_watching()
             except BaseException:
                 await self._stop_all(except_for=ran_before)
                 raise
@@ -183,11 +189,69 @@ class Stack:
         """Stop everything that runs, what was started last first. External servers are left alone."""
         self._hold()
         try:
-            if not self._processes:
-                self._load(to_stop=True)
+            if not self._processes or not self._tied:
+                self._load(to_stop=True)  # also what others started meanwhile
             await self._stop_all()
+            self._state.restarts = {}
+            watching = self._state.processes.pop(SUPERVISOR, None)
+            self._save()
         finally:
             self._release()
+        if watching is not None and watching.pid != os.getpid():
+            await Process(SUPERVISOR, record=watching).stop(STOP_SIGNALS)
+
+    def watch_here(self) -> None:
+        """Write this process down as the supervisor.
+
+        Raises:
+            ServiceError: FAILED_PRECONDITION when there is one that runs.
+        """
+        with self.data_dir.exclusive():
+            self._load()
+            if (pid := self._watching_pid()) is not None:
+                raise ServiceError(
+                    Kind.FAILED_PRECONDITION,
+                    "SUPERVISED_ALREADY",
+                    f"process {pid} supervises {self.data_dir.path}; `comity down` ends it and the stack",
+                )
+            self._record(SUPERVISOR, ProcessRecord(os.getpid(), start_time(os.getpid()) or ""))
+
+    def _start_watching(self) -> None:
+        """Leave a supervisor behind, if there is none that runs."""
+        if self._watching_pid() is None:
+            watching = Process(SUPERVISOR, tied=False)
+            watching.spawn(programs.supervisor(self.data_dir), partial(self._record, SUPERVISOR))
+            watching.release()
+
+    def _watching_pid(self) -> int | None:
+        process = self._process(SUPERVISOR)
+        return process.pid if process.alive() else None
+
+    def revive(self, names: Collection[str], now_s: float) -> list[str]:
+        """Start those of *names* again that have ended unasked, where they were; which these were.
+
+        It does not wait until they answer: what ends once more is seen as it was this time. For the supervisor.
+
+        Raises:
+            ServiceError: FAILED_PRECONDITION when another process is at work in the folder.
+        """
+        with self.data_dir.exclusive(patience_s=0.0):
+            self._load()
+            ended = [name for name in names if name in self._processes and self._processes[name].crashed]
+            for name in sorted(ended, key=lambda name: name not in self._servers):
+                self._state.restarts[name] = after(self._state.restarts.get(name), now_s)
+                self._save()
+                if name in self._servers:
+                    self._servers[name].spawn(partial(self._record, name))
+                else:
+                    self._spawn(name)
+                self._processes[name].release()
+            return ended
+
+    @property
+    def restarts(self) -> Mapping[str, Restarts]:
+        """What was started again, by name."""
+        return self._state.restarts
 
     async def take_over(self, service: str) -> Command:
         """Start the servers and write this process down as the service; the command that it is to become."""

@@ -2,24 +2,33 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cli.stack import look
+from cli.stack.processes import start_time
 from tests.waiting import eventually
 
 STAND_IN = Path(__file__).with_name("stand_in.py")
 # The command line with stand-ins for the services, on data that is thrown away.
 COMITY = """
-import sys
+import dataclasses, sys
 from cli.stack import postgres, programs
 postgres.SETTINGS.update(postgres.DISPOSABLE_SETTINGS)
 stand_in = sys.argv.pop(1)
 programs.argv = lambda service: (sys.executable, stand_in, service)
-from cli.main import main
+again, real = (sys.executable, "-c", sys.orig_argv[2], stand_in, "--watch"), programs.supervisor
+programs.supervisor = lambda folder: dataclasses.replace(real(folder), argv=(*again, str(folder.path)))
+if sys.argv[1:2] == ["--watch"]:
+    sys.argv.pop(1)
+    from cli.stack.watch import main
+else:
+    from cli.main import main
 main()
 """
 
@@ -41,12 +50,70 @@ def test_up_status_down(data_dir: Path) -> None:
         assert "password" not in shown.stdout
         again = json.loads(comity("status", "--json", data_dir=data_dir).stdout)
         assert [part["pid"] for part in again["parts"]] == [part["pid"] for part in up["parts"]]
+        assert [part["name"] for part in up["parts"]][-1] == "supervisor"
         assert json.loads(comity("up", "--json", data_dir=data_dir).stdout) == again
     finally:
         down = comity("down", "--json", data_dir=data_dir)
-    assert len(json.loads(down.stdout)["stopped"]) == 8
+    assert len(json.loads(down.stdout)["stopped"]) == 9
     assert comity("down", data_dir=data_dir).stdout.startswith("nothing ran")
     assert comity("status", data_dir=data_dir).returncode == 1
+
+
+async def test_supervisor_outlives_up_and_mends(data_dir: Path) -> None:
+    """What is killed comes back; the supervisor killed is told by status and mended by up; down leaves nothing."""
+    told: dict[str, Any] = {}
+
+    async def is_up_again() -> bool:
+        told.update({part.name: part for part in (await look(data_dir)).parts})
+        return all(part.works for part in told.values()) and told["consent"].restarts is not None
+
+    try:
+        comity("up", data_dir=data_dir)
+        pids = {part.name: part.pid for part in (await look(data_dir)).parts}
+        for name in ("consent", "valkey"):
+            os.kill(pids[name] or 0, signal.SIGKILL)
+        await eventually(is_up_again, within_s=60)
+        assert (told["consent"].restarts.count, told["valkey"].restarts.count) == (1, 1)
+        assert told["consent"].pid != pids["consent"]
+        assert told["identity"].restarts is None
+        assert "started again" in comity("status", data_dir=data_dir).stdout
+        os.kill(pids["supervisor"] or 0, signal.SIGKILL)
+        shown = comity("status", data_dir=data_dir)
+        assert shown.returncode == 1
+        assert "not_supervised" in shown.stdout
+        mended = json.loads(comity("up", "--json", data_dir=data_dir).stdout)
+        assert mended["summary"] == "up"
+        last = mended["parts"][-1]["pid"]
+        assert last != pids["supervisor"]
+    finally:
+        comity("down", data_dir=data_dir)
+    assert start_time(last) is None
+    assert (await look(data_dir)).summary == "down"
+    assert [part.name for part in (await look(data_dir)).parts if part.restarts] == []
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
+async def test_foreground_stays_and_stops_everything_at_its_end(data_dir: Path, end: signal.Signals) -> None:
+    """`up --foreground` is the supervisor itself: a second one is refused, and its end ends all, with exit code 0."""
+    environment = {**os.environ, "COMITY_DATA_DIR": str(data_dir)}
+    command = [sys.executable, "-c", COMITY, str(STAND_IN), "up", "--foreground"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as staying:
+        try:
+
+            async def supervises() -> bool:
+                return (await look(data_dir)).parts[-1].pid == staying.pid
+
+            await eventually(supervises, within_s=60)
+            pids = [part.pid for part in (await look(data_dir)).parts if part.pid]
+            second = comity("up", "--foreground", "--json", data_dir=data_dir)
+            assert json.loads(second.stderr)["error"]["reason"] == "SUPERVISED_ALREADY"
+            assert staying.poll() is None
+        finally:
+            staying.send_signal(end)
+            code = staying.wait(60)
+    assert code == 0
+    assert [pid for pid in pids if start_time(pid) is not None] == []
+    assert (await look(data_dir)).summary == "down"
 
 
 async def test_serve_takes_the_place_of_the_background_service(data_dir: Path) -> None:
@@ -95,7 +162,7 @@ def test_down_needs_no_secret(data_dir: Path) -> None:
     for secret in (data_dir / "secrets").iterdir():
         secret.unlink()
     down = comity("down", "--json", data_dir=data_dir)
-    assert len(json.loads(down.stdout)["stopped"]) == 8
+    assert len(json.loads(down.stdout)["stopped"]) == 9
     assert comity("status", "--json", data_dir=data_dir).stdout.count('"down"') == 8 + 1
     up = comity("up", "--json", data_dir=data_dir)
     assert json.loads(up.stderr)["error"]["reason"] == "SECRET_MISSING"
