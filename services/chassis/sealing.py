@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from services.chassis.errors import Kind, ServiceError, invalid
 from services.chassis.events import RecordedEvent, Sealed
+from services.chassis.uncancelled import Shared
 
 T = TypeVar("T")
 
@@ -91,6 +92,7 @@ class Sealer:
         self._held: OrderedDict[str, _Held] = OrderedDict()
         # Raised by forget(): a read that was under way then may carry a key that is destroyed by now.
         self._forgotten_count = 0
+        self._reads = Shared[tuple[tuple[str, ...], bool], dict[str, _Held]]()
 
     def holds(self, member_id: str) -> bool:
         """Whether sealing for this member now would ask nobody."""
@@ -138,6 +140,7 @@ class Sealer:
     def forget(self, member_ids: Iterable[str]) -> None:
         """Drop these members' keys now: they were erased."""
         self._forgotten_count += 1
+        self._reads.part()
         for member_id in member_ids:
             self._held.pop(member_id, None)
 
@@ -150,14 +153,18 @@ class Sealer:
             if known is not None and known.until_s > now_s and (known.cipher is not None or known.destroyed):
                 self._held.move_to_end(member_id)
                 held[member_id] = known
-        missing = sorted(member_ids - held.keys())
+        missing = tuple(sorted(member_ids - held.keys()))
         if missing:
-            forgotten_before = self._forgotten_count
-            read = await self._keys.keys(missing, mint=mint)
-            for member_id in missing:
-                held[member_id] = self._to_held(read.get(member_id, DataKey(member_id)))
-                if self._forgotten_count == forgotten_before:
-                    self._keep(member_id, held[member_id])
+            held |= await self._reads((missing, mint), lambda: self._read(missing, mint=mint))
+        return held
+
+    async def _read(self, member_ids: Sequence[str], *, mint: bool) -> dict[str, _Held]:
+        forgotten_before = self._forgotten_count
+        read = await self._keys.keys(member_ids, mint=mint)
+        held = {member_id: self._to_held(read.get(member_id, DataKey(member_id))) for member_id in member_ids}
+        if self._forgotten_count == forgotten_before:
+            for member_id, key in held.items():
+                self._keep(member_id, key)
         return held
 
     def _to_held(self, key: DataKey) -> _Held:

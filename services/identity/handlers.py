@@ -11,6 +11,7 @@ from services.chassis.ids import content_hash, uuid7
 from services.chassis.metrics import DATA_KEYS_MINTED, LINKS, PLACEHOLDERS
 from services.chassis.ports import Access, AccessLog
 from services.chassis.tracing import COMITY_BATCH_SIZE, span
+from services.chassis.uncancelled import uncancelled
 from services.identity.domain.identities import (
     NAMESPACES,
     Contradiction,
@@ -366,6 +367,7 @@ class KeyHandlers:
             found = dict(await self._keys.keys(wanted))
             missing = [member_id for member_id in wanted if member_id not in found]
             if mint and missing:
-                found |= await self._keys.mint(missing)
+                # Whoever asked may be gone before it is done, and the next one needs it.
+                found |= await uncancelled(self._keys.mint(missing))
                 DATA_KEYS_MINTED.inc(len(missing))
             return [found.get(member_id) or DataKey(member_id) for member_id in member_ids]

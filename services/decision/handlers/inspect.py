@@ -7,6 +7,7 @@ from typing import Generic, TypeVar
 
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.ports import Access, AccessLog
+from services.chassis.uncancelled import Shared
 from services.decision.domain.explain import Explanation, explain
 from services.decision.domain.plan import CompiledSite, Plan
 from services.decision.domain.record import DecisionRecord
@@ -31,18 +32,22 @@ class Kept(Generic[K, V]):
         self._load = load
         self._count_max = count_max
         self._values: OrderedDict[K, V] = OrderedDict()
+        self._loads = Shared[K, V | None]()
 
     async def get(self, key: K) -> V | None:
         """The value; None when there is none, which is asked again the next time."""
         value = self._values.get(key)
         if value is None:
-            value = await self._load(key)
-            if value is None:
-                return None
-            self._values[key] = value
+            return await self._loads(key, lambda: self._keep(key))
         self._values.move_to_end(key)
-        while len(self._values) > self._count_max:
-            self._values.popitem(last=False)
+        return value
+
+    async def _keep(self, key: K) -> V | None:
+        value = await self._load(key)
+        if value is not None:
+            self._values[key] = value
+            while len(self._values) > self._count_max:
+                self._values.popitem(last=False)
         return value
 
 

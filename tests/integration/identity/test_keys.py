@@ -7,12 +7,20 @@ import grpc
 import pytest
 from comity.identity.v1 import identity_service_pb2 as pb
 
+from services.chassis.clock import SystemClock
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.postgres import create_pool
 from services.chassis.status import from_call_error
-from services.identity.store.keys import Wrapping
+from services.identity.handlers import KeyHandlers
+from services.identity.store.keys import PostgresKeys, Wrapping
 from services.identity.store.secrets import require_same_secrets
+from tests.integration.identity.conftest import KEK
+from tests.waiting import eventually
 
+WAITING_SQL = """
+SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'data_keys'::regclass
+AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
 MEMBERS = ["a" * 26, "b" * 26, "c" * 26]
 
 
@@ -50,6 +58,24 @@ async def test_minters_that_race_get_the_same_key(identity: Any) -> None:
     }
     assert [len(found) for found in by_member.values()] == [1, 1, 1]
     assert await identity.pool.fetchval("SELECT count(*) FROM events") == 3
+
+
+async def test_a_key_is_minted_although_its_caller_left(identity: Any) -> None:
+    """A Decide waits for milliseconds: where minting takes longer the next one finds the key."""
+    handlers = KeyHandlers(PostgresKeys(identity.pool, Wrapping(KEK), SystemClock()))
+    async with identity.pool.acquire() as blocker, blocker.transaction():
+        # Reads go on, writes wait.
+        await blocker.execute("LOCK TABLE data_keys IN SHARE ROW EXCLUSIVE MODE")
+        minting = asyncio.create_task(handlers.data_keys(MEMBERS[:1], mint=True))
+
+        async def waits() -> bool:
+            return bool(await identity.pool.fetchval(WAITING_SQL))
+
+        await eventually(waits)
+        minting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await minting
+    assert (await keys(identity, MEMBERS[:1], mint=False))[0].key
 
 
 async def test_a_destroyed_key_is_not_made_again(identity: Any) -> None:

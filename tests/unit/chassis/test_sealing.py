@@ -1,5 +1,6 @@
 """Sealed payloads: they open as what they were, for whom they were, and not after the key is gone."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from services.chassis.events import LogPosition, RecordedEvent, Sealed
 from services.chassis.memory import MemoryKeys
 from services.chassis.sealing import DataKey, Sealer, ToSeal
 from tests.contract.samples import START
+from tests.waiting import eventually
 
 ALICE, BOB = "a" * 26, "b" * 26
 TYPE = "comity.test.v1.Happened"
@@ -85,6 +87,32 @@ async def test_one_members_payload_does_not_open_as_anothers(sealer: Sealer, key
     with pytest.raises(ServiceError) as refusal:
         await same.open(recorded(sealed, member_id=BOB))
     assert refusal.value.reason == "SEAL_BROKEN"
+
+
+async def test_a_key_is_at_hand_although_its_first_reader_left(sealer: Sealer, keys: MemoryKeys) -> None:
+    """Where reading takes longer than a caller waits, the next one finds the key instead of beginning again."""
+    read, may_answer, asked = keys.keys, asyncio.Event(), asyncio.Event()
+
+    async def slow(member_ids: Sequence[str], *, mint: bool) -> Mapping[str, DataKey]:
+        asked.set()
+        await may_answer.wait()
+        return await read(member_ids, mint=mint)
+
+    keys.keys = slow  # type: ignore[method-assign]
+    first = asyncio.create_task(sealer.prepare(ALICE))
+    await asked.wait()
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    assert not sealer.holds(ALICE)
+    may_answer.set()
+
+    async def is_held() -> bool:
+        return sealer.holds(ALICE)
+
+    await eventually(is_held)
+    await sealer.seal(ALICE, TYPE, b"secret")
+    assert keys.asked == [(ALICE,)]
 
 
 async def test_destroyed_key_opens_and_seals_nothing(sealer: Sealer, keys: MemoryKeys) -> None:

@@ -1,6 +1,7 @@
 """Decide answers whatever happens around it, says why, and the log holds exactly what was answered."""
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -10,6 +11,7 @@ import pytest
 from services.chassis.deadline import deadline_scope, remaining_s
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.exposure_token import verify
+from services.chassis.sealing import DataKey
 from services.decision.domain.plan import compile_site
 from services.decision.domain.record import SEMANTICS, Said
 from services.decision.domain.request import NOBODY, Answer, Ask, Person, Profile
@@ -202,6 +204,23 @@ async def test_what_signals_refuse_of_the_exposure_is_logged_with_the_decision()
     unread = await harness.logged((await answer_of(harness, request_id="r-3", gpc="1")).decision_id)
     assert unread.refused_by_signal == {"measurement": "unread"}
     assert record_from_pb(record_to_pb(unread), unread.member_id).refused_by_signal == unread.refused_by_signal
+
+
+@in_virtual_time
+async def test_a_new_person_is_served_although_the_key_takes_longer_than_a_decide() -> None:
+    """The first Decide leaves without it, and it comes all the same: the next one does not begin again."""
+    harness = Harness(CERTAIN)
+    read = harness.keys.keys
+
+    async def slow(member_ids: Sequence[str], *, mint: bool) -> Mapping[str, DataKey]:
+        await asyncio.sleep(2 * 60.0)
+        return await read(member_ids, mint=mint)
+
+    harness.keys.keys = slow  # type: ignore[method-assign]
+    assert (await answer_of(harness)).choice.fallback_reason is not FallbackReason.UNSPECIFIED
+    await asyncio.sleep(2 * 60.0)
+    assert (await answer_of(harness, request_id="r-2")).choice.reason is Reason.RANKED
+    assert harness.keys.calls == 1
 
 
 async def test_the_holdout_gets_the_default() -> None:
