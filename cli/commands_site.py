@@ -8,10 +8,13 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from cli import offered
 from cli.connections import NO_ADDRESSES, Address, Services, resolve_addresses
 from cli.failures import run
 from cli.options import DEFAULT_DATA_DIR, AsJson, DataDir
 from cli.output import console, errors, print_json, progress
+
+NAMED_MAX = 20
 
 if TYPE_CHECKING:
     from cli.bundle import Applied, Bundle, Problem
@@ -54,6 +57,9 @@ def check(folder: Folder, items: Feed = None, as_json: AsJson = False) -> None:
 def apply(
     folder: Folder,
     items: Feed = None,
+    retire_missing: Annotated[
+        bool, typer.Option("--retire-missing", help="Retire what the catalog has and the bundle has not.")
+    ] = False,
     data_dir: DataDir = DEFAULT_DATA_DIR,
     address: Address = NO_ADDRESSES,
     as_json: AsJson = False,
@@ -61,7 +67,7 @@ def apply(
     """Check a site bundle, have every service validate it, then publish it; the site comes last and activates it.
 
     Nothing is published when any service refuses. What is as it was before keeps its version. Items that are no
-    longer in the bundle stay in the catalog: mark them `retired: true`.
+    longer in the bundle stay in the catalog and are shown, which is told; --retire-missing retires them.
     """
     from cli.bundle import check_bundle
 
@@ -71,13 +77,16 @@ def apply(
         if as_json:
             print_json({"ok": False, "problems": [problem.as_json() for problem in problems]})
         raise typer.Exit(1)
-    applied = run(_apply(bundle, data_dir, address, quiet=as_json), as_json=as_json)
+    applied = run(_apply(bundle, data_dir, address, retire_missing=retire_missing, quiet=as_json), as_json=as_json)
     if as_json:
         print_json(
             {
                 "ok": True,
                 "versions": dict(applied.versions),
                 "changed": dict(applied.changed),
+                "missing": list(applied.missing),
+                "retired": list(applied.retired),
+                "offers": offered.as_json(applied.offers),
                 "allowed": _allowed(bundle),
             }
         )
@@ -86,12 +95,14 @@ def apply(
         _show_allowed(bundle)
 
 
-async def _apply(bundle: "Bundle", data_dir: Path, address: Sequence[str], *, quiet: bool) -> "Applied":
+async def _apply(
+    bundle: "Bundle", data_dir: Path, address: Sequence[str], *, retire_missing: bool, quiet: bool
+) -> "Applied":
     from cli.bundle import apply_bundle
 
     with progress(quiet=quiet) as tell:
         async with Services(resolve_addresses(data_dir, address)) as services:
-            return await apply_bundle(bundle, services, progress=tell)
+            return await apply_bundle(bundle, services, retire_missing=retire_missing, progress=tell)
 
 
 def _show_problems(problems: "Sequence[Problem]", *, as_json: bool) -> None:
@@ -134,3 +145,16 @@ def _show_applied(applied: "Applied") -> None:
     for part, version in applied.versions.items():
         table.add_row(part, version, words[applied.changed[part]])
     console.print(table)
+    if applied.missing:
+        text = f"{_count(applied.missing)} in the catalog, not in the bundle, and shown all the same"
+        console.print(f"[yellow]items[/]: {escape(text)}; --retire-missing retires them", soft_wrap=True)
+    if applied.retired:
+        console.print(f"[green]retired[/]: {escape(_count(applied.retired))}", soft_wrap=True)
+    for line in offered.cuts(applied.offers):
+        console.print(f"[yellow]cut[/]: {escape(line)}", soft_wrap=True)
+
+
+def _count(item_ids: Sequence[str]) -> str:
+    """How many, and which, as far as anybody reads on."""
+    more = "" if len(item_ids) <= NAMED_MAX else ", …"
+    return f"{len(item_ids):,} ({', '.join(item_ids[:NAMED_MAX])}{more})"

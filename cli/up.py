@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -12,7 +13,7 @@ from rich.table import Table
 from cli.failures import run, until_terminated
 from cli.options import DEFAULT_DATA_DIR, AsJson, DataDir
 from cli.output import console, errors, print_json, progress
-from cli.stack import SERVICES, USUAL_PORTS, Part, Stack, StackStatus, look
+from cli.stack import SERVICES, USUAL_PORTS, Part, Stack, StackStatus, addresses, look
 from cli.stack.watch import Watch
 
 COLORS = {"up": "green", "external": "green", "down": "dim", "crashed": "red", "silent": "red", "unreachable": "red"}
@@ -77,8 +78,12 @@ def down(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJson = False) -> None:
 
 def status(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJson = False) -> None:
     """Show what really runs and answers, and what was restarted; exit code 0 only when all of it runs and answers."""
+    from cli.offered import cuts, offers_of
+
     found = run(look(data_dir), as_json=as_json)
-    show(found, as_json=as_json)
+    decides = any(part.name == "decision" and part.works for part in found.parts)
+    offers = run(offers_of(addresses(data_dir)), as_json=as_json) if decides else []
+    show(found, as_json=as_json, notes=cuts(offers))
     if found.summary != "up":
         raise typer.Exit(1)
 
@@ -101,10 +106,10 @@ def serve(
     os.execve(command.argv[0], command.argv, dict(command.env))
 
 
-def show(found: StackStatus, *, as_json: bool) -> None:
-    """Print the parts, what they are together, and the alarms that stand."""
+def show(found: StackStatus, *, as_json: bool, notes: Sequence[str] = ()) -> None:
+    """Print the parts, what they are together, and the alarms that stand; *notes*: what else is to be known."""
     if as_json:
-        print_json(_as_object(found))
+        print_json({**_as_object(found), "notes": list(notes)})
         return
     table = Table(box=None, pad_edge=False)
     restarted = any(part.restarts for part in found.parts)
@@ -119,6 +124,8 @@ def show(found: StackStatus, *, as_json: bool) -> None:
         for alarm in part.alarms:
             since = f" since {alarm.since}" if alarm.since else ""
             console.print(f"[red]{part.name}: {alarm.name}[/]{since}: {alarm.sentence} {alarm.remedy}")
+    for note in notes:
+        console.print(note, markup=False)
 
 
 def _restarts(part: Part) -> list[str]:

@@ -16,10 +16,12 @@ from comity.feedback.v1 import feedback_service_pb2 as feedback_pb
 from cli.bundle.bundle import Bundle
 from cli.connections import Services
 from services.chassis.errors import Kind, ServiceError
-from services.chassis.rpc_client import call_again
+from services.chassis.rpc_client import call_again, stream, tried_again
 
 # Compiling a site and its features is milliseconds; the rest is a busy machine.
 CALL_TIMEOUT_S = 30.0
+# A large catalog is many pages.
+LIST_TIMEOUT_S = 300.0
 # Bounds of one UpsertItems: its limit of items, and its limit of bytes less what wraps them.
 ITEMS_A_CALL = 500
 BYTES_A_CALL = 900_000
@@ -34,29 +36,42 @@ class Applied:
     Args:
         versions: part (purposes, placeholders, events, features, items, site) → content hash.
         changed: parts that are not as they were; None where the service does not say what was there before.
+        missing: ids of items that the catalog has and shows and the bundle has not.
+        retired: ids of those that were retired, which are not shown any more.
+        offers: how much of what is eligible a request without candidates chooses from, one a placement.
     """
 
     versions: Mapping[str, str]
     changed: Mapping[str, bool | None]
+    missing: Sequence[str]
+    retired: Sequence[str]
+    offers: Sequence[decision_pb.PlacementOffer]
 
 
-async def apply_bundle(bundle: Bundle, services: Services, *, progress: Progress = lambda _: None) -> Applied:
+async def apply_bundle(
+    bundle: Bundle, services: Services, *, retire_missing: bool = False, progress: Progress = lambda _: None
+) -> Applied:
     """Validate on every service, then publish; returns when the site decides, with all its items.
+
+    Args:
+        retire_missing: retire what the catalog has and the bundle has not: it is not shown any more.
 
     Raises:
         ServiceError: INVALID (BUNDLE_REFUSED) with the problems of every service that refuses it, and nothing was
             published; or as a service raised it.
     """
     progress("validating on every service")
-    before = await _site_before(services)
+    before = await _described(services)
     await _validate(bundle, services)
+    missing = await _missing(bundle, services)
+    retiring = [_retired(item) for item in missing] if retire_missing else []
     progress("publishing")
     purposes = await call_again(services.consent.PublishPurposes, bundle.consent(), CALL_TIMEOUT_S)
     placeholders = await call_again(services.identity.PublishPlaceholders, bundle.identity(), CALL_TIMEOUT_S)
     schemas = await call_again(services.feedback.PublishEventSchemas, _schemas(bundle), CALL_TIMEOUT_S)
     features = await call_again(services.features.PublishFeatureSet, _features(bundle), CALL_TIMEOUT_S)
     catalog_version, entered = before.catalog_version, decision_pb.AwaitItemColumnsRequest()
-    for batch in _batches([item.message for item in bundle.items]):
+    for batch in _batches([*(item.message for item in bundle.items), *retiring]):
         answer = await call_again(
             services.catalog.UpsertItems, decision_pb.UpsertItemsRequest(items=batch), CALL_TIMEOUT_S
         )
@@ -66,6 +81,7 @@ async def apply_bundle(bundle: Bundle, services: Services, *, progress: Progress
     applied = await call_again(services.catalog.ApplySite, site, CALL_TIMEOUT_S)
     progress("waiting until it decides")
     await call_again(services.catalog.AwaitItemColumns, entered, CALL_TIMEOUT_S)
+    described = await _described(services)
     versions = {
         "purposes": purposes.policy_version,
         "placeholders": placeholders.version,
@@ -82,10 +98,37 @@ async def apply_bundle(bundle: Bundle, services: Services, *, progress: Progress
         "items": catalog_version != before.catalog_version,
         "site": applied.changed,
     }
-    return Applied(versions, changed)
+    ids = [item.id for item in missing]
+    return Applied(
+        versions,
+        changed,
+        missing=[] if retire_missing else ids,
+        retired=ids if retire_missing else [],
+        offers=described.offers,
+    )
 
 
-async def _site_before(services: Services) -> decision_pb.DescribeSiteResponse:
+async def _missing(bundle: Bundle, services: Services) -> list[site_pb.Item]:
+    """Items that may be shown and are not in the bundle; none where the bundle says nothing of items."""
+    if not bundle.items_given:
+        return []
+    declared = {item.message.id for item in bundle.items}
+
+    async def read() -> list[site_pb.Item]:
+        pages = stream(services.catalog.ListItems, decision_pb.ListItemsRequest(), LIST_TIMEOUT_S)
+        return [item async for page in pages for item in page.items if not item.retired and item.id not in declared]
+
+    return await tried_again("decision.ListItems", read)
+
+
+def _retired(item: site_pb.Item) -> site_pb.Item:
+    retired = site_pb.Item()
+    retired.CopyFrom(item)
+    retired.retired = True
+    return retired
+
+
+async def _described(services: Services) -> decision_pb.DescribeSiteResponse:
     """What is applied now; empty when nothing ever was."""
     try:
         return await call_again(services.catalog.DescribeSite, decision_pb.DescribeSiteRequest(), CALL_TIMEOUT_S)

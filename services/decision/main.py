@@ -26,7 +26,7 @@ from services.chassis.rpc_client import connect, warm
 from services.chassis.sealing import Sealer
 from services.chassis.settings import ServiceSettings, read_secret
 from services.decision.clients import ConsentClient, FeaturesClient, IdentityClient
-from services.decision.handlers.catalog import ApplySite, DescribeSite, UpsertItems
+from services.decision.handlers.catalog import ApplySite, DescribeSite, ListItems, UpsertItems
 from services.decision.handlers.corrections import Corrections
 from services.decision.handlers.decide import Decide
 from services.decision.handlers.draft import Drafting, Keys
@@ -62,7 +62,7 @@ class Settings(ServiceSettings):
         budget_ms_max: most time of a Decide, whatever the caller would wait. Consent's Revoke must wait as long, and
             is asked whether it does: where it does not, no profile is used.
         inline_cost_us: scoring estimated above this goes to a thread, and so does a model that took far longer once.
-        offered_max: most candidates of a request that names none.
+        offered_max: most candidates of a request that names none; each is scored, so a Decide takes longer with more.
         pool_size: most connections to Postgres.
     """
 
@@ -194,6 +194,7 @@ class _Parts:
             apply=ApplySite(self.sites, self.refresher),
             upsert=UpsertItems(self.catalog, self.refresher),
             describe=DescribeSite(self.sites, self.refresher),
+            listing=ListItems(self.catalog),
             refresher=self.refresher,
         )
 

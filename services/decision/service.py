@@ -10,7 +10,7 @@ from comity.decision.v1 import decision_service_pb2_grpc as pb_grpc
 from services.chassis.access import access_of
 from services.chassis.envelope import from_position, to_position
 from services.chassis.errors import invalid
-from services.decision.handlers.catalog import ApplySite, DescribeSite, UpsertItems
+from services.decision.handlers.catalog import ApplySite, DescribeSite, ListItems, UpsertItems
 from services.decision.handlers.decide import Decide
 from services.decision.handlers.inspect import InspectDecisions
 from services.decision.handlers.past import RecordDecisions
@@ -24,7 +24,7 @@ from services.decision.wire.calls import (
     past_result_to_pb,
     replayed_to_pb,
 )
-from services.decision.wire.facts import declared_items, declared_site, site_to_pb
+from services.decision.wire.facts import declared_items, declared_site, described_to_pb, items_to_pb
 from services.decision.wire.record import record_to_pb
 from services.decision.wire.release import announced_from_pb, model_to_pb
 
@@ -70,8 +70,11 @@ class DecisionService(pb_grpc.DecisionServiceServicer):
 class CatalogService(pb_grpc.CatalogServiceServicer):
     """CatalogService over the use cases."""
 
-    def __init__(self, *, apply: ApplySite, upsert: UpsertItems, describe: DescribeSite, refresher: Refresher) -> None:
+    def __init__(
+        self, *, apply: ApplySite, upsert: UpsertItems, describe: DescribeSite, listing: ListItems, refresher: Refresher
+    ) -> None:
         self._apply = apply
+        self._list = listing
         self._upsert = upsert
         self._describe = describe
         self._refresher = refresher
@@ -88,13 +91,15 @@ class CatalogService(pb_grpc.CatalogServiceServicer):
 
     async def DescribeSite(self, request: pb.DescribeSiteRequest, context: Context) -> pb.DescribeSiteResponse:  # noqa: N802
         """Say what decides now."""
-        site, site_version, catalog_version, items_count = await self._describe()
-        return pb.DescribeSiteResponse(
-            site=site_to_pb(site),
-            site_version=site_version,
-            catalog_version=str(catalog_version),
-            items_count=items_count,
-        )
+        return described_to_pb(*await self._describe())
+
+    async def ListItems(  # noqa: N802
+        self, request: pb.ListItemsRequest, context: Context
+    ) -> AsyncIterator[pb.ListItemsResponse]:
+        """Give the items."""
+        async for page in self._list():
+            for response in items_to_pb(page):
+                yield response
 
     async def AwaitItemColumns(  # noqa: N802
         self, request: pb.AwaitItemColumnsRequest, context: Context

@@ -1,16 +1,19 @@
 """The commands against a running stack, as a person at a shell uses them."""
 
 import json
+import shutil
 import uuid
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from cli.main import app
 from cli.stack import Stack
 from tests.e2e.conftest import DEAD_PROXY
-from tests.e2e.people import SHOP
+from tests.e2e.people import DEFAULTS, SHOP
 
 
 @pytest.fixture
@@ -46,7 +49,7 @@ def test_a_decision_from_the_shell_and_why(comity: Any) -> None:
     assert (code, why["decision"]["decision_id"]) == (0, hero["decision_id"])
     assert comity("replay", hero["decision_id"]) == (
         0,
-        {"decisions": 1, "identical": 1, "different": [], "missing": []},
+        {"decisions": 1, "identical": 1, "different": [], "missing": [], "newer": []},
     )
     decision = (f"--decision={hero['decision_id']}", f"--exposure-token={hero['exposure_token']}")
     code, tracked = comity("track", "click", who, "--item=kite", *decision)
@@ -71,6 +74,22 @@ def test_a_proxy_for_the_web_stands_in_no_ones_way(comity: Any, monkeypatch: pyt
     )
     code, decided = comity("decide", "home_hero", who, "--context=hour=20", "--deadline-ms=5000")
     assert (code, decided["decisions"][0]["reason"] in ("REASON_RANKED", "REASON_HOLDOUT")) == (0, True)
+
+
+@pytest.mark.usefixtures("site_restored")
+def test_an_item_that_left_the_bundle_is_named_and_retired_on_request(comity: Any, tmp_path: Path) -> None:
+    """Until then it goes on being shown, and apply says so."""
+    shop = shutil.copytree(SHOP, tmp_path / "shop")
+    items = yaml.safe_load((shop / "items.yaml").read_text())
+    (shop / "items.yaml").write_text(yaml.safe_dump([item for item in items if item["id"] != "trail-runner"]))
+    code, applied = comity("apply", str(shop))
+    assert (code, applied["missing"], applied["retired"]) == (0, ["trail-runner"], [])
+    assert {one["placement_id"] for one in applied["offers"]} == set(DEFAULTS)
+    assert all(one["considered"] == one["eligible"] > 0 for one in applied["offers"])
+    code, applied = comity("apply", str(shop), "--retire-missing")
+    assert (code, applied["missing"], applied["retired"]) == (0, [], ["trail-runner"])
+    assert applied["changed"]["items"]
+    assert comity("apply", str(shop))[1]["missing"] == []
 
 
 def test_people_are_linked_from_the_shell_where_they_allow_it(comity: Any) -> None:

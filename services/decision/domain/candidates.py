@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from services.decision.domain.catalog import Exclusions, PlacementView, exclusion_of, order_by
+from services.decision.domain.catalog import Cut, Exclusions, PlacementView, exclusion_of, order_by
 from services.decision.domain.layout import Floats, Integers
 from services.decision.domain.plan import Plan
 from services.decision.domain.rules import Rule, Scope, Verdict
@@ -20,12 +20,14 @@ class Offer:
     Args:
         rows: of the catalog; -1 for an unknown item.
         exclusions: an Exclusion a candidate, as far as items alone decide it.
+        cut: what they are the first of; None: nothing was cut.
     """
 
     rows: Integers
     item_ids: Sequence[str]
     variant_ids: Sequence[str]
     exclusions: Exclusions
+    cut: Cut | None = None
 
 
 def offer_of(view: PlacementView, item_ids: Sequence[str]) -> Offer:
@@ -35,19 +37,22 @@ def offer_of(view: PlacementView, item_ids: Sequence[str]) -> Offer:
     return Offer(np.array(rows, dtype=np.intp), item_ids, [variants[row] for row in rows], view.exclusions[rows])
 
 
-def whole_offer(view: PlacementView, popularity: Floats | None, count_max: int) -> Offer:
+def whole_offer(view: PlacementView, popularity: Floats | None, count_max: int, *, popular_by: str) -> Offer:
     """Every item that may be shown; of more than *count_max*, the most popular ones: scoring takes time per candidate.
 
     Args:
+        popular_by: feature that says how popular an item is.
         popularity: float32, one a row of the catalog; None while it is not known: then the first items are taken.
     """
     rows = np.flatnonzero(view.exclusions[:-1] == Exclusion.NONE)
+    cut = None
     if len(rows) > count_max:
+        cut = Cut(len(rows), "" if popularity is None else popular_by)
         best = rows if popularity is None else rows[order_by(popularity[rows])]
         rows = np.sort(best[:count_max])
     items, variants = view.catalog.items, view.variants
     chosen = rows.tolist()
-    return Offer(rows, [items[r].id for r in chosen], [variants[r] for r in chosen], view.exclusions[rows])
+    return Offer(rows, [items[r].id for r in chosen], [variants[r] for r in chosen], view.exclusions[rows], cut)
 
 
 def screen(

@@ -14,6 +14,9 @@ from services.decision.domain.vocabulary import Exclusion
 
 Exclusions = NDArray[np.uint8]
 
+# The setting that bounds what a request without candidates chooses from.
+OFFERED_MAX = "COMITY_DECISION_OFFERED_MAX"
+
 _OF_VERDICT = {Verdict.YES: Exclusion.NONE, Verdict.NO: Exclusion.INELIGIBLE, Verdict.ERROR: Exclusion.RULE_ERROR}
 
 
@@ -109,6 +112,19 @@ def item_rows_of(columns: ItemColumns, catalog: Catalog) -> ItemRows:
     known = np.flatnonzero(rows >= 0)
     places[rows[known]] = known
     return ItemRows(columns, places)
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """That only the first of many eligible items are considered.
+
+    Args:
+        eligible_count: of all of them.
+        by: feature that they are ordered by, descending; empty: by when they entered the catalog.
+    """
+
+    eligible_count: int
+    by: str
 
 
 @dataclass(frozen=True, slots=True)

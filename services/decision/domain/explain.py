@@ -4,7 +4,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from services.decision.domain.ladder import Slate, audience_of, choose_ranked
+from services.decision.domain.catalog import OFFERED_MAX
+from services.decision.domain.ladder import Inputs, Slate, audience_of, choose_ranked
 from services.decision.domain.layers import layer_of, not_stronger
 from services.decision.domain.plan import Plan
 from services.decision.domain.record import DecisionRecord
@@ -112,7 +113,17 @@ def _eligible(record: DecisionRecord) -> str:
     counts = Counter(Exclusion(value).name for value in record.inputs.candidates.exclusions.tolist())
     eligible = counts.pop(Exclusion.NONE.name, 0)
     excluded = "".join(f"; {count} {name}" for name, count in sorted(counts.items()))
-    return f"{eligible} of {len(record.inputs.candidates.item_ids)} candidates{excluded}"
+    return f"{eligible} of {len(record.inputs.candidates.item_ids)} candidates{excluded}{_cut(record.inputs)}"
+
+
+def _cut(inputs: Inputs) -> str:
+    """What the candidates are the first of, where not all items were considered."""
+    if inputs.cut is None:
+        return ""
+    considered, order = len(inputs.candidates.item_ids), inputs.cut.by or "their entry into the catalog"
+    return (
+        f"; the first {considered} of {inputs.cut.eligible_count} eligible items by {order}, bounded by {OFFERED_MAX}"
+    )
 
 
 def _scored(record: DecisionRecord) -> str:

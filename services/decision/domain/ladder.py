@@ -11,7 +11,7 @@ from enum import Enum
 
 import numpy as np
 
-from services.decision.domain.catalog import Exclusions, order_by
+from services.decision.domain.catalog import Cut, Exclusions, order_by
 from services.decision.domain.exploration import draw_slate
 from services.decision.domain.layers import layer_of
 from services.decision.domain.layout import Floats, Integers
@@ -72,6 +72,7 @@ class Inputs:
         late: the answer was not ready inside the budget.
         budget_too_short: a stage was abandoned that never had the time it usually takes.
         default_left_out: entries of the declared default that are not shown, by item id, and why.
+        cut: what the candidates are the first of; None: nothing was cut.
     """
 
     candidates: Candidates
@@ -87,6 +88,7 @@ class Inputs:
     popularity: Floats | None = None
     budget_too_short: bool = False
     default_left_out: Mapping[str, Exclusion] = field(default_factory=dict)
+    cut: Cut | None = None
 
 
 class Kind(Enum):

@@ -96,7 +96,7 @@ def serving_of(
         view = view_of(catalog, plan.placement, plan.eligibility, previous.views.get(placement_id))
         views[placement_id] = view
         popularity = None if rows is None else rows.values(everything, plan.popular_offset)
-        offers[placement_id] = whole_offer(view, popularity, offered_max)
+        offers[placement_id] = whole_offer(view, popularity, offered_max, popular_by=plan.policy.popular_by)
     return Serving(compiled, catalog, columns, rows, rankers, views, offers)
 
 

@@ -1,10 +1,11 @@
 """What there is to show and by which rules: all of a call, or none of it."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 
 from services.chassis.errors import Kind, ServiceError, invalid
 from services.chassis.events import ORIGIN, LogPosition
 from services.decision.domain.release import DeclaredItem, DeclaredSite
+from services.decision.domain.serving import Serving
 from services.decision.handlers.ports import CatalogStore, SiteStore
 from services.decision.handlers.refresh import Refresher
 
@@ -63,8 +64,8 @@ class DescribeSite:
         self._sites = sites
         self._refresher = refresher
 
-    async def __call__(self) -> tuple[bytes, str, int, int]:
-        """The site as it was declared, its version, the catalog's version and how many items it has.
+    async def __call__(self) -> tuple[bytes, Serving]:
+        """The site as it was declared, and all that this replica decides with.
 
         Raises:
             ServiceError: FAILED_PRECONDITION (SITE_NOT_APPLIED).
@@ -72,5 +73,18 @@ class DescribeSite:
         serving = self._refresher.serving()
         if serving.compiled is None:
             raise ServiceError(Kind.FAILED_PRECONDITION, "SITE_NOT_APPLIED", "no site was applied yet; apply one first")
-        version = serving.compiled.site.version
-        return await self._sites.data(version), version, serving.catalog.version, len(serving.catalog.items)
+        return await self._sites.data(serving.compiled.site.version), serving
+
+
+class ListItems:
+    """The items there are."""
+
+    def __init__(self, catalog: CatalogStore) -> None:
+        self._catalog = catalog
+
+    async def __call__(self) -> AsyncIterator[list[DeclaredItem]]:
+        """Every item as it stands, by id, in pages."""
+        page = await self._catalog.page()
+        while page:
+            yield page
+            page = await self._catalog.page(after=page[-1].item.id)

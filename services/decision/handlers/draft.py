@@ -110,6 +110,7 @@ class Drafting:
             consent=known.consent,
             features=_features_outcome(call),
             log=StageOutcome.OK,
+            cut=offer.cut,
         )
         computed = await self._compute(call, plan, facts, inputs, offer, context)
         return Draft(plan, facts, self._record(call, plan, facts, computed, context))

@@ -142,6 +142,10 @@ class CatalogStore(Protocol):
         """Each item as it was at this version; None for one that was not in the catalog."""
         ...
 
+    async def page(self, *, after: str = "") -> list[DeclaredItem]:
+        """Items as they stand, by id from the one after the given on, retired ones too; empty at the end."""
+        ...
+
     async def upsert(self, items: Sequence[DeclaredItem]) -> tuple[int, LogPosition]:
         """Enter or change all of the items, or none; the catalog's version and its log's position after it."""
         ...

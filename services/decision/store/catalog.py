@@ -37,6 +37,11 @@ LEFT JOIN LATERAL (
 ) AS newest ON true
 ORDER BY newest.entered, newest.item_id
 """
+# A thousand of them are a message or a few.
+PAGE_ITEMS = 1000
+PAGE_SQL = """
+SELECT DISTINCT ON (item_id) item FROM items WHERE item_id > $1 ORDER BY item_id, catalog_version DESC LIMIT $2
+"""
 POSITION_SQL = """
 SELECT epoch, xid, position FROM events WHERE stream_id = $1 ORDER BY version DESC LIMIT 1
 """
@@ -62,6 +67,12 @@ class PostgresCatalog:
             rows = await connection.fetch(NEWEST_SQL, list(item_ids), catalog_version)
         found = {row["item_id"]: item_from_bytes(row["item"]) for row in rows}
         return [found.get(item_id) for item_id in item_ids]
+
+    async def page(self, *, after: str = "") -> list[DeclaredItem]:
+        """See handlers.ports.CatalogStore."""
+        async with acquire(self._pool) as connection:
+            rows = await connection.fetch(PAGE_SQL, after, PAGE_ITEMS)
+        return [DeclaredItem(item_from_bytes(row["item"]), row["item"]) for row in rows]
 
     async def upsert(self, items: Sequence[DeclaredItem]) -> tuple[int, LogPosition]:
         """See handlers.ports.CatalogStore."""

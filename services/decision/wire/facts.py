@@ -7,7 +7,9 @@ from comity.decision.v1 import decision_service_pb2 as pb
 from comity.decision.v1 import site_pb2
 
 from services.chassis.errors import invalid
+from services.decision.domain.candidates import Offer
 from services.decision.domain.release import DeclaredItem, DeclaredSite
+from services.decision.domain.serving import Serving
 from services.decision.wire.site import compiled_from_pb, item_from_pb
 
 SITE_APPLIED = events_pb.SiteApplied.DESCRIPTOR.full_name
@@ -37,6 +39,34 @@ def declared_site(request: pb.ApplySiteRequest) -> DeclaredSite:
 def declared_items(request: pb.UpsertItemsRequest) -> list[DeclaredItem]:
     """The items of the request, in order."""
     return [DeclaredItem(item_from_pb(item), item.SerializeToString(deterministic=True)) for item in request.items]
+
+
+def items_to_pb(items: Iterable[DeclaredItem]) -> Iterator[pb.ListItemsResponse]:
+    """The items as messages of a size that fits."""
+    for part in _parts(declared.data for declared in items):
+        yield pb.ListItemsResponse(items=[site_pb2.Item.FromString(item) for item in part])
+
+
+def described_to_pb(site: bytes, serving: Serving) -> pb.DescribeSiteResponse:
+    """What decides now; *site* as it was declared."""
+    assert serving.compiled is not None, "a site is applied"
+    return pb.DescribeSiteResponse(
+        site=site_to_pb(site),
+        site_version=serving.compiled.site.version,
+        catalog_version=str(serving.catalog.version),
+        items_count=len(serving.catalog.items),
+        offers=[_offer_to_pb(placement_id, offer) for placement_id, offer in serving.offers.items()],
+    )
+
+
+def _offer_to_pb(placement_id: str, offer: Offer) -> pb.PlacementOffer:
+    considered, cut = len(offer.item_ids), offer.cut
+    return pb.PlacementOffer(
+        placement_id=placement_id,
+        eligible_count=considered if cut is None else cut.eligible_count,
+        considered_count=considered,
+        cut_by="" if cut is None else cut.by,
+    )
 
 
 def site_to_pb(data: bytes) -> site_pb2.Site:

@@ -12,6 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.chassis.envelope import from_position, to_position
 from services.chassis.events import LogPosition
+from services.decision.domain.catalog import Cut
 from services.decision.domain.ladder import Candidates, Choice, Inputs, Slate
 from services.decision.domain.layout import Floats, Subject
 from services.decision.domain.record import DecisionRecord, Evidence, Said, Versions, digest_of, float_bytes
@@ -223,6 +224,8 @@ def _fill_inputs(message: pb.DecisionInputs, record: DecisionRecord) -> None:
     message.default_left_out.extend(inputs.default_left_out)
     message.default_exclusions.extend(map(number, inputs.default_left_out.values()))
     message.budget_too_short = inputs.budget_too_short
+    if inputs.cut is not None:
+        message.cut_from, message.cut_by = inputs.cut.eligible_count, inputs.cut.by
 
 
 def _inputs_from_pb(inputs: pb.DecisionInputs) -> Inputs:
@@ -245,6 +248,7 @@ def _inputs_from_pb(inputs: pb.DecisionInputs) -> Inputs:
         scores=_floats(inputs.scores),
         popularity=_floats(inputs.popularity),
         budget_too_short=inputs.budget_too_short,
+        cut=Cut(inputs.cut_from, inputs.cut_by) if inputs.cut_from else None,
         default_left_out=dict(zip(inputs.default_left_out, map(Exclusion, inputs.default_exclusions), strict=True)),
     )
 

@@ -20,7 +20,7 @@ from tests.integration.decision.conftest import (
     parts,
     site,
 )
-from tests.integration.decision.test_deciding import refusal
+from tests.integration.decision.test_deciding import refusal, replayed
 from tests.unit.decision.onnx_models import linear
 from tests.waiting import eventually
 
@@ -110,6 +110,50 @@ async def test_items_enter_change_and_retire(deciding: Deciding) -> None:
     assert answer.fallback_reason == events_pb.FALLBACK_REASON_NO_ELIGIBLE_CANDIDATES
     changes = await facts(deciding, "CatalogChanged")
     assert [(fact.catalog_version, len(fact.items)) for fact in changes] == [("1", 8), ("2", 6)]
+
+
+async def test_a_retired_item_is_shown_nowhere_and_its_past_replays(deciding: Deciding) -> None:
+    """Not as a candidate that is named either; it stays listed, and what was shown of it stays true."""
+    await deciding.learn()
+    before = await deciding.decide()
+    shown = [entry.item_id for entry in before.slate.entries]
+    retired = [site_pb2.Item(id=item.id, numbers=item.numbers, retired=item.id in shown) for item in items()]
+    await deciding.catalog.UpsertItems(pb.UpsertItemsRequest(items=retired), timeout=TIMEOUT_S)
+    for asked in ([], shown):
+        after = await deciding.decide(candidate_ids=asked)
+        answered = [*after.slate.entries, *after.fallback.entries]
+        assert not {entry.item_id for entry in answered}.intersection(shown)
+    listed = [item async for page in deciding.catalog.ListItems(pb.ListItemsRequest()) for item in page.items]
+    assert {item.id for item in listed if item.retired} == set(shown)
+    assert len(listed) == 8
+    assert (await replayed(deciding, before.decision_id)).identical
+
+
+@pytest.fixture
+def few_offered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replica that considers few items."""
+    monkeypatch.setenv("COMITY_DECISION_OFFERED_MAX", "4")
+
+
+@pytest.mark.usefixtures("few_offered")
+async def test_how_many_of_the_eligible_items_are_considered_is_told(deciding: Deciding) -> None:
+    """By the site's description and by the explanation of a decision; not of one whose candidates were named."""
+    described = await deciding.catalog.DescribeSite(pb.DescribeSiteRequest(), timeout=TIMEOUT_S)
+    (offer,) = described.offers
+    assert (offer.placement_id, offer.considered_count, offer.eligible_count, offer.cut_by) == (
+        "home_hero",
+        4,
+        6,
+        "clicks",
+    )
+    told = []
+    for asked in ([], ["item-1", "item-2"]):
+        answer = await deciding.decide(candidate_ids=asked)
+        request = pb.ExplainRequest(decision_id=answer.decision_id)
+        explained = await deciding.decision.Explain(request, timeout=TIMEOUT_S)
+        told.append(next(step.finding for step in explained.steps if step.stage == "eligible"))
+    assert "the first 4 of 6 eligible items by clicks, bounded by COMITY_DECISION_OFFERED_MAX" in told[0]
+    assert told[1] == "2 of 2 candidates"
 
 
 async def test_an_item_twice_in_a_call_is_refused(deciding: Deciding) -> None:

@@ -1,6 +1,9 @@
 """Applying a bundle: everybody validates before anybody publishes, and the site comes last."""
 
+import copy
 import shutil
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,8 @@ class FakeServices:
         self.refuse = refuse or {}
         self.site: decision_pb.ApplySiteRequest | None = None
         self.awaited = 0
+        self.held: list[site_pb.Item] = []
+        self.items: dict[str, site_pb.Item] = {}
         self.described = decision_pb.DescribeSiteResponse()
         self.identity = self.consent = self.feedback = self.features = self.catalog = self
         self.placeholders: list[str] = []
@@ -70,8 +75,13 @@ class FakeServices:
 
     async def UpsertItems(self, request: Any, timeout: float) -> Any:  # noqa: N802
         self._ask("items", request)
+        self.items.update({} if request.validate_only else {item.id: item for item in request.items})
         position = types_pb.LogPosition(position=9)
         return decision_pb.UpsertItemsResponse(catalog_version="c1", position=position)
+
+    async def ListItems(self, request: Any, timeout: float) -> AsyncIterator[decision_pb.ListItemsResponse]:  # noqa: N802
+        for start in range(0, len(self.held), 2):
+            yield decision_pb.ListItemsResponse(items=self.held[start : start + 2])
 
     async def AwaitItemColumns(self, request: Any, timeout: float) -> Any:  # noqa: N802
         self.awaited = request.catalog_position.position
@@ -120,6 +130,34 @@ async def test_placeholders_of_the_site_go_to_identity_and_nowhere_else(tmp_path
     assert services.placeholders == ["kiosk", "test"]
     assert applied.changed["placeholders"]
     assert list(services.site.site.placeholders) == []
+
+
+async def test_items_that_the_bundle_has_not_are_named_and_retired_only_on_request() -> None:
+    """They are what the catalog holds of them, retired; those that are retired already are nobody's business."""
+    bundle = load_bundle(SHOP)
+    gone = site_pb.Item(id="velvet-cape", title="Velvet cape", numbers={"price": 7.0})
+    services: Any = FakeServices()
+    services.held = [
+        *(item.message for item in bundle.items),
+        copy.copy(gone),
+        site_pb.Item(id="long-gone", retired=True),
+    ]
+    applied = await apply_bundle(bundle, services)
+    assert (applied.missing, applied.retired) == (["velvet-cape"], [])
+    assert "velvet-cape" not in services.items
+    applied = await apply_bundle(bundle, services, retire_missing=True)
+    assert (applied.missing, applied.retired) == ([], ["velvet-cape"])
+    gone.retired = True
+    assert services.items["velvet-cape"] == gone
+    assert "long-gone" not in services.items
+
+
+async def test_a_bundle_without_items_says_nothing_about_those_there_are() -> None:
+    """A site may keep its items elsewhere: none of them is missing, and none is retired."""
+    services: Any = FakeServices()
+    services.held = [site_pb.Item(id="tea-towel")]
+    applied = await apply_bundle(replace(load_bundle(SHOP), items=(), items_given=False), services, retire_missing=True)
+    assert (applied.missing, applied.retired, services.items) == ([], [], {})
 
 
 @pytest.mark.parametrize("refusing", PARTS)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from services.decision.domain.candidates import offer_of, screen, whole_offer
-from services.decision.domain.catalog import view_of
+from services.decision.domain.catalog import Cut, view_of
 from services.decision.domain.site import Context, Item
 from services.decision.domain.vocabulary import Exclusion
 from tests.unit.decision.world import ITEMS, PLACEMENT, POLICY, catalog, site, view
@@ -79,9 +79,13 @@ def test_items_already_judged_are_not_judged_again() -> None:
 
 
 def test_the_whole_catalog_is_cut_to_the_most_popular() -> None:
-    """Of more items than can be scored, those most people like are the candidates, in catalog order."""
+    """Of more items than can be scored, those most people like are the candidates, in catalog order; and it is said."""
     seen = view(site())
     popularity = np.array([1, 5, 2, np.nan, 4, 3], dtype=np.float32)
-    assert whole_offer(seen, popularity, 3).item_ids == ["item-1", "item-4", "item-5"]
-    assert whole_offer(seen, None, 2).item_ids == ["item-0", "item-1"]
-    assert len(whole_offer(seen, None, 100).item_ids) == len(ITEMS)
+    popular, first, whole = (
+        whole_offer(seen, values, count, popular_by="clicks")
+        for values, count in ((popularity, 3), (None, 2), (popularity, 6))
+    )
+    assert (popular.item_ids, popular.cut) == (["item-1", "item-4", "item-5"], Cut(6, "clicks"))
+    assert (first.item_ids, first.cut) == (["item-0", "item-1"], Cut(6, ""))
+    assert (len(whole.item_ids), whole.cut) == (len(ITEMS), None)

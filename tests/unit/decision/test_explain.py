@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from services.decision.domain.catalog import Cut
 from services.decision.domain.explain import Explanation, explain
 from services.decision.domain.record import DecisionRecord
 from services.decision.domain.vocabulary import Origin, StageOutcome
@@ -72,3 +73,12 @@ def test_an_explanation_says_that_the_default_was_answered_too() -> None:
     record = decide(SITE)
     _, steps = explained(replace(record, default_also_answered=True, choice=replace(record.choice, learnable=False)))
     assert steps["served"].endswith("another attempt under the same id was answered the default; never learned from")
+
+
+@pytest.mark.parametrize(("by", "said"), [("clicks", "by clicks"), ("", "by their entry into the catalog")])
+def test_a_cut_among_the_eligible_is_told(by: str, said: str) -> None:
+    """How many of how many, in which order, and the setting that bounds them."""
+    _, steps = explained(decide(SITE, cut=Cut(1500, by)))
+    assert steps["eligible"].endswith(
+        f"the first 6 of 1500 eligible items {said}, bounded by COMITY_DECISION_OFFERED_MAX"
+    )

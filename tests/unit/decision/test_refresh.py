@@ -88,6 +88,9 @@ class Catalogs:
     async def at(self, item_ids: Sequence[str], catalog_version: int) -> list[Item | None]:
         return []
 
+    async def page(self, *, after: str = "") -> list[DeclaredItem]:
+        return []
+
     async def upsert(self, items: Sequence[DeclaredItem]) -> tuple[int, LogPosition]:
         return 0, ORIGIN
 

@@ -20,6 +20,7 @@ from services.chassis.errors import ServiceError
 from services.chassis.events import LogPosition
 from services.chassis.visitors import SIGNAL_CHARACTERS_MAX
 from services.decision.domain import vocabulary as words
+from services.decision.domain.catalog import Cut
 from services.decision.domain.record import DecisionRecord, Evidence
 from services.decision.domain.request import Answer, Answers
 from services.decision.domain.vocabulary import FallbackReason, Reason, StageOutcome
@@ -55,7 +56,14 @@ def same(one: DecisionRecord, other: DecisionRecord) -> bool:
 
 @pytest.mark.parametrize(
     "outcomes",
-    [{}, {"allowed": frozenset()}, {"consent": StageOutcome.LATE}, {"late": True}, {"asked": ["nothing"]}],
+    [
+        {},
+        {"allowed": frozenset()},
+        {"consent": StageOutcome.LATE},
+        {"late": True},
+        {"asked": ["nothing"]},
+        {"cut": Cut(1500, "clicks")},
+    ],
 )
 def test_a_record_comes_back_as_it_was(outcomes: dict[str, object]) -> None:
     """Bytes to record and back loses nothing, fallbacks included."""
@@ -66,6 +74,7 @@ def test_a_record_comes_back_as_it_was(outcomes: dict[str, object]) -> None:
     assert (again.final, again.default_also_answered) == (False, False)
     told = replace(record, final=True, default_also_answered=True)
     assert same(told, record_from_bytes(record_to_bytes(told), MEMBER))
+    assert again.inputs.cut == record.inputs.cut
     assert again.context == {"hour": 3.5}
     assert again.decided_at == record.decided_at
 

@@ -565,6 +565,8 @@ class DecisionInputs(_message.Message):
     DEFAULT_LEFT_OUT_FIELD_NUMBER: _builtins.int
     DEFAULT_EXCLUSIONS_FIELD_NUMBER: _builtins.int
     BUDGET_TOO_SHORT_FIELD_NUMBER: _builtins.int
+    CUT_FROM_FIELD_NUMBER: _builtins.int
+    CUT_BY_FIELD_NUMBER: _builtins.int
     slate_size: _builtins.int
     identity: Global___StageOutcome.ValueType
     consent: Global___StageOutcome.ValueType
@@ -596,6 +598,12 @@ class DecisionInputs(_message.Message):
     """What the digest is over; 0: as releases did that told none."""
     budget_too_short: _builtins.bool
     """A stage was abandoned that never had the time it usually takes: not the stage, the budget was at fault."""
+    cut_from: _builtins.int
+    """Of a request without candidates that more items could have been shown for than COMITY_DECISION_OFFERED_MAX: how many
+    could have been, of which item_ids are the first by cut_by, a feature, descending (empty: as they entered the
+    catalog). 0: nothing was cut. A replica of the release before tells neither.
+    """
+    cut_by: _builtins.str
     @_builtins.property
     def item_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -639,10 +647,12 @@ class DecisionInputs(_message.Message):
         default_left_out: _abc.Iterable[_builtins.str] | None = ...,
         default_exclusions: _abc.Iterable[Global___ExclusionReason.ValueType] | None = ...,
         budget_too_short: _builtins.bool = ...,
+        cut_from: _builtins.int = ...,
+        cut_by: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["columns_position", b"columns_position", "subject_position", b"subject_position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_too_short", b"budget_too_short", "columns_count", b"columns_count", "columns_position", b"columns_position", "consent", b"consent", "default_exclusions", b"default_exclusions", "default_left_out", b"default_left_out", "digest", b"digest", "digest_format", b"digest_format", "draw", b"draw", "exclusions", b"exclusions", "features", b"features", "identity", b"identity", "item_ids", b"item_ids", "late", b"late", "log", b"log", "matrix", b"matrix", "popularity", b"popularity", "ranker", b"ranker", "scores", b"scores", "slate_size", b"slate_size", "subject_position", b"subject_position", "subject_states", b"subject_states", "subject_vector", b"subject_vector", "variant_ids", b"variant_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_too_short", b"budget_too_short", "columns_count", b"columns_count", "columns_position", b"columns_position", "consent", b"consent", "cut_by", b"cut_by", "cut_from", b"cut_from", "default_exclusions", b"default_exclusions", "default_left_out", b"default_left_out", "digest", b"digest", "digest_format", b"digest_format", "draw", b"draw", "exclusions", b"exclusions", "features", b"features", "identity", b"identity", "item_ids", b"item_ids", "late", b"late", "log", b"log", "matrix", b"matrix", "popularity", b"popularity", "ranker", b"ranker", "scores", b"scores", "slate_size", b"slate_size", "subject_position", b"subject_position", "subject_states", b"subject_states", "subject_vector", b"subject_vector", "variant_ids", b"variant_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

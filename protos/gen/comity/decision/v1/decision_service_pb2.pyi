@@ -640,11 +640,16 @@ class DescribeSiteResponse(_message.Message):
     SITE_VERSION_FIELD_NUMBER: _builtins.int
     CATALOG_VERSION_FIELD_NUMBER: _builtins.int
     ITEMS_COUNT_FIELD_NUMBER: _builtins.int
+    OFFERS_FIELD_NUMBER: _builtins.int
     site_version: _builtins.str
     catalog_version: _builtins.str
     items_count: _builtins.int
     @_builtins.property
     def site(self) -> _site_pb2.Site: ...
+    @_builtins.property
+    def offers(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlacementOffer]:
+        """One a placement. A replica of the release before tells none."""
+
     def __init__(
         self,
         *,
@@ -652,14 +657,83 @@ class DescribeSiteResponse(_message.Message):
         site_version: _builtins.str = ...,
         catalog_version: _builtins.str = ...,
         items_count: _builtins.int = ...,
+        offers: _abc.Iterable[Global___PlacementOffer] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["site", b"site"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["catalog_version", b"catalog_version", "items_count", b"items_count", "site", b"site", "site_version", b"site_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["catalog_version", b"catalog_version", "items_count", b"items_count", "offers", b"offers", "site", b"site", "site_version", b"site_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DescribeSiteResponse: _TypeAlias = DescribeSiteResponse  # noqa: Y015
+
+@_typing.final
+class PlacementOffer(_message.Message):
+    """What a request without candidates chooses from in a placement."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLACEMENT_ID_FIELD_NUMBER: _builtins.int
+    ELIGIBLE_COUNT_FIELD_NUMBER: _builtins.int
+    CONSIDERED_COUNT_FIELD_NUMBER: _builtins.int
+    CUT_BY_FIELD_NUMBER: _builtins.int
+    placement_id: _builtins.str
+    eligible_count: _builtins.int
+    """Items that may be shown there, as far as items alone decide it."""
+    considered_count: _builtins.int
+    """Of those the ones that are considered: COMITY_DECISION_OFFERED_MAX at most."""
+    cut_by: _builtins.str
+    """Feature whose highest values are considered; empty: the items that entered the catalog first."""
+    def __init__(
+        self,
+        *,
+        placement_id: _builtins.str = ...,
+        eligible_count: _builtins.int = ...,
+        considered_count: _builtins.int = ...,
+        cut_by: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["considered_count", b"considered_count", "cut_by", b"cut_by", "eligible_count", b"eligible_count", "placement_id", b"placement_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlacementOffer: _TypeAlias = PlacementOffer  # noqa: Y015
+
+@_typing.final
+class ListItemsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListItemsRequest: _TypeAlias = ListItemsRequest  # noqa: Y015
+
+@_typing.final
+class ListItemsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[_site_pb2.Item]: ...
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[_site_pb2.Item] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListItemsResponse: _TypeAlias = ListItemsResponse  # noqa: Y015
 
 @_typing.final
 class UpsertItemsRequest(_message.Message):

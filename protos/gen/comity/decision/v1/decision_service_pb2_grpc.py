@@ -302,6 +302,11 @@ class CatalogServiceStub:
                 request_serializer=comity_dot_decision_dot_v1_dot_decision__service__pb2.UpsertItemsRequest.SerializeToString,
                 response_deserializer=comity_dot_decision_dot_v1_dot_decision__service__pb2.UpsertItemsResponse.FromString,
                 _registered_method=True)
+        self.ListItems = channel.unary_stream(
+                '/comity.decision.v1.CatalogService/ListItems',
+                request_serializer=comity_dot_decision_dot_v1_dot_decision__service__pb2.ListItemsRequest.SerializeToString,
+                response_deserializer=comity_dot_decision_dot_v1_dot_decision__service__pb2.ListItemsResponse.FromString,
+                _registered_method=True)
         self.AwaitItemColumns = channel.unary_unary(
                 '/comity.decision.v1.CatalogService/AwaitItemColumns',
                 request_serializer=comity_dot_decision_dot_v1_dot_decision__service__pb2.AwaitItemColumnsRequest.SerializeToString,
@@ -332,6 +337,13 @@ class CatalogServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListItems(self, request, context):
+        """Every item of the catalog as it stands, retired ones too, by id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def AwaitItemColumns(self, request, context):
         """Returns once this replica decides with item columns that stand at least at these positions.
         """
@@ -356,6 +368,11 @@ def add_CatalogServiceServicer_to_server(servicer, server):
                     servicer.UpsertItems,
                     request_deserializer=comity_dot_decision_dot_v1_dot_decision__service__pb2.UpsertItemsRequest.FromString,
                     response_serializer=comity_dot_decision_dot_v1_dot_decision__service__pb2.UpsertItemsResponse.SerializeToString,
+            ),
+            'ListItems': grpc.unary_stream_rpc_method_handler(
+                    servicer.ListItems,
+                    request_deserializer=comity_dot_decision_dot_v1_dot_decision__service__pb2.ListItemsRequest.FromString,
+                    response_serializer=comity_dot_decision_dot_v1_dot_decision__service__pb2.ListItemsResponse.SerializeToString,
             ),
             'AwaitItemColumns': grpc.unary_unary_rpc_method_handler(
                     servicer.AwaitItemColumns,
@@ -445,6 +462,33 @@ class CatalogService:
             '/comity.decision.v1.CatalogService/UpsertItems',
             comity_dot_decision_dot_v1_dot_decision__service__pb2.UpsertItemsRequest.SerializeToString,
             comity_dot_decision_dot_v1_dot_decision__service__pb2.UpsertItemsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListItems(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/comity.decision.v1.CatalogService/ListItems',
+            comity_dot_decision_dot_v1_dot_decision__service__pb2.ListItemsRequest.SerializeToString,
+            comity_dot_decision_dot_v1_dot_decision__service__pb2.ListItemsResponse.FromString,
             options,
             channel_credentials,
             insecure,

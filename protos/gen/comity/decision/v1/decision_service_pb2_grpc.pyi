@@ -82,6 +82,8 @@ class CatalogServiceStub:
     DescribeSite: _aio.UnaryUnaryMultiCallable[_decision_service_pb2.DescribeSiteRequest, _decision_service_pb2.DescribeSiteResponse]
     UpsertItems: _aio.UnaryUnaryMultiCallable[_decision_service_pb2.UpsertItemsRequest, _decision_service_pb2.UpsertItemsResponse]
     """Enters or changes items: all of the call, or none."""
+    ListItems: _aio.UnaryStreamMultiCallable[_decision_service_pb2.ListItemsRequest, _decision_service_pb2.ListItemsResponse]
+    """Every item of the catalog as it stands, retired ones too, by id."""
     AwaitItemColumns: _aio.UnaryUnaryMultiCallable[_decision_service_pb2.AwaitItemColumnsRequest, _decision_service_pb2.AwaitItemColumnsResponse]
     """Returns once this replica decides with item columns that stand at least at these positions."""
 
@@ -109,6 +111,14 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_decision_service_pb2.UpsertItemsRequest, _abc.Awaitable[_decision_service_pb2.UpsertItemsResponse]],
     ) -> _abc.Awaitable[_decision_service_pb2.UpsertItemsResponse]:
         """Enters or changes items: all of the call, or none."""
+
+    @_abc_1.abstractmethod
+    def ListItems(
+        self,
+        request: _decision_service_pb2.ListItemsRequest,
+        context: _aio.ServicerContext[_decision_service_pb2.ListItemsRequest, _abc.AsyncIterator[_decision_service_pb2.ListItemsResponse]],
+    ) -> _abc.AsyncIterator[_decision_service_pb2.ListItemsResponse]:
+        """Every item of the catalog as it stands, retired ones too, by id."""
 
     @_abc_1.abstractmethod
     def AwaitItemColumns(
