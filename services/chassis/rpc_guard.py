@@ -62,6 +62,12 @@ _BEHAVIORS: dict[tuple[bool, bool], Callable[[Any], tuple[Any, Any]]] = {
 }
 
 
+def is_public(service: str, name: str) -> bool:
+    """Whether the method is for backends, too."""
+    rules = descriptor_pool.Default().FindServiceByName(service).methods_by_name[name].GetOptions().Extensions[pb.rules]
+    return rules.public
+
+
 class _Method:
     """What is known of a method before it is called."""
 

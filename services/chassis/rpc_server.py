@@ -1,14 +1,14 @@
 """The gRPC server every service runs: guarded methods (chassis.rpc_guard), tracing, health, reflection, drain."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from services.chassis.rpc_guard import Handler, guard
+from services.chassis.rpc_guard import Handler, guard, is_public
 from services.chassis.settings import ServiceSettings
 from services.chassis.telemetry import Telemetry
 
@@ -38,13 +38,18 @@ class RpcServer:
         self._telemetry = telemetry
         self._services: dict[str, dict[str, Handler]] = {}
         self._health = health.aio.HealthServicer()
-        self._server: grpc.aio.Server | None = None
-        self._port = 0
+        self._servers: list[grpc.aio.Server] = []
+        self._port = self._public_port = 0
 
     @property
     def port(self) -> int:
         """Port it listens on; 0 before start."""
         return self._port
+
+    @property
+    def public_port(self) -> int:
+        """Port of the methods that backends may call; 0 before start, and where there is none."""
+        return self._public_port
 
     def add(self, registrar: Callable[[Any, Any], None], servicer: Any) -> None:
         """Serve *servicer*: `add(add_ConsentServiceServicer_to_server, ConsentService(...))`.
@@ -52,7 +57,7 @@ class RpcServer:
         Raises:
             ValueError: a method is not asynchronous.
         """
-        assert self._server is None, "the server has started"
+        assert not self._servers, "the server has started"
         registrar(servicer, _Registry(self._services))
 
     async def start(self) -> int:
@@ -61,39 +66,54 @@ class RpcServer:
         Raises:
             OSError: the address cannot be listened on.
         """
-        server = self._build()
-        try:
-            self._port = server.add_insecure_port(self._settings.listen)
-        except RuntimeError as error:
-            raise OSError(f"{self._settings.listen} cannot be listened on; is it in use?") from error
-        await server.start()
-        self._server = server
+        self._port = await self._listen(self._settings.listen, self._services)
+        if self._settings.public_listen:
+            self._public_port = await self._listen(self._settings.public_listen, _public(self._services))
         for name in ("", *self._services):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         return self._port
 
     async def stop(self) -> None:
         """Not serving → drain_s → no new calls, those in flight have stop_grace_s to end. Again: nothing."""
-        server, self._server = self._server, None
-        if server is None:
+        servers, self._servers = self._servers, []
+        if not servers:
             return
         await self._health.enter_graceful_shutdown()
         # Balancers and clients look away before the first call is refused.
         await asyncio.sleep(self._settings.drain_s)
-        await server.stop(self._settings.stop_grace_s)
+        await asyncio.gather(*(server.stop(self._settings.stop_grace_s) for server in servers))
 
-    def _build(self) -> grpc.aio.Server:
+    async def _listen(self, address: str, services: Mapping[str, Mapping[str, Handler]]) -> int:
+        server = self._build(services)
+        try:
+            port = server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise OSError(f"{address} cannot be listened on; is it in use?") from error
+        await server.start()
+        self._servers.append(server)
+        return port
+
+    def _build(self, services: Mapping[str, Mapping[str, Handler]]) -> grpc.aio.Server:
         server = grpc.aio.server(
             interceptors=self._telemetry.server_interceptors() if self._telemetry is not None else (),
             options=(*_OPTIONS, ("grpc.so_reuseport", int(self._settings.reuse_port))),
             maximum_concurrent_rpcs=self._settings.concurrent_calls_max,
         )
-        for service, handlers in self._services.items():
+        for service, handlers in services.items():
             server.add_registered_method_handlers(service, handlers)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        names = (*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        names = (*services, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
         return server
+
+
+def _public(services: Mapping[str, Mapping[str, Handler]]) -> dict[str, dict[str, Handler]]:
+    """Of each service the methods that backends may call."""
+    found = {
+        service: {name: handler for name, handler in handlers.items() if is_public(service, name)}
+        for service, handlers in services.items()
+    }
+    return {service: handlers for service, handlers in found.items() if handlers}
 
 
 class _Registry:

@@ -22,6 +22,7 @@ class ServiceSettings(BaseSettings):
 
     Args:
         listen: host:port of the gRPC server; port 0 takes a free one.
+        public_listen: host:port of a second server with the methods that backends may call, and no others; empty: none.
         database_url: of the service's own Postgres database.
         nats_url: of JetStream.
         redis_url: of Redis or Valkey; empty where the service uses none.
@@ -39,6 +40,7 @@ class ServiceSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="COMITY_", frozen=True, extra="ignore", hide_input_in_errors=True)
 
     listen: str = "127.0.0.1:0"
+    public_listen: str = ""
     database_url: SecretStr
     nats_url: str
     redis_url: str = ""

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from cli.stack.programs import SECRETS
+from services.chassis.rpc_guard import is_public
 from services.chassis.settings import ServiceSettings
 from tests.arch.code import ROOT, SERVICES
 
@@ -95,14 +96,41 @@ def test_a_service_has_no_privileges(service: str) -> None:
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_only_what_backends_call_is_reachable_from_outside(service: str) -> None:
-    """Each service is under one policy; who is not part of Comity reaches decision and feedback alone."""
+    """Each service is under one policy; who is not part of Comity reaches decision and feedback, and public ports."""
     pod = ALL[f"base/{service}.yaml:Deployment"]["spec"]["template"]["metadata"]["labels"]
     (policy,) = (each["spec"] for each in POLICIES if _selects(each, pod["app.kubernetes.io/name"]))
     callers = [rule.get("from") for rule in policy["ingress"] if {"port": "grpc"} in rule["ports"]]
     ours = [{"podSelector": {"matchLabels": {"app.kubernetes.io/part-of": pod["app.kubernetes.io/part-of"]}}}]
     assert callers == ([None] if service in ("decision", "feedback") else [ours])
+    public = [rule.get("from") for rule in policy["ingress"] if {"port": "public"} in rule["ports"]]
+    assert public == ([None] if service in ("identity", "consent") else [])
     ports = {port["name"] for port in container(service)["ports"]}
     assert {port["port"] for rule in policy["ingress"] for port in rule["ports"]} == ports
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_service_serves_its_public_methods_on_the_public_port(service: str) -> None:
+    """Where a service that is not open to backends has methods for them, the port is the one that it listens on."""
+    settings = {entry["name"]: entry.get("value") for entry in container(service)["env"]}
+    listens = settings.get(f"COMITY_{service.upper()}_PUBLIC_LISTEN")
+    (number,) = [port["containerPort"] for port in container(service)["ports"] if port["name"] == "public"] or [None]
+    assert listens == (None if number is None else f"[::]:{number}")
+    exposed = {port["name"]: port["port"] for port in ALL[f"base/{service}.yaml:Service"]["spec"]["ports"]}
+    assert exposed.get("public") == number
+
+
+def test_backends_may_call_these_methods_and_no_others() -> None:
+    """A method that is made public is looked at by whoever changes this list: nobody asks callers who they are."""
+    modules = [importlib.import_module(f"comity.{service}.v1.{service}_service_pb2") for service in SERVICES]
+    modules.append(importlib.import_module("comity.consent.v1.privacy_service_pb2"))
+    public = {
+        f"{one.name}/{method.name}"
+        for module in modules
+        for one in module.DESCRIPTOR.services_by_name.values()
+        for method in one.methods
+        if is_public(one.full_name, method.name)
+    }
+    assert public == {"IdentityService/Link"} | {f"ConsentService/{name}" for name in ("Record", "Revoke", "History")}
 
 
 def _selects(policy: dict[str, Any], name: str) -> bool:

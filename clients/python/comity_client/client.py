@@ -1,8 +1,9 @@
-"""The client: decide and track, each within its own deadline."""
+"""The client: decide, track and identify, each within its own deadline; `consent` is the ledger."""
 
 import asyncio
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 
 import grpc
@@ -10,17 +11,22 @@ from comity.decision.v1 import decision_service_pb2 as decision_pb
 from comity.decision.v1 import decision_service_pb2_grpc as decision_grpc
 from comity.feedback.v1 import feedback_service_pb2 as feedback_pb
 from comity.feedback.v1 import feedback_service_pb2_grpc as feedback_grpc
+from comity.identity.v1 import identity_service_pb2_grpc as identity_grpc
 
-from comity_client import wire
-from comity_client.errors import FieldProblem, InvalidRequestError, MissingDefaultError
-from comity_client.results import ConsentSignals, Decision, Entry, Happening, Page, Tracked
+from comity_client import wire, wire_people
+from comity_client.consent import Consent
+from comity_client.errors import FieldError, FieldProblem, InvalidRequestError, MissingDefaultError
+from comity_client.incoming import Fact
+from comity_client.results import ConsentSignals, Decision, Entry, Happening, Identified, Page, Tracked
 from comity_client.transport import Transport
-from comity_client.wire import Fact
 
 DEADLINE_S = 0.1
 TRACK_DEADLINE_S = 1.0
+# A revocation waits until every Decide that began before it has ended, a link until consent has answered.
+PEOPLE_DEADLINE_S = 5.0
 RETRIES_MAX = 2
-NOT_A_REQUEST = "ids and values of identities must be text, values of context text, numbers or booleans"
+# Fields of an event that a visitor's browser fills: what is wrong with them is told and not raised.
+_FROM_VISITORS = ("subject", "identities", "item_ids", "properties", "consent_signals", "decision_id", "exposure_token")
 
 
 class ComityClient:
@@ -29,12 +35,18 @@ class ComityClient:
     Args:
         address: host:port of the decision service.
         feedback_address: host:port of the feedback service, where it is another.
+        consent_address: of consent, for `consent`, where it is another; in a cluster its public port.
+        identity_address: of identity, for `identify`, where it is another; in a cluster its public port.
         defaults: placement id → what to show when nothing else answers; never empty.
         deadline_s: for decide, unless the call says otherwise.
         track_deadline_s: for track, unless the call says otherwise.
+        people_deadline_s: for identify and consent, unless the call says otherwise.
         retries_max: further tries while the server is unavailable and time is left.
         raise_on_invalid: whether a request that the server refuses as wrong raises; otherwise it gives the default.
         credentials: for TLS; None: plain text.
+
+    Attributes:
+        consent: the ledger: record, revoke, object, history.
     """
 
     def __init__(
@@ -42,23 +54,36 @@ class ComityClient:
         address: str,
         *,
         feedback_address: str | None = None,
+        consent_address: str | None = None,
+        identity_address: str | None = None,
         defaults: Mapping[str, Sequence[Entry]] | None = None,
         deadline_s: float = DEADLINE_S,
         track_deadline_s: float = TRACK_DEADLINE_S,
+        people_deadline_s: float = PEOPLE_DEADLINE_S,
         retries_max: int = RETRIES_MAX,
         raise_on_invalid: bool = True,
         credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
         self._address = address
         self._feedback_address = feedback_address or address
+        self._identity_address = identity_address or address
         self._defaults = dict(defaults or {})
         self._deadline_s = deadline_s
         self._track_deadline_s = track_deadline_s
         self._raise_on_invalid = raise_on_invalid
-        self._transport = Transport(retries_max=retries_max, raise_on_invalid=raise_on_invalid, credentials=credentials)
+        self._people_deadline_s = people_deadline_s
+        self._transport = Transport(
+            retries_max=retries_max,
+            raise_on_invalid=raise_on_invalid,
+            credentials=credentials,
+        )
+        self.consent = Consent(
+            self._transport, consent_address or address, deadline_s=people_deadline_s, raise_on_invalid=raise_on_invalid
+        )
 
     async def __aenter__(self) -> "ComityClient":
-        for address in {self._address, self._feedback_address}:  # connect now, so that the first call need not
+        # Connect now, so that the first call of a page need not; a login or an answer can wait for its connection.
+        for address in {self._address, self._feedback_address}:
             self._transport.connect(address)
         return self
 
@@ -72,9 +97,9 @@ class ComityClient:
     async def decide(
         self,
         *,
-        identities: Mapping[str, str],
+        identities: Mapping[str, str | None],
         placements: Sequence[str],
-        context: Mapping[str, Fact] | None = None,
+        context: Mapping[str, Fact | None] | None = None,
         candidate_ids: Sequence[str] = (),
         excluded_item_ids: Sequence[str] = (),
         gpc: str = "",
@@ -89,9 +114,10 @@ class ComityClient:
         """A decision for every placement, within the deadline; the caller's default where nothing better came.
 
         Args:
-            identities: namespace → value, e.g. {"user_id": "42"}.
+            identities: namespace → value, e.g. {"user_id": "42"}; of what a visitor brings (a cookie, None where there
+                is none) that which can be nobody's is left out.
             placements: ids; what one shows is not shown again by those after it.
-            context: facts of the request that rules and features may read.
+            context: facts of the request that rules and features may read; of a text the first 1,024 characters.
             candidate_ids: items to choose from; empty: the whole catalog.
             excluded_item_ids: items that must not be chosen.
             gpc: the Sec-GPC header as it came, where it is the only signal.
@@ -120,24 +146,58 @@ class ComityClient:
                 deferred=deferred,
                 template_version=template_version,
             )
-        except (TypeError, ValueError, AttributeError) as error:  # no type checker looked; often a number as user id
-            if self._raise_on_invalid:
-                raise InvalidRequestError(NOT_A_REQUEST, reason="NOT_A_REQUEST") from error
+        except FieldError as error:
+            if self._raise_on_invalid and not error.from_visitor:
+                raise error.as_invalid_request() from None
             return _page(None, placements, own, "CLIENT_REFUSED")
-        answer, why = await self._transport.ask(
+        outcome = await self._transport.ask(
             self._address,
             lambda channel: decision_grpc.DecisionServiceStub(channel).Decide,
             request,
             deadline_at,
             traceparent=traceparent,
         )
-        return _page(answer, placements, own, why)
+        return _page(outcome.answer, placements, own, outcome.why)
+
+    async def identify(
+        self,
+        *,
+        identities: Mapping[str, str | None],
+        consent_signals: ConsentSignals | None = None,
+        request_id: str | None = None,
+        deadline_s: float | None = None,
+    ) -> Identified:
+        """Say that these identities are one person's, at login or registration: what they had before is theirs then.
+
+        Args:
+            identities: namespace → value, all that are known of the person, e.g. the user id and the visitor's cookie.
+            consent_signals: that came with the login.
+            request_id: the same id links once; one is drawn when not given.
+
+        Raises:
+            InvalidRequestError: the request is wrong, here or to the server (unless raise_on_invalid is off).
+        """
+        deadline_at = _after(self._people_deadline_s if deadline_s is None else deadline_s)
+        request_id = request_id or uuid.uuid4().hex
+        try:
+            request = wire_people.link_request(request_id, identities, consent_signals)
+        except FieldError as error:
+            if self._raise_on_invalid and not error.from_visitor:
+                raise error.as_invalid_request() from None
+            return Identified(request_id=request_id, status="REFUSED", reason="NOT_A_REQUEST", problem=str(error))
+        outcome = await self._transport.ask(
+            self._identity_address,
+            lambda channel: identity_grpc.IdentityServiceStub(channel).Link,
+            request,
+            deadline_at,
+        )
+        return wire_people.identified_of(outcome, request_id=request_id)
 
     async def track(
         self,
         event_type: str,
         *,
-        identities: Mapping[str, str],
+        identities: Mapping[str, str | None],
         item_ids: Sequence[str] = (),
         properties: Mapping[str, Fact] | None = None,
         decision: Decision | None = None,
@@ -155,20 +215,26 @@ class ComityClient:
             consent_signals: that came with it.
 
         Raises:
-            InvalidRequestError: the server refused the event as wrong (unless raise_on_invalid is off).
+            InvalidRequestError: the event is wrong, here or to the server (unless raise_on_invalid is off). What a
+                visitor may have sent (identities, items, properties, signals) is REFUSED and not raised, but for values
+                of a type that cannot be sent, such as a number as user id.
         """
         happened = Happening(
             event_type,
             identities,
-            tuple(item_ids),
+            item_ids,
             properties or {},
             decision,
             occurred_at,
             event_id or uuid.uuid4().hex,
             consent_signals,
         )
-        (tracked,) = await self.track_many([happened], deadline_s=deadline_s)
-        if tracked.status == "REFUSED" and self._raise_on_invalid:
+        event = _written(happened)
+        if isinstance(event, FieldError) and self._raise_on_invalid and not event.from_visitor:
+            raise event.as_invalid_request()
+        (tracked,) = await self._deliver([happened], [event], deadline_s)
+        is_ours = not tracked.field.startswith(_FROM_VISITORS)
+        if tracked.status == "REFUSED" and is_ours and self._raise_on_invalid:
             problem = FieldProblem(tracked.field, tracked.problem)
             raise InvalidRequestError(f"{problem.field}: {problem.problem}", problems=(problem,))
         return tracked
@@ -181,16 +247,34 @@ class ComityClient:
         Raises:
             InvalidRequestError: the server refused the request as a whole (unless raise_on_invalid is off).
         """
-        if not happenings:
-            return []
+        return await self._deliver(happenings, [_written(happening) for happening in happenings], deadline_s)
+
+    async def _deliver(
+        self,
+        happenings: Sequence[Happening],
+        events: Sequence[feedback_pb.TrackedEvent | FieldError],
+        deadline_s: float | None,
+    ) -> list[Tracked]:
+        """Send the events that could be written; what became of each happening, in order."""
         deadline_at = _after(self._track_deadline_s if deadline_s is None else deadline_s)
-        answer, why = await self._transport.ask(
-            self._feedback_address,
-            lambda channel: feedback_grpc.FeedbackServiceStub(channel).Track,
-            feedback_pb.TrackRequest(events=[wire.tracked_event(happening) for happening in happenings]),
-            deadline_at,
-        )
-        return _tracked(answer, happenings, why)
+        sent = [event for event in events if isinstance(event, feedback_pb.TrackedEvent)]
+        results: list[feedback_pb.TrackResult] = []
+        why = ""
+        if sent:
+            outcome = await self._transport.ask(
+                self._feedback_address,
+                lambda channel: feedback_grpc.FeedbackServiceStub(channel).Track,
+                feedback_pb.TrackRequest(events=sent),
+                deadline_at,
+            )
+            results, why = [] if outcome.answer is None else list(outcome.answer.results), outcome.why
+        answered = iter([*results, *[None] * len(sent)])
+        return [
+            _refused(happening, event)
+            if isinstance(event, FieldError)
+            else _tracked(next(answered), happening, event.event_id, why)
+            for happening, event in zip(happenings, events, strict=True)
+        ]
 
     def _default_of(self, placement_id: str, of_call: Mapping[str, Sequence[Entry]]) -> tuple[Entry, ...]:
         entries = tuple(of_call.get(placement_id) or self._defaults.get(placement_id) or ())
@@ -231,13 +315,26 @@ def _own_decision(placement_id: str, entries: tuple[Entry, ...], why: str) -> De
     )
 
 
-def _tracked(answer: feedback_pb.TrackResponse | None, happenings: Sequence[Happening], why: str) -> list[Tracked]:
-    results = list(answer.results) if answer is not None else []
-    tracked = []
-    for index, happening in enumerate(happenings):
+def _written(happening: Happening) -> feedback_pb.TrackedEvent | FieldError:
+    """The event, or why it cannot be sent: whatever is wrong with one costs no other."""
+    try:
+        return wire.tracked_event(happening)
+    except FieldError as error:
+        return error
+    except (TypeError, ValueError, AttributeError) as error:  # no type checker looked
+        return FieldError("event", f"cannot be sent ({type(error).__name__}): give a Happening as it is declared")
+
+
+def _refused(happening: Happening, error: FieldError) -> Tracked:
+    event_id = str(getattr(happening, "event_id", ""))
+    return Tracked(event_id=event_id, status="REFUSED", field=error.field, problem=error.problem)
+
+
+def _tracked(result: feedback_pb.TrackResult | None, happening: Happening, sent_id: str, why: str) -> Tracked:
+    if result is not None:
         try:
-            tracked.append(wire.tracked_of(results[index], event_id=happening.event_id))
-        except (IndexError, wire.GarbageError):
-            problem = why or "CLIENT_INVALID_ANSWER"
-            tracked.append(Tracked(event_id=happening.event_id, status="NOT_DELIVERED", problem=problem))
-    return tracked
+            return replace(wire.tracked_of(result, event_id=sent_id), event_id=happening.event_id)
+        except wire.GarbageError:
+            pass
+    problem = why or "CLIENT_INVALID_ANSWER"
+    return Tracked(event_id=happening.event_id, status="NOT_DELIVERED", problem=problem)

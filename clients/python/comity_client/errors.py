@@ -16,6 +16,26 @@ class FieldProblem:
     problem: str
 
 
+class FieldError(Exception):
+    """A value that cannot be sent. Never reaches a caller as it is: each call makes its refusal of it.
+
+    Args:
+        from_visitor: a browser may have sent it, so no program is at fault.
+    """
+
+    def __init__(self, field: str, problem: str, *, from_visitor: bool = False) -> None:
+        super().__init__(f"{field}: {problem}")
+        self.field = field
+        self.problem = problem
+        self.from_visitor = from_visitor
+
+    def as_invalid_request(self) -> "InvalidRequestError":
+        """The refusal, as callers know them."""
+        return InvalidRequestError(
+            str(self), reason="NOT_A_REQUEST", problems=(FieldProblem(self.field, self.problem),)
+        )
+
+
 class MissingDefaultError(ValueError):
     """A placement was asked for that has no default: then "never nothing" could not be kept."""
 

@@ -1,7 +1,7 @@
 """What calls give back, in plain dataclasses."""
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal, TypeAlias
@@ -11,6 +11,9 @@ Source: TypeAlias = Literal["slate", "fallback", "client_default"]
 TrackedStatus: TypeAlias = Literal[
     "ACCEPTED", "DUPLICATE", "REFUSED", "DROPPED_NO_CONSENT", "ANONYMIZED", "NOT_DELIVERED"
 ]
+# REFUSED: the person is nobody, was erased, or has not agreed; NOT_DELIVERED: nobody took it in time.
+PeopleStatus: TypeAlias = Literal["DONE", "REFUSED", "NOT_DELIVERED"]
+ConsentState: TypeAlias = Literal["GRANTED", "DENIED", "REVOKED", "EXPIRED", "OBJECTED"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +98,7 @@ class Happening:
 
     Args:
         type: as the site bundle declares it, e.g. click.
-        identities: namespace → value of the person.
+        identities: namespace → value of the person; None where a visitor brings none.
         decision: what it answers, as decide gave it.
         occurred_at: aware; now when not given.
         event_id: the same id counts once.
@@ -103,8 +106,8 @@ class Happening:
     """
 
     type: str
-    identities: Mapping[str, str]
-    item_ids: tuple[str, ...] = ()
+    identities: Mapping[str, str | None]
+    item_ids: Sequence[str] = ()
     properties: Mapping[str, str | float | bool] = field(default_factory=dict)
     decision: Decision | None = None
     occurred_at: datetime | None = None
@@ -128,3 +131,89 @@ class Tracked:
     status: TrackedStatus
     field: str = ""
     problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Identified:
+    """What became of a link.
+
+    Args:
+        request_id: send it again under this id and it links once.
+        status: DONE: they are one person.
+        reason: stable word for why it was REFUSED, e.g. IDENTITY_LINKING_NOT_ALLOWED, NOBODY_NAMED, SUBJECT_FULL.
+        problem: for people: why there is no link.
+        merged: two persons became one.
+        link_id: names the link; an operator takes it back by it.
+        subject_id: the person's pseudonym.
+        gave_way_count: of the person's oldest anonymous identities, how many left to make room; each is a person of its
+            own again.
+    """
+
+    request_id: str
+    status: PeopleStatus
+    reason: str = ""
+    problem: str = ""
+    merged: bool = False
+    link_id: str = ""
+    subject_id: str = ""
+    gave_way_count: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ConsentChange:
+    """What became of an answer.
+
+    Args:
+        request_id: send it again under this id and it is recorded once.
+        status: DONE: it stands. Anything else: it may not, so send it again or tell the person.
+        reason: stable word for why it was REFUSED, e.g. NOBODY_NAMED, SUBJECT_ERASED.
+        problem: for people: why it does not stand.
+        subject_id: the person's pseudonym.
+        consent_version: of the person's ledger after it; a receipt is asked for by it.
+        purposes: for revoke: those that were revoked.
+    """
+
+    request_id: str
+    status: PeopleStatus
+    reason: str = ""
+    problem: str = ""
+    subject_id: str = ""
+    consent_version: int = 0
+    purposes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ConsentRecord:
+    """One answer that a person gave.
+
+    Args:
+        expires_at: None: it does not expire.
+    """
+
+    purpose: str
+    state: str
+    consent_version: int
+    recorded_at: datetime
+    collected_at: datetime | None = None
+    expires_at: datetime | None = None
+    notice_version: str = ""
+    notice_language: str = ""
+    mechanism: str = ""
+    jurisdiction: str = ""
+    purpose_version: int = 0
+    policy_version: str = ""
+    source_hash: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ConsentHistory:
+    """Every answer that a person gave, the oldest first; the whole where status is DONE, and nothing else.
+
+    Args:
+        reason, problem: as of ConsentChange.
+    """
+
+    status: PeopleStatus
+    reason: str = ""
+    problem: str = ""
+    records: tuple[ConsentRecord, ...] = ()

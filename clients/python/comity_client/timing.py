@@ -10,6 +10,8 @@ import grpc
 T = TypeVar("T")
 # Longest first pause between tries, doubled each time and drawn from [0, it): many clients must not come back at once.
 RETRY_PAUSE_S = 0.01
+# The server cannot be reached; or the call met another one that changed the same thing, and is to be sent again.
+_AGAIN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.ABORTED)
 
 
 async def within(work: Coroutine[Any, Any, T], timeout_s: float) -> T:
@@ -36,7 +38,7 @@ async def within(work: Coroutine[Any, Any, T], timeout_s: float) -> T:
 
 
 async def with_retries(call: Callable[[float], Awaitable[T]], *, deadline_at: float, retries_max: int) -> T:
-    """What *call(seconds left)* gives, tried again while the server is unavailable and time is left.
+    """What *call(seconds left)* gives, tried again while the server is unavailable or busy, and time is left.
 
     Args:
         deadline_at: on the loop's clock.
@@ -49,7 +51,7 @@ async def with_retries(call: Callable[[float], Awaitable[T]], *, deadline_at: fl
         except grpc.aio.AioRpcError as error:
             pause_s = random.uniform(0, RETRY_PAUSE_S * 2**attempt)
             last = attempt >= retries_max or loop.time() + pause_s >= deadline_at
-            if last or error.code() is not grpc.StatusCode.UNAVAILABLE:
+            if last or error.code() not in _AGAIN:
                 raise
         await asyncio.sleep(pause_s)
         attempt += 1

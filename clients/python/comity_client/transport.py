@@ -3,11 +3,12 @@
 import asyncio
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
 
-from comity_client.errors import invalid_request
+from comity_client.errors import InvalidRequestError, invalid_request
 from comity_client.timing import with_retries, within
 
 # What the way back to the caller takes: the server must be done by then.
@@ -21,6 +22,8 @@ _REFUSALS = (
     grpc.StatusCode.NOT_FOUND,
     grpc.StatusCode.ALREADY_EXISTS,
 )
+# What the server says where the person, not the program, is why: who is meant is nobody, or did not allow it.
+_NOBODY = "NOBODY_NAMED"
 _OUTAGES = {
     grpc.StatusCode.DEADLINE_EXCEEDED: "CLIENT_DEADLINE_EXCEEDED",
     grpc.StatusCode.UNAVAILABLE: "CLIENT_UNAVAILABLE",
@@ -40,17 +43,38 @@ _OPTIONS = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a call ended.
+
+    Args:
+        answer: None where there is none.
+        why: the word for why there is none.
+        refusal: what the server refused it for; None where it did not refuse.
+        is_mistake: the refusal tells of a mistake in the program.
+    """
+
+    answer: Any | None = None
+    why: str = ""
+    refusal: InvalidRequestError | None = None
+    is_mistake: bool = False
+
+
 class Transport:
     """Channels to a few addresses, and unary calls over them.
 
     Args:
         retries_max: further tries while the server is unavailable and time is left.
-        raise_on_invalid: whether a refusal raises, or is the word CLIENT_REFUSED.
+        raise_on_invalid: whether a refusal that tells of a mistake in the program raises.
         credentials: for TLS; None: plain text.
     """
 
     def __init__(
-        self, *, retries_max: int, raise_on_invalid: bool, credentials: grpc.ChannelCredentials | None
+        self,
+        *,
+        retries_max: int,
+        raise_on_invalid: bool,
+        credentials: grpc.ChannelCredentials | None,
     ) -> None:
         self._retries_max = retries_max
         self._raise_on_invalid = raise_on_invalid
@@ -87,8 +111,8 @@ class Transport:
         deadline_at: float,
         *,
         traceparent: str = "",
-    ) -> tuple[Any | None, str]:
-        """The answer and "", or None and why there is none, by *deadline_at* on the loop's clock.
+    ) -> Outcome:
+        """The answer, or why there is none, by *deadline_at* on the loop's clock.
 
         Args:
             method: gives the stub's method for a channel.
@@ -97,7 +121,7 @@ class Transport:
         Raises:
             InvalidRequestError: the server refused the request as wrong (unless raise_on_invalid is off).
         """
-        metadata = (("traceparent", traceparent),) if _TRACEPARENT.fullmatch(traceparent) else ()
+        metadata = (("traceparent", traceparent),) if _is_trace_context(traceparent) else ()
 
         async def once(left_s: float) -> Any:
             call = method(self.connect(address))
@@ -105,14 +129,26 @@ class Transport:
 
         work = with_retries(once, deadline_at=deadline_at, retries_max=self._retries_max)
         try:
-            return await within(work, deadline_at - asyncio.get_running_loop().time()), ""
+            return Outcome(await within(work, deadline_at - asyncio.get_running_loop().time()))
         except TimeoutError:
-            return None, "CLIENT_DEADLINE_EXCEEDED"
+            return Outcome(why="CLIENT_DEADLINE_EXCEEDED")
         except grpc.aio.AioRpcError as error:
-            if error.code() not in _REFUSALS:
-                return None, _OUTAGES.get(error.code(), "CLIENT_ERROR")
-            if self._raise_on_invalid:
-                raise invalid_request(error) from error
-            return None, "CLIENT_REFUSED"
+            outcome = _failed(error)
+            if outcome.is_mistake and outcome.refusal is not None and self._raise_on_invalid:
+                raise outcome.refusal from error
+            return outcome
         except Exception:  # whatever else goes wrong between here and the server is an outage to the caller
-            return None, "CLIENT_ERROR"
+            return Outcome(why="CLIENT_ERROR")
+
+
+def _failed(error: grpc.aio.AioRpcError) -> Outcome:
+    if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
+        return Outcome(why="CLIENT_ERROR", refusal=invalid_request(error))
+    if error.code() not in _REFUSALS:
+        return Outcome(why=_OUTAGES.get(error.code(), "CLIENT_ERROR"))
+    refusal = invalid_request(error)
+    return Outcome(why="CLIENT_REFUSED", refusal=refusal, is_mistake=refusal.reason != _NOBODY)
+
+
+def _is_trace_context(text: object) -> bool:
+    return isinstance(text, str) and _TRACEPARENT.fullmatch(text) is not None

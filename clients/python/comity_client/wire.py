@@ -1,6 +1,7 @@
 """Protobuf ↔ dataclasses, the only place that knows both; what is not a sound answer is refused here."""
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 
 from comity.common.v1 import types_pb2 as types_pb
 from comity.decision.v1 import decision_events_pb2 as decision_events_pb
@@ -8,10 +9,26 @@ from comity.decision.v1 import decision_service_pb2 as decision_pb
 from comity.feedback.v1 import feedback_events_pb2 as feedback_events_pb
 from comity.feedback.v1 import feedback_service_pb2 as feedback_pb
 from google.protobuf.descriptor import EnumDescriptor
+from google.protobuf.timestamp_pb2 import Timestamp
 
+from comity_client.errors import FieldError
+from comity_client.incoming import (
+    UNENCODABLE,
+    Fact,
+    candidates_of,
+    entry,
+    facts_of,
+    finite,
+    id_of,
+    identities_of,
+    is_writable,
+    item_ids_of,
+    signals_of,
+    text_of,
+    texts_of,
+)
 from comity_client.results import ConsentSignals, Decision, Entry, Happening, Tracked, TrackedStatus
 
-Fact = str | float | bool
 SLATE_ENTRIES_MAX = 100
 
 _STATUSES: Mapping[int, TrackedStatus] = {
@@ -27,37 +44,35 @@ class GarbageError(Exception):
     """An answer that no correct server gives."""
 
 
-def identities_of(identities: Mapping[str, str]) -> list[types_pb.Identity]:
-    """Namespace → value, as messages."""
-    return [types_pb.Identity(namespace=namespace, value=value) for namespace, value in identities.items()]
-
-
 def decide_request(
     request_id: str,
-    identities: Mapping[str, str],
+    identities: Mapping[str, str | None],
     placements: Sequence[str],
     *,
-    context: Mapping[str, Fact],
+    context: Mapping[str, Fact | None],
     candidate_ids: Sequence[str],
     excluded_item_ids: Sequence[str],
     consent_signals: ConsentSignals | None,
     deferred: bool,
     template_version: str = "",
 ) -> decision_pb.DecideRequest:
-    """The request for these placements."""
+    """The request for these placements.
+
+    Raises:
+        FieldError: a value of the program's cannot be sent.
+    """
+    candidates, excluded = candidates_of(candidate_ids), item_ids_of("excluded_item_ids", excluded_item_ids)
     return decision_pb.DecideRequest(
-        request_id=request_id,
+        request_id=id_of("request_id", request_id),
         identities=identities_of(identities),
         placements=[
-            decision_pb.PlacementRequest(
-                placement_id=placement, candidate_ids=candidate_ids, excluded_item_ids=excluded_item_ids
-            )
-            for placement in placements
+            decision_pb.PlacementRequest(placement_id=placement, candidate_ids=candidates, excluded_item_ids=excluded)
+            for placement in texts_of("placements", placements)
         ],
-        context={key: _context_fact(value) for key, value in context.items()},
-        consent_signals=_signals(consent_signals),
+        context={key: _context_fact(value) for key, value in facts_of(context).items()},
+        consent_signals=signals_of(consent_signals),
         activation=decision_events_pb.ACTIVATION_DEFERRED if deferred else decision_events_pb.ACTIVATION_IMMEDIATE,
-        template_version=template_version,
+        template_version=text_of("template_version", template_version),
     )
 
 
@@ -78,32 +93,40 @@ def decision_of(answer: decision_pb.PlacementDecision, *, placement_id: str) -> 
         placement_id=placement_id,
         entries=entries,
         source="slate" if which == "slate" else "fallback",
-        reason=_word(decision_events_pb.Reason.DESCRIPTOR, answer.reason),
-        fallback_reason=_word(decision_events_pb.FallbackReason.DESCRIPTOR, answer.fallback_reason),
+        reason=word(decision_events_pb.Reason.DESCRIPTOR, answer.reason),
+        fallback_reason=word(decision_events_pb.FallbackReason.DESCRIPTOR, answer.fallback_reason),
         decision_id=answer.decision_id,
         exposure_token=answer.exposure_token,
         learnable=answer.learnable,
         holdout=answer.assignment.holdout,
         versions={field.name: str(value) for field, value in answer.versions.ListFields()},
-        layer=_word(types_pb.SubjectLevel.DESCRIPTOR, answer.layer),
+        layer=word(types_pb.SubjectLevel.DESCRIPTOR, answer.layer),
     )
 
 
 def tracked_event(happening: Happening) -> feedback_pb.TrackedEvent:
-    """The event; a decision that the client made itself is left out, for the log does not know it."""
+    """The event; a decision that the client made itself is left out, for the log does not know it.
+
+    Raises:
+        FieldError: a value cannot be sent.
+    """
     event = feedback_pb.TrackedEvent(
-        event_id=happening.event_id,
-        type=happening.type,
+        event_id=id_of("event_id", happening.event_id),
+        type=writable("type", happening.type),
         subject=types_pb.SubjectRef(identities=identities_of(happening.identities)),
-        item_ids=happening.item_ids,
-        properties={name: _property_value(value) for name, value in happening.properties.items()},
-        consent_signals=_signals(happening.consent_signals),
+        item_ids=[
+            writable(f"item_ids[{index}]", one) for index, one in enumerate(texts_of("item_ids", happening.item_ids))
+        ],
+        properties={
+            writable("properties", name): _property_value(name, value) for name, value in happening.properties.items()
+        },
+        consent_signals=signals_of(happening.consent_signals),
     )
     if happening.occurred_at is not None:
-        if happening.occurred_at.tzinfo is None:
-            raise ValueError("occurred_at must be aware: give it a time zone")
-        event.occurred_at.FromDatetime(happening.occurred_at)
+        event.occurred_at.CopyFrom(moment_of("occurred_at", happening.occurred_at))
     decision = happening.decision
+    if decision is not None and not isinstance(decision, Decision):
+        raise FieldError("decision", f"must be a Decision that decide gave, not {type(decision).__name__}")
     if decision is not None and decision.exposure_token:
         event.decision_id = decision.decision_id
         event.exposure_token = decision.exposure_token
@@ -122,17 +145,31 @@ def tracked_of(result: feedback_pb.TrackResult, *, event_id: str) -> Tracked:
     return Tracked(event_id=event_id, status=status, field=result.field, problem=result.problem)
 
 
-def _signals(signals: ConsentSignals | None) -> types_pb.ConsentSignals | None:
-    if signals is None:
-        return None
-    return types_pb.ConsentSignals(
-        gpc=signals.gpc,
-        tc_string=signals.tc_string,
-        gpp=signals.gpp,
-        usp=signals.usp,
-        jurisdiction=signals.jurisdiction,
-        do_not_personalize=signals.do_not_personalize,
-    )
+def moment_of(field: str, at: datetime) -> Timestamp:
+    """The moment.
+
+    Raises:
+        FieldError: it is none, or has no time zone.
+    """
+    if not isinstance(at, datetime):
+        raise FieldError(field, f"must be a datetime, not {type(at).__name__}")
+    if at.tzinfo is None:
+        raise FieldError(field, "must be aware: give it a time zone")
+    stamp = Timestamp()
+    stamp.FromDatetime(at)
+    return stamp
+
+
+def writable(field: str, value: object) -> str:
+    """The text.
+
+    Raises:
+        FieldError: it is none, or has a lone surrogate.
+    """
+    text = text_of(field, value)
+    if not is_writable(text):
+        raise FieldError(field, UNENCODABLE, from_visitor=True)
+    return text
 
 
 def _entry(entry: decision_events_pb.SlateEntry) -> Entry:
@@ -144,11 +181,11 @@ def _entry(entry: decision_events_pb.SlateEntry) -> Entry:
         slot=entry.slot,
         score=entry.score,
         propensity=entry.propensity,
-        reason=_word(decision_events_pb.Reason.DESCRIPTOR, entry.reason),
+        reason=word(decision_events_pb.Reason.DESCRIPTOR, entry.reason),
     )
 
 
-def _word(enum: EnumDescriptor, number: int) -> str:
+def word(enum: EnumDescriptor, number: int) -> str:
     """RANKED for REASON_RANKED; empty for UNSPECIFIED; the number where a newer server knows a word that we do not."""
     if not number:
         return ""
@@ -166,9 +203,15 @@ def _context_fact(value: Fact) -> decision_events_pb.ContextFact:
     return decision_events_pb.ContextFact(number_value=value)
 
 
-def _property_value(value: Fact) -> feedback_events_pb.PropertyValue:
+def _property_value(name: str, value: object) -> feedback_events_pb.PropertyValue:
+    field = entry("properties", name)
     if isinstance(value, bool):
         return feedback_events_pb.PropertyValue(boolean_value=value)
     if isinstance(value, str):
-        return feedback_events_pb.PropertyValue(string_value=value)
-    return feedback_events_pb.PropertyValue(number_value=value)
+        return feedback_events_pb.PropertyValue(string_value=writable(field, value))
+    if not isinstance(value, int | float):
+        raise FieldError(field, f"must be text, a number or a boolean, not {type(value).__name__}")
+    number = finite(value)
+    if number is None:
+        raise FieldError(field, "is not a finite number", from_visitor=True)
+    return feedback_events_pb.PropertyValue(number_value=number)

@@ -171,9 +171,9 @@ async def test_limits_are_enforced_before_the_handler(served: Served) -> None:
 @pytest.mark.parametrize("size", [300_000, 2_000_000])
 async def test_an_oversize_request_is_refused_with_its_limit(served: Served, size: int) -> None:
     """A 2 MB request gets a typed error that says how much is allowed."""
-    request = question()
-    request.queries[0].purposes.append("p" * size)
-    error = await refusal_of(rpc_client.call(served.stub.Evaluate, request, 5.0))
+    request = consent_pb.HistoryRequest()
+    request.subject.identities.add(namespace="user_id", value="v" * size)
+    error = await refusal_of(rpc_client.call(served.stub.History, request, 5.0))
     assert (error.kind, error.reason) == (Kind.INVALID, "REQUEST_TOO_LARGE")
     assert error.problems[0].field == "EvaluateRequest"
     assert "at most 262,144 are allowed" in error.problems[0].problem
@@ -356,3 +356,30 @@ async def test_a_handler_that_would_block_the_loop_is_refused() -> None:
 
     with pytest.raises(ValueError, match="must be a coroutine function"):
         RpcServer(settings()).add(consent_grpc.add_ConsentServiceServicer_to_server, Blocking())  # type: ignore[abstract]
+
+
+async def test_the_public_port_serves_what_backends_may_call_and_nothing_else() -> None:
+    """Also nothing that is only listed: who reaches the port cannot find out what else there is."""
+    server, consent = RpcServer(settings(public_listen="127.0.0.1:0")), Consent()  # type: ignore[abstract]
+    server.add(consent_grpc.add_ConsentServiceServicer_to_server, consent)
+    server.add(features_grpc.add_FeatureServiceServicer_to_server, Features())  # type: ignore[abstract]
+    await server.start()
+    channel = rpc_client.connect(f"127.0.0.1:{server.public_port}")
+    try:
+        stub = consent_grpc.ConsentServiceStub(channel)
+        request = consent_pb.HistoryRequest()
+        request.subject.subject_id = "a" * 26
+        assert await rpc_client.call(stub.History, request, 5.0) == consent_pb.HistoryResponse()
+        health = health_pb2_grpc.HealthStub(channel)
+        assert (await health.Check(health_pb2.HealthCheckRequest(), timeout=5)).status == 1
+        columns = features_grpc.FeatureServiceStub(channel).GetItemColumns(
+            features_pb.GetItemColumnsRequest(), timeout=5
+        )
+        for closed in (stub.Evaluate(question(), timeout=5), columns.read()):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await closed
+            assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        assert consent.calls == 0
+    finally:
+        await channel.close()
+        await server.stop()

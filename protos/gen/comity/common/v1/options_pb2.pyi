@@ -85,19 +85,23 @@ class MethodRules(_message.Message):
 
     DEADLINE_REQUIRED_FIELD_NUMBER: _builtins.int
     REQUEST_BYTES_MAX_FIELD_NUMBER: _builtins.int
+    PUBLIC_FIELD_NUMBER: _builtins.int
     deadline_required: _builtins.bool
     """Refuse a call that carries no deadline."""
     request_bytes_max: _builtins.int
     """Largest request in bytes. Unset: 262,144."""
+    public: _builtins.bool
+    """Served on the public port as well: a backend may call it where it may call nothing else of the service."""
     def __init__(
         self,
         *,
         deadline_required: _builtins.bool = ...,
         request_bytes_max: _builtins.int = ...,
+        public: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_required", b"deadline_required", "request_bytes_max", b"request_bytes_max"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_required", b"deadline_required", "public", b"public", "request_bytes_max", b"request_bytes_max"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
