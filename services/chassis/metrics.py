@@ -43,6 +43,9 @@ EVENTS_DROPPED = Counter("comity_events_dropped", "Events that were not stored, 
 ERASURE_STEPS = Counter("comity_erasure_steps", "Steps of erasures that were taken, again included.", ("step",))
 ERASURES = Gauge("comity_erasures", "Erasures: that run now, and that this process completed.", ("state",))
 ERASURE_OLDEST_S = Gauge("comity_erasure_oldest_seconds", "Age of the oldest erasure that still runs.")
+JOURNAL_LAG_S = Gauge(
+    "comity_consent_journal_lag_seconds", "Age of the oldest refusal or erasure that is not in the journal."
+)
 PERSONAL_DATA_ACCESSES = Counter("comity_personal_data_accesses", "Reads of personal data by people.", ("method",))
 EVENTS_WITHOUT_CONSENT = Counter(
     "comity_events_without_consent",

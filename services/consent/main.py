@@ -3,6 +3,7 @@
 import asyncio
 from pathlib import Path
 
+import structlog
 from comity.common.v1.holdings_pb2_grpc import add_HoldingsServiceServicer_to_server
 from comity.consent.v1.consent_service_pb2_grpc import add_ConsentServiceServicer_to_server
 from comity.consent.v1.privacy_service_pb2_grpc import add_PrivacyServiceServicer_to_server
@@ -17,12 +18,13 @@ from services.chassis.holdings import HoldingsService
 from services.chassis.lifecycle import App, run
 from services.chassis.metrics import RELAY_LAG_S
 from services.chassis.migrations import CHASSIS, migrate
-from services.chassis.postgres import create_pool
+from services.chassis.postgres import Pool, create_pool
 from services.chassis.reconciler import Reconciler
 from services.chassis.relay import Relay
 from services.chassis.rpc_client import connect
 from services.chassis.settings import ServiceSettings, read_secret
 from services.consent.clients import GrpcIdentityReader, GrpcParticipant, GrpcRectifier
+from services.consent.domain.journal import key_of
 from services.consent.handlers.erasing import EraseWorker
 from services.consent.handlers.ledger import ConsentHandlers
 from services.consent.handlers.privacy import PrivacyHandlers
@@ -30,10 +32,13 @@ from services.consent.handlers.privacy_ports import Participant, Ports
 from services.consent.service import ConsentService, PrivacyService
 from services.consent.store.erasures import PostgresErasures
 from services.consent.store.holdings import ConsentHoldings, OwnParticipant
+from services.consent.store.journal import JournalFile, PostgresJournal
 from services.consent.store.ledger import PostgresLedger
 from services.consent.store.policies import PostgresPolicies
 from services.consent.store.receipts import Ed25519Signer, PostgresReceipts
-from services.consent.subscribers import Erasures, Expiries
+from services.consent.subscribers import Erasures, Expiries, Journaling
+
+_log = structlog.get_logger(__name__)
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -46,6 +51,9 @@ class Settings(ServiceSettings):
         features_address: of features, decision_address and feedback_address: export and erasure ask them.
         receipt_key_file: the key that receipts are signed with.
         controller: who answers to people for what is held about them, as receipts name it.
+        journal_dir: folder of the journal of refusals and erasures, where a backup of the database does not reach;
+            all replicas share it. None: there is no journal, and a restore forgets what was refused since.
+        journal_missing_ok: serve a restored database also without the journal that it was written into.
         decide_budget_ms_max: longest budget of a Decide anywhere; a revocation waits for it before it returns.
         evaluate_timeout_ms: after which Postgres gives a consent read up; the caller then has no consent.
         write_timeout_ms: the same for every other statement.
@@ -60,6 +68,8 @@ class Settings(ServiceSettings):
     feedback_address: str
     receipt_key_file: Path
     controller: str = "the operator of this site"
+    journal_dir: Path | None = None
+    journal_missing_ok: bool = False
     decide_budget_ms_max: float = Field(default=50.0, ge=0.0)
     evaluate_timeout_ms: int = Field(default=25, ge=1)
     write_timeout_ms: int = Field(default=2000, ge=1)
@@ -91,9 +101,15 @@ async def build(settings: Settings, app: App) -> None:
     identity = GrpcIdentityReader(channel)
     accesses = PostgresAccessLog(pool, clock, outlives_erasure=True)
     drain_s = settings.decide_budget_ms_max / 1000
+    erasures = PostgresErasures(pool, ledger, clock)
+    journal = _journal(settings, pool, ledger, erasures)
+    if journal is not None:
+        await journal.catch_up()
+        app.background("journal", Journaling(pool, journal).run)
+        app.background("journal's lag", journal.watch)
     handlers = ConsentHandlers(ledger, policies, identity, accesses, clock, drain_s=drain_s, pause=asyncio.sleep)
     app.background("expiries", Expiries(pool, handlers).run)
-    app.server.add(add_ConsentServiceServicer_to_server, ConsentService(handlers))
+    app.server.add(add_ConsentServiceServicer_to_server, ConsentService(handlers, journal))
     channels = {"identity": channel}
     for name in ("features", "decision", "feedback"):
         channels[name] = connect(getattr(settings, f"{name}_address"))
@@ -101,7 +117,7 @@ async def build(settings: Settings, app: App) -> None:
     holdings = ConsentHoldings(pool)
     participants: dict[str, Participant] = {name: GrpcParticipant(name, one) for name, one in channels.items()}
     ports = Ports(
-        erasures=PostgresErasures(pool, ledger, clock),
+        erasures=erasures,
         participants={**participants, "consent": OwnParticipant(pool, holdings)},
         identity=identity,
         receipts=PostgresReceipts(pool, policies),
@@ -110,13 +126,24 @@ async def build(settings: Settings, app: App) -> None:
         signer=Ed25519Signer(read_secret(settings.receipt_key_file)),
         clock=clock,
     )
-    erasures = Erasures(pool, EraseWorker(ports, controller=settings.controller))
-    app.background("erasures", erasures.run)
+    erasing = Erasures(pool, EraseWorker(ports, controller=settings.controller))
+    app.background("erasures", erasing.run)
     privacy = PrivacyHandlers(
-        ports, controller=settings.controller, drain_s=drain_s, pause=asyncio.sleep, wake=erasures.wake
+        ports, controller=settings.controller, drain_s=drain_s, pause=asyncio.sleep, wake=erasing.wake
     )
     app.server.add(add_PrivacyServiceServicer_to_server, PrivacyService(privacy))
     app.server.add(add_HoldingsServiceServicer_to_server, HoldingsService(pool, holdings))
+
+
+def _journal(
+    settings: Settings, pool: Pool, ledger: PostgresLedger, erasures: PostgresErasures
+) -> PostgresJournal | None:
+    if settings.journal_dir is None or not settings.journal_dir.parts:
+        _log.warning("no journal: a restored database forgets what was refused since; set COMITY_CONSENT_JOURNAL_DIR")
+        return None
+    file = JournalFile(settings.journal_dir, key_of(read_secret(settings.receipt_key_file)))
+    log = PostgresEventStore(pool)
+    return PostgresJournal(pool, log, file, ledger, erasures, missing_ok=settings.journal_missing_ok)
 
 
 if __name__ == "__main__":

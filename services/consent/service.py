@@ -12,13 +12,15 @@ from services.chassis.access import access_of
 from services.consent import wire
 from services.consent.handlers.ledger import ConsentHandlers
 from services.consent.handlers.privacy import PrivacyHandlers
+from services.consent.store.journal import PostgresJournal
 
 
 class ConsentService(pb_grpc.ConsentServiceServicer):
     """comity.consent.v1.ConsentService."""
 
-    def __init__(self, handlers: ConsentHandlers) -> None:
+    def __init__(self, handlers: ConsentHandlers, journal: PostgresJournal | None = None) -> None:
         self._handlers = handlers
+        self._journal = journal
 
     async def Record(self, request: pb.RecordRequest, context: Any) -> pb.RecordResponse:  # noqa: N802
         """Record answers to purposes."""
@@ -57,7 +59,10 @@ class ConsentService(pb_grpc.ConsentServiceServicer):
         self, request: pb.DescribeConsentRequest, context: Any
     ) -> pb.DescribeConsentResponse:
         """Say what this process keeps to."""
-        return pb.DescribeConsentResponse(decide_budget_ms=self._handlers.decide_budget_ms)
+        described = pb.DescribeConsentResponse(decide_budget_ms=self._handlers.decide_budget_ms)
+        if self._journal is not None:
+            described.journal.entries, described.journal.lag_s = await self._journal.lag_s()
+        return described
 
 
 class PrivacyService(privacy_grpc.PrivacyServiceServicer):

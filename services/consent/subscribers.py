@@ -1,4 +1,4 @@
-"""What happens without anybody asking: grants run out, and the ledger says so; erasures go on until they are done."""
+"""What happens without anybody asking: grants run out, erasures go on until they are done, the journal is written."""
 
 import asyncio
 
@@ -8,6 +8,7 @@ from services.chassis.errors import Kind, ServiceError
 from services.chassis.postgres import Pool, leadership
 from services.consent.handlers.erasing import EraseWorker
 from services.consent.handlers.ledger import ConsentHandlers
+from services.consent.store.journal import PostgresJournal
 
 _log = structlog.get_logger(__name__)
 
@@ -18,6 +19,7 @@ LEADERSHIP = "comity.consent.expiries"
 # Another replica may have begun an erasure, or a service that was away may be back.
 ERASURES_POLL_S = 0.5
 ERASURES_LEADERSHIP = "comity.consent.erasures"
+JOURNAL_LEADERSHIP = "comity.consent.journal"
 
 
 class Expiries:
@@ -79,3 +81,23 @@ class Erasures:
                 await self._news.wait()
         except TimeoutError:
             return
+
+
+class Journaling:
+    """Writes the log into the journal, while this replica is the one to do it."""
+
+    def __init__(self, pool: Pool, journal: PostgresJournal) -> None:
+        self._pool = pool
+        self._journal = journal
+
+    async def run(self) -> None:
+        """Write until cancelled; outages, and a disk that takes nothing, are waited out."""
+        while True:
+            try:
+                async with leadership(self._pool, JOURNAL_LEADERSHIP) as connection:
+                    await self._journal.lead(connection)
+            except ServiceError as error:
+                if error.kind is not Kind.UNAVAILABLE:
+                    raise
+                _log.warning("the journal waits", reason=error.reason, message=error.message)
+                await asyncio.sleep(RETRY_S)

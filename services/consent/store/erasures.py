@@ -77,6 +77,9 @@ COMPLETE_SQL = """
 UPDATE erasures SET completed_at = $2, receipt = $3, signature = $4, key_id = $5, public_key = $6 WHERE erasure_id = $1
 """
 
+# The journal does not say who asked; the erasure's first record, which is lost with the database, did.
+_PUT_BACK = Access("comity", "put back from the journal")
+
 
 class PostgresErasures:
     """handlers.privacy_ports.ErasureLedger."""
@@ -96,17 +99,34 @@ class PostgresErasures:
             if earlier is not None:
                 return earlier, False
             refuse_overlap([(row["erasure_id"], row["runs"]) for row in await _naming(connection, person.member_ids)])
-            for member_id in sorted(person.member_ids):
-                await self._ledger.close_in(connection, member_id)
             now = self._clock.now()
             fact = wire.encode_erasure_requested(erasure_id, person.subject_id, person.member_ids, access)
             append = Append(_stream_id(erasure_id), 0, (_event(fact, now),), request_id, digest)
-            await append_in(connection, [append])
-            await connection.execute(PUT_SQL, erasure_id, person.subject_id, sorted(person.member_ids), now)
-            # Last: it keeps every writer of personal rows waiting until the commit, and facts about the members out.
-            added = await suppress_in(connection, erasure_id, sorted(person.member_ids))
-            await count_in(connection, erasure_id, SharedStep.SUPPRESS, {(POSTGRES, "erased_members"): added})
+            await self._begin_in(connection, erasure_id, person, append)
         return erasure_id, True
+
+    async def put_back(self, event_id: str, erasure_id: str, person: Person, requested_at: datetime) -> bool:
+        """Begin an erasure again that this ledger once held; False where it holds it."""
+        async with transaction(self._pool) as connection:
+            await connection.execute(LOCK_SQL)
+            if await _find(connection, erasure_id) is not None:
+                return False
+            fact = wire.encode_erasure_requested(erasure_id, person.subject_id, person.member_ids, _PUT_BACK)
+            event = replace(_event(fact, requested_at), event_id=event_id)
+            await self._begin_in(connection, erasure_id, person, Append(_stream_id(erasure_id), 0, (event,)))
+        return True
+
+    async def _begin_in(self, connection: Connection, erasure_id: str, person: Person, append: Append) -> None:
+        """Close the members' ledgers and record the request, of which *append* is the fact."""
+        member_ids = sorted(person.member_ids)
+        for member_id in member_ids:
+            await self._ledger.close_in(connection, member_id)
+        await append_in(connection, [append])
+        requested_at = append.events[0].occurred_at
+        await connection.execute(PUT_SQL, erasure_id, person.subject_id, member_ids, requested_at)
+        # Last: it keeps every writer of personal rows waiting until the commit, and facts about the members out.
+        added = await suppress_in(connection, erasure_id, member_ids)
+        await count_in(connection, erasure_id, SharedStep.SUPPRESS, {(POSTGRES, "erased_members"): added})
 
     async def begun(self, request_id: str, digest: bytes) -> str | None:
         """See handlers.privacy_ports.ErasureLedger."""

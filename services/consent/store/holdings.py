@@ -59,6 +59,13 @@ class ConsentHoldings:
                 read_by=("consent", "identity", "features", "decision", "feedback"),
             ),
             Holding(
+                store="file",
+                name="journal (COMITY_CONSENT_JOURNAL_DIR)",
+                content="refusals and erasures again, outside of every backup: pseudonym, purpose, verdict, times",
+                erasure=KEPT,
+                read_by=("consent",),
+            ),
+            Holding(
                 store=NATS,
                 name="ev.v1.*.consent.*",
                 content="the facts of the ledger on their way to whoever wants them",

@@ -8,6 +8,7 @@ Reads go over a pool of their own, whose statements are given up early: a verdic
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 
 import asyncpg
@@ -57,6 +58,7 @@ SELECT epoch, xid, position, event_id, stream_id, version, type, subject_id, occ
        traceparent
 FROM events WHERE stream_id = $1 AND epoch = $2 AND xid = $3 ORDER BY version
 """
+HAS_EVENT_SQL = "SELECT EXISTS (SELECT FROM events WHERE event_id = $1)"
 HISTORY_SQL = """
 SELECT epoch, xid, position, event_id, stream_id, version, type, subject_id, occurred_at, key_id, nonce, payload,
        traceparent
@@ -130,6 +132,23 @@ class PostgresLedger:
                 if error.reason != "SUBJECT_ERASED":
                     raise
         return len(rows)
+
+    async def put_back(self, event_id: str, member_id: str, answer: Answer) -> bool:
+        """Record a fact that this log once held, under its id and with its times; whether that changed anything.
+
+        Nothing is recorded of somebody whose ledger an erasure has closed.
+        """
+        async with transaction(self._pool) as connection:
+            await connection.execute(LOCK_SQL, member_id)
+            standings = _standings(await connection.fetch(STANDINGS_SQL, [member_id])).get(member_id, {})
+            if EVERY_PURPOSE in standings or await connection.fetchval(HAS_EVENT_SQL, event_id):
+                return False
+            version = max((one.consent_version for one in standings.values()), default=0)
+            again = replace(answer, version=version + 1)
+            event = replace(_event(member_id, again, again.recorded_at), event_id=event_id)
+            await append_in(connection, [Append(_stream_id(member_id), version, (event,))])
+            await _put(connection, member_id, standings, (again,))
+        return True
 
     async def close_in(self, connection: Connection, member_id: str) -> None:
         """Revoke every purpose and close the member's ledger for good, in the caller's transaction.

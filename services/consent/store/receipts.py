@@ -62,7 +62,8 @@ class PostgresReceipts:
 
     async def _version(self, connection: Connection, answers: Sequence[RecordedAnswer]) -> str:
         for one in answers:
-            if one.answer.collection is not None:
+            # One that was put back from the journal names no version.
+            if one.answer.collection is not None and one.answer.collection.policy_version:
                 return one.answer.collection.policy_version
         row = await connection.fetchrow(POLICY_THEN_SQL, answers[-1].answer.recorded_at)
         return wire.decode_policy_version(recorded(row)) if row is not None else ""

@@ -11,6 +11,7 @@ from services.consent.wire.calls import (
     who_of,
 )
 from services.consent.wire.facts import decode_answer, encode_answer, encode_policy
+from services.consent.wire.journal import JOURNALED_TYPES, answer_of_entry, journal_entry
 from services.consent.wire.policy import (
     declaration_of,
     decode_jurisdiction,
@@ -36,6 +37,8 @@ from services.consent.wire.privacy import (
 )
 
 __all__ = [
+    "JOURNALED_TYPES",
+    "answer_of_entry",
     "consent_record",
     "counts_of",
     "declaration_of",
@@ -57,6 +60,7 @@ __all__ = [
     "erasure_response",
     "evaluation",
     "event_json",
+    "journal_entry",
     "person_of",
     "query_of",
     "receipt_key_response",

@@ -758,17 +758,48 @@ class DescribeConsentResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DECIDE_BUDGET_MS_FIELD_NUMBER: _builtins.int
+    JOURNAL_FIELD_NUMBER: _builtins.int
     decide_budget_ms: _builtins.int
     """As in EvaluateResponse."""
+    @_builtins.property
+    def journal(self) -> Global___JournalStatus:
+        """Unset: none is kept."""
+
     def __init__(
         self,
         *,
         decide_budget_ms: _builtins.int = ...,
+        journal: Global___JournalStatus | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["journal", b"journal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decide_budget_ms", b"decide_budget_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decide_budget_ms", b"decide_budget_ms", "journal", b"journal"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DescribeConsentResponse: _TypeAlias = DescribeConsentResponse  # noqa: Y015
+
+@_typing.final
+class JournalStatus(_message.Message):
+    """The journal of refusals and erasures, which a restored backup is brought up to date with."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    LAG_S_FIELD_NUMBER: _builtins.int
+    entries: _builtins.int
+    lag_s: _builtins.float
+    """Age of the oldest refusal or erasure that is not in it; 0: all are."""
+    def __init__(
+        self,
+        *,
+        entries: _builtins.int = ...,
+        lag_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "lag_s", b"lag_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JournalStatus: _TypeAlias = JournalStatus  # noqa: Y015
