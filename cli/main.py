@@ -13,6 +13,7 @@ from services.chassis.errors import Kind, ServiceError
 MODULES = (
     "cli.up",
     "cli.commands_service",
+    "cli.commands_backup",
     "cli.commands_site",
     "cli.commands_decide",
     "cli.commands_log",

@@ -120,6 +120,8 @@ def show(found: StackStatus, *, as_json: bool, notes: Sequence[str] = ()) -> Non
         table.add_row(part.name, state, part.address, str(part.pid or ""), part.version, *_restarts(part))
     console.print(table)
     console.print(f"{found.summary}: {found.data_dir}")
+    if found.journal is not None:
+        console.print(f"journal: {found.journal.entries} refusals and erasures, {found.journal.lag_s:.1f} s behind")
     for part in found.parts:
         for alarm in part.alarms:
             since = f" since {alarm.since}" if alarm.since else ""
@@ -150,4 +152,5 @@ def _as_object(found: StackStatus) -> dict[str, Any]:
         "data_dir": str(found.data_dir),
         "summary": found.summary,
         "parts": [asdict(part) for part in found.parts],
+        "journal": None if found.journal is None else asdict(found.journal),
     }

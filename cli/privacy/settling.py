@@ -27,7 +27,7 @@ DATABASES_SQL = "SELECT datname FROM pg_catalog.pg_database WHERE datallowconn A
 
 
 def folders_of(data_dir: Path) -> list[Path]:
-    """The data directory, and Postgres' folder where that lies elsewhere.
+    """The data directory, and what lies elsewhere: Postgres' folder, and consent's journal.
 
     Raises:
         ServiceError: FAILED_PRECONDITION when there is no such folder.
@@ -37,7 +37,8 @@ def folders_of(data_dir: Path) -> list[Path]:
         raise _refusal("NOT_A_DATA_DIR", f"{data_dir} is no folder; name one with --data-dir")
     state = folder.read()
     postgres = folder.postgres(state.stack_id) if state is not None else folder.path
-    return [folder.path, *([postgres] if not postgres.is_relative_to(folder.path) and postgres.is_dir() else [])]
+    elsewhere = (one for one in (postgres, folder.journal()) if not one.is_relative_to(folder.path) and one.is_dir())
+    return [folder.path, *elsewhere]
 
 
 @asynccontextmanager

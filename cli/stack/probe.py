@@ -1,10 +1,11 @@
-"""Whether a service answers, asked the way a balancer asks: gRPC health; and which alarms stand in it."""
+"""Whether a service answers, asked the way a balancer asks: gRPC health; and what it tells of itself."""
 
 import asyncio
 from dataclasses import dataclass
 
 import grpc
 from comity.common.v1 import operations_pb2, operations_pb2_grpc
+from comity.consent.v1 import consent_service_pb2, consent_service_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 POLL_S = 0.05
@@ -31,6 +32,18 @@ class StandingAlarm:
     sentence: str
     remedy: str
     since: str
+
+
+@dataclass(frozen=True, slots=True)
+class JournalStatus:
+    """Consent's journal of refusals and erasures.
+
+    Args:
+        lag_s: age of the oldest one that is not in it; 0: all are.
+    """
+
+    entries: int
+    lag_s: float
 
 
 async def is_serving(address: str, *, timeout_s: float = 1.0) -> bool:
@@ -64,6 +77,17 @@ async def standing_alarms(address: str, *, timeout_s: float = 1.0) -> tuple[Stan
     return tuple(
         StandingAlarm(alarm.name, alarm.sentence, alarm.remedy, alarm.since.ToJsonString()) for alarm in answer.alarms
     )
+
+
+async def journal_status(address: str, *, timeout_s: float = 1.0) -> JournalStatus | None:
+    """How consent's journal stands; None where none is kept, or nobody answers."""
+    async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
+        stub = consent_service_pb2_grpc.ConsentServiceStub(channel)
+        try:
+            answer = await stub.DescribeConsent(consent_service_pb2.DescribeConsentRequest(), timeout=timeout_s)
+        except grpc.aio.AioRpcError:
+            return None
+    return JournalStatus(answer.journal.entries, answer.journal.lag_s) if answer.HasField("journal") else None
 
 
 async def _serving(stub: health_pb2_grpc.HealthStub, timeout_s: float) -> bool:

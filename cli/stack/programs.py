@@ -39,6 +39,7 @@ class Surroundings:
     Args:
         addresses: where every service is called.
         secret_files: file of each secret, by its name.
+        journal: folder of consent's journal.
     """
 
     addresses: Mapping[str, str]
@@ -48,6 +49,7 @@ class Surroundings:
     traces: Path
     logs: Path
     secret_files: Mapping[str, Path]
+    journal: Path
 
 
 def budgets(budget_ms: int, *, read_ms: int | None = None) -> dict[str, dict[str, str]]:
@@ -111,6 +113,7 @@ def environment(service: str, listen: str, around: Surroundings) -> dict[str, st
         "DRAIN_S": "0",
     }
     settings |= {f"{peer.upper()}_ADDRESS": address for peer, address in around.addresses.items() if peer != service}
+    settings |= {"JOURNAL_DIR": str(around.journal)} if service == "consent" else {}
     settings |= {key: str(around.secret_files[name]) for key, name in SECRETS.get(service, {}).items()}
     settings |= {name: os.environ[f"COMITY_{name}"] for name in COMMON_SETTINGS if f"COMITY_{name}" in os.environ}
     inherited = {name: value for name, value in os.environ.items() if name not in WITHHELD}

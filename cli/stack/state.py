@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO
@@ -19,6 +19,8 @@ from cli.stack.provision import SERVICES
 from cli.stack.replicas import in_order, service_of, target
 from cli.stack.restarts import Restarts
 from services.chassis.errors import Kind, ServiceError
+from services.chassis.settings import read_secret
+from services.consent.domain.journal import file_name, key_of, lock_name
 
 # Raised when state.json changes its meaning; an older CLI then refuses instead of guessing.
 LAYOUT = 2
@@ -31,6 +33,8 @@ HOLD_PATIENCE_S = 1.0
 HOLD_POLL_S = 0.02
 # Where root's Postgres keeps its files when its unprivileged user cannot pass through to the data directory.
 ROOT_HOME = Path("/var/lib/comity")
+# Where consent's journal is kept, if not beside the data directory.
+JOURNAL_VARIABLE = "COMITY_JOURNAL_DIR"
 
 
 @dataclass(slots=True)
@@ -96,6 +100,25 @@ class DataDir:
         # A folder that was moved has them where they were; looking elsewhere would begin an empty database.
         there = [folder for folder in (outside, self.path / "postgres") if (folder / "data").exists()]
         return there[0] if there else self._place(stack_id)
+
+    def journal(self, *, disposable: bool = False) -> Path:
+        """Folder of consent's journal: beside this one, so that a copy of this one does not hold it.
+
+        Args:
+            disposable: the stack is thrown away as a whole, and never copied.
+        """
+        named = os.environ.get(JOURNAL_VARIABLE)
+        if named:
+            return Path(named).absolute()
+        return self.path / "journal" if disposable else self.path.with_name(f"{self.path.name}.journal")
+
+    @property
+    def journal_key(self) -> bytes | None:
+        """The key of consent's journal; None where consent was never started here."""
+        try:
+            return key_of(read_secret(self.secrets / "receipt_key"))
+        except ValueError:
+            return None
 
     def _place(self, stack_id: str) -> Path:
         """Where Postgres' files may be: inside, unless its user could not get there."""
@@ -240,8 +263,11 @@ def temporary_folder(prefix: str = "comity-") -> Iterator[Path]:
         yield Path(folder)
 
 
-def discard(data_dir: Path) -> None:
+def discard(data_dir: Path, *, keep_journal: bool = False) -> None:
     """Remove a stopped stack with all that it stored, also what lies outside its folder.
+
+    Args:
+        keep_journal: another copy of this stack will come in its place.
 
     Raises:
         ServiceError: FAILED_PRECONDITION when it runs, or is held by another process.
@@ -252,12 +278,26 @@ def discard(data_dir: Path) -> None:
     state = folder.read()
     with folder.exclusive():
         if state is not None:
-            running = [name for name, record in state.processes.items() if start_time(record.pid) == record.started]
-            if running:
-                raise _refusal("STACK_IS_UP", f"{', '.join(running)} of {data_dir} still run; `comity down` first")
+            require_stopped(state, folder.path)
+            if not keep_journal and (key := folder.journal_key) is not None:
+                for file in (folder.journal() / file_name(key), folder.journal() / lock_name(key)):
+                    file.unlink(missing_ok=True)
+                with suppress(OSError):  # it is shared, or there is none
+                    folder.journal().rmdir()
             shutil.rmtree(folder.postgres(state.stack_id), ignore_errors=True)
             shutil.rmtree(ROOT_HOME / state.stack_id, ignore_errors=True)
         shutil.rmtree(folder.path)
+
+
+def require_stopped(state: State, path: Path) -> None:
+    """Returns when nothing of the stack runs.
+
+    Raises:
+        ServiceError: FAILED_PRECONDITION (STACK_IS_UP).
+    """
+    running = [name for name, record in state.processes.items() if start_time(record.pid) == record.started]
+    if running:
+        raise _refusal("STACK_IS_UP", f"{', '.join(running)} of {path} still run; `comity down` first")
 
 
 class Secrets:

@@ -11,7 +11,7 @@ import asyncpg
 
 from cli.stack.external import reachable, shown
 from cli.stack.postgres import accepts
-from cli.stack.probe import StandingAlarm, is_serving, standing_alarms
+from cli.stack.probe import JournalStatus, StandingAlarm, is_serving, journal_status, standing_alarms
 from cli.stack.processes import Process
 from cli.stack.provision import SERVICES
 from cli.stack.replicas import in_order, service_of
@@ -59,10 +59,15 @@ class Restarted:
 
 @dataclass(frozen=True, slots=True)
 class StackStatus:
-    """All parts of a stack: servers, services, and the supervisor where `comity up` left one."""
+    """All parts of a stack: servers, services, and the supervisor where `comity up` left one.
+
+    Args:
+        journal: None where consent keeps none, or does not answer.
+    """
 
     data_dir: Path
     parts: tuple[Part, ...]
+    journal: JournalStatus | None = None
 
     @property
     def summary(self) -> str:
@@ -86,7 +91,9 @@ async def look(data_dir: Path, *, clock: Callable[[], float] = time.time) -> Sta
     parts = await asyncio.gather(*(_part(state, name) for name in (*SERVERS, *_service_processes(state))))
     now_s = clock()
     told = [_with_restarts(part, state.restarts.get(part.name), folder, now_s) for part in parts]
-    return StackStatus(data_dir=folder.path, parts=(*told, *_supervisor(state)))
+    consent = next((part for part in parts if part.name == "consent" and part.works), None)
+    journal = None if consent is None else await journal_status(consent.address)
+    return StackStatus(data_dir=folder.path, parts=(*told, *_supervisor(state)), journal=journal)
 
 
 def addresses(data_dir: Path) -> Mapping[str, str]:

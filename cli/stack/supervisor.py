@@ -460,6 +460,7 @@ class Stack:
             traces=self.data_dir.traces,
             logs=self.data_dir.logs,
             secret_files=self._secret_files,
+            journal=self.data_dir.journal(disposable=self._disposable),
         )
         overrides = {**self._env.get("*", {}), **self._env.get(service_of(name), {})}
         return programs.command(name, self.address(name), around, overrides)

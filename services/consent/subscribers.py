@@ -99,5 +99,5 @@ class Journaling:
             except ServiceError as error:
                 if error.kind is not Kind.UNAVAILABLE:
                     raise
-                _log.warning("the journal waits", reason=error.reason, message=error.message)
+                _log.warning("the journal waits", reason=error.reason, exc_info=error)
                 await asyncio.sleep(RETRY_S)

@@ -87,6 +87,11 @@ def file_name(key: bytes) -> str:
     return f"consent-{hashlib.sha256(key).hexdigest()[:16]}.journal"
 
 
+def lock_name(key: bytes) -> str:
+    """The file beside it that its writer holds."""
+    return f"{file_name(key)}.lock"
+
+
 def lines_of(key: bytes, after: Mark, entries: Sequence[Entry]) -> tuple[bytes, Mark]:
     """The lines to append for these entries, and where the journal then ends."""
     data, mark = b"", after

@@ -28,7 +28,16 @@ from services.chassis.ports import EventStore
 from services.chassis.postgres import Connection, Pool, acquire
 from services.consent import wire
 from services.consent.domain.commands import Person
-from services.consent.domain.journal import ERASED, Entry, JournalBrokenError, Mark, file_name, lines_of, read
+from services.consent.domain.journal import (
+    ERASED,
+    Entry,
+    JournalBrokenError,
+    Mark,
+    file_name,
+    lines_of,
+    lock_name,
+    read,
+)
 from services.consent.store.erasures import PostgresErasures
 from services.consent.store.ledger import PostgresLedger
 
@@ -124,7 +133,7 @@ class JournalFile:
             OSError: somebody else holds it, or the folder cannot be written to.
         """
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with self.path.with_suffix(".lock").open("a") as lock:
+        with (self.path.parent / lock_name(self._key)).open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield
 
@@ -218,7 +227,9 @@ class PostgresJournal:
             set_alarm(Alarm.JOURNAL_BEHIND, stands=True)
             raise _broken(self._file.path, error) from error
         if count:
-            _log.warning("refusals and erasures put back from the journal", count=count, up_to_line=tail.end.number)
+            _log.warning(
+                "refusals and erasures put back from the journal", count=count, where=f"up to line {tail.end.number}"
+            )
         return tail
 
     async def lead(self, connection: Connection) -> None:
@@ -311,7 +322,7 @@ class PostgresJournal:
                 "revoked since the backup is not known. Put the file back, or, to serve all the same, set "
                 "COMITY_CONSENT_JOURNAL_MISSING_OK=true for one start",
             )
-        _log.warning("the journal is gone and is written anew from the log", path=str(self._file.path))
+        _log.warning("the journal is gone and is written anew from the log", where=str(self._file.path))
 
 
 def _broken(path: Path, error: JournalBrokenError) -> ServiceError:

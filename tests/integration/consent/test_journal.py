@@ -82,7 +82,7 @@ async def copied(servers: Servers) -> AsyncIterator[Callable[[Any], Awaitable[st
         await ensure_database(admin, name, owner=str(parts.username), template=parts.path[1:])
         await admin.close()
         made.append(name)
-        return parts._replace(path=f"/{name}").geturl()
+        return str(parts._replace(path=f"/{name}").geturl())
 
     yield copy
     admin = await asyncpg.connect(servers.postgres.url)
