@@ -260,7 +260,11 @@ def temporary_folder(prefix: str = "comity-") -> Iterator[Path]:
     """
     with tempfile.TemporaryDirectory(prefix=prefix) as folder:
         Path(folder).chmod(0o711)
-        yield Path(folder)
+        try:
+            yield Path(folder)
+        finally:
+            # Of a stack whose data directory is the folder itself.
+            shutil.rmtree(f"{folder}.journal", ignore_errors=True)
 
 
 def discard(data_dir: Path, *, keep_journal: bool = False) -> None:

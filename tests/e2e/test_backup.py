@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import grpc
 import pytest
 from comity.decision.v1 import decision_service_pb2 as decision_pb
 from typer.testing import CliRunner
@@ -16,7 +17,7 @@ from cli.main import app
 from cli.stack import Stack, look, temporary_folder
 from tests.e2e.conftest import ROOMY
 from tests.e2e.erasing import erase
-from tests.e2e.people import CALL_S, Person, ranked_person, ranking_shop, reason
+from tests.e2e.people import AWAY, CALL_S, RECOVERY_S, Person, ranked_person, ranking_shop, reason
 from tests.waiting import eventually
 
 T = TypeVar("T")
@@ -35,17 +36,16 @@ def test_restored_stack_ranks_nobody_who_refused_or_was_erased_since(monkeypatch
         told = _comity("restore", f"--from={backup}", "--replace", data_dir=data_dir)
         # Of the erased person every purpose is revoked as well.
         assert (told["refusals"] > 1, told["erasures"]) == (True, 1)
-        assert _up(data_dir, lambda services: _answers(services, decisions, stays, leaves, gone)) == [
-            "RANKED",
-            "DEFAULT/NO_CONSENT",
-            "DEFAULT/NO_CONSENT",
-        ]
+        refused = ["RANKED", "DEFAULT/NO_CONSENT", "DEFAULT/NO_CONSENT"]
+        seen = _up(data_dir, lambda services: _answers(services, decisions, [stays, leaves, gone], until=refused))
+        assert [answers for answers in seen if "RANKED" in answers[1:]] == []
 
         next((folder / "journal").glob("*.journal")).unlink()
-        refused = _comity("restore", f"--from={backup}", "--replace", data_dir=data_dir)
-        assert (refused["reason"], "there is no journal" in refused["message"]) == ("JOURNAL_MISSING", True)
+        declined = _comity("restore", f"--from={backup}", "--replace", data_dir=data_dir)
+        assert (declined["reason"], "there is no journal" in declined["message"]) == ("JOURNAL_MISSING", True)
         assert _comity("restore", f"--from={backup}", "--replace", "--yes", data_dir=data_dir)["journal"] == ""
-        assert _up(data_dir, lambda services: _answers(services, decisions, stays, leaves, gone)) == ["RANKED"] * 3
+        ranked = ["RANKED"] * 3
+        assert _up(data_dir, lambda services: _answers(services, decisions, [stays, leaves, gone], until=ranked))
 
 
 def _up(data_dir: Path, work: Callable[[Services], Awaitable[T]]) -> T:
@@ -90,14 +90,25 @@ async def _leave(services: Services, stays: Person, leaves: Person, gone: Person
     await eventually(journaled)
 
 
-async def _answers(services: Services, decisions: list[str], stays: Person, leaves: Person, gone: Person) -> list[str]:
-    """What each is shown first of all; then every decision of those who are still there must replay."""
-    answers = []
-    for person in (stays, leaves, gone):
+async def _answers(
+    services: Services, decisions: list[str], people: list[Person], *, until: list[str]
+) -> list[list[str]]:
+    """What they are shown from the first moment on, until it is what it must be; and decisions from before replay."""
+    seen: list[list[str]] = []
+
+    async def well() -> bool:
+        try:
+            seen.append([reason((await person.decide()).decisions[0]) for person in people])
+        except grpc.aio.AioRpcError as error:
+            if error.code() not in AWAY:
+                raise
+        return bool(seen) and seen[-1] == until
+
+    for person in people:
         person.services = services
-        answers.append(reason((await person.decide()).decisions[0]))
+    await eventually(well, within_s=RECOVERY_S)
     for decision_id in decisions[:2]:
         request = decision_pb.ReplayRequest(decision_id=decision_id)
         replayed = await services.decision.Replay(request, timeout=CALL_S)
         assert replayed.identical, list(replayed.differences)
-    return answers
+    return seen

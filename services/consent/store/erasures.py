@@ -13,7 +13,7 @@ from typing import Any
 import asyncpg
 
 from services.chassis.clock import Clock
-from services.chassis.erasure import POSTGRES, count_in, suppress_in
+from services.chassis.erasure import POSTGRES, count_in, erased_in, suppress_in
 from services.chassis.erasure import Step as SharedStep
 from services.chassis.events import Append, NewEvent
 from services.chassis.eventstore import append_in, command_applied, find_command
@@ -106,11 +106,13 @@ class PostgresErasures:
         return erasure_id, True
 
     async def put_back(self, event_id: str, erasure_id: str, person: Person, requested_at: datetime) -> bool:
-        """Begin an erasure again that this ledger once held; False where it holds it."""
+        """Begin an erasure again that this ledger once held; False where it holds it, or all members are erased."""
         async with transaction(self._pool) as connection:
             await connection.execute(LOCK_SQL)
-            if await _find(connection, erasure_id) is not None:
+            left = sorted(set(person.member_ids) - await erased_in(connection, person.member_ids))
+            if not left or await _find(connection, erasure_id) is not None:
                 return False
+            person = replace(person, member_ids=tuple(left))
             fact = wire.encode_erasure_requested(erasure_id, person.subject_id, person.member_ids, _PUT_BACK)
             event = replace(_event(fact, requested_at), event_id=event_id)
             await self._begin_in(connection, erasure_id, person, Append(_stream_id(erasure_id), 0, (event,)))

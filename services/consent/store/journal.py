@@ -10,6 +10,7 @@ and the log is read from its beginning; what is in the file already is not writt
 """
 
 import asyncio
+import errno
 import fcntl
 import json
 import os
@@ -90,8 +91,8 @@ class JournalFile:
         self._key = key
 
     def exists(self) -> bool:
-        """Whether there is one."""
-        return self.path.exists()
+        """Whether there is one, with something in it."""
+        return self.path.exists() and self.path.stat().st_size > 0
 
     def holds(self, mark: Mark) -> bool:
         """Whether the line that the mark is behind is there, at its place."""
@@ -146,6 +147,8 @@ class JournalFile:
         data, mark = lines_of(self._key, end, entries)
         descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o600)
         try:
+            if os.fstat(descriptor).st_size < end.size_bytes:
+                raise OSError(errno.ESTALE, "it was cut short, or is another")
             os.ftruncate(descriptor, end.size_bytes)
             written = 0
             while written < len(data):
@@ -245,6 +248,9 @@ class PostgresJournal:
                     if not await self._write_page(connection, tail):
                         self._fails = False
                         await asyncio.sleep(POLL_S)
+        except ServiceError as error:
+            self._fails = self._fails or error.kind is Kind.FAILED_PRECONDITION
+            raise
         except OSError as error:
             self._fails = True
             raise ServiceError(

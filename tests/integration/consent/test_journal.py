@@ -203,6 +203,34 @@ async def has_lines(file: JournalFile, count_min: int) -> bool:
     return file.exists() and len(entries_of(file)) >= count_min
 
 
+async def test_journal_that_comes_late_erases_nobody_twice(
+    consent: Any, consent_over: Callable[..., Any], copied: Callable[[Any], Awaitable[str]], file: JournalFile
+) -> None:
+    """Served without it, the person was erased anew: what the journal says then is done already."""
+    await granted(consent)
+    backup = await copied(consent)
+    then = await consent_over(url=consent.url)
+    async with journaling(then, file), rights_over(then, _settings(then.url)) as rights:
+        await rights.erase(BOB)
+    restored = await consent_over(url=backup)
+    async with rights_over(restored, _settings(restored.url)) as rights:
+        erasure_id = await rights.erase(BOB, "e2")
+    await journal_of(restored, file).catch_up()
+    assert await stands(restored) == ["GRANTED", "REVOKED", "GRANTED", "GRANTED"]
+    assert [row["erasure_id"] for row in await restored.pool.fetch("SELECT erasure_id FROM erasures")] == [erasure_id]
+
+
+async def test_journal_that_vanishes_while_it_is_written_is_written_anew(consent: Any, file: JournalFile) -> None:
+    """Whole, and nothing is asked of anybody: the log has it all."""
+    async with journaling(consent, file):
+        await consent.revoke("r1", who(ALICE), "ads")
+        await eventually(partial(has_lines, file, 1))
+        file.path.unlink()
+        await consent.revoke("r2", who(BOB), "ads")
+        await eventually(partial(has_lines, file, 2))
+    assert [entry.member_ids for entry in entries_of(file)] == [(ALICE,), (BOB,)]
+
+
 async def test_line_that_a_crash_cut_off_is_written_anew(consent: Any, file: JournalFile) -> None:
     """What was there of it goes."""
     async with journaling(consent, file):
