@@ -300,6 +300,8 @@ def _page(
     for index, placement in enumerate(placements):
         try:
             page[placement] = wire.decision_of(given[index], placement_id=placement)
+        except wire.EmptyError as empty:
+            page[placement] = _own_decision(placement, own[placement], str(empty))
         except (IndexError, wire.GarbageError):
             page[placement] = _own_decision(placement, own[placement], why or "CLIENT_INVALID_ANSWER")
     return page

@@ -44,6 +44,10 @@ class GarbageError(Exception):
     """An answer that no correct server gives."""
 
 
+class EmptyError(Exception):
+    """An answer that leaves it to the caller's own default; its text is the reason."""
+
+
 def decide_request(
     request_id: str,
     identities: Mapping[str, str | None],
@@ -80,13 +84,17 @@ def decision_of(answer: decision_pb.PlacementDecision, *, placement_id: str) -> 
     """The answer for the placement.
 
     Raises:
-        GarbageError: it is for another placement, empty, or not a slate.
+        EmptyError: exclusions left nothing of what the site declares.
+        GarbageError: it is for another placement, empty for no reason, or not a slate.
     """
     which = answer.WhichOneof("answer")
     if answer.placement_id != placement_id or which is None:
         raise GarbageError
     slate = answer.slate if which == "slate" else answer.fallback
     entries = tuple(_entry(entry) for entry in slate.entries)
+    fallback_reason = word(decision_events_pb.FallbackReason.DESCRIPTOR, answer.fallback_reason)
+    if not entries and fallback_reason == "NO_ELIGIBLE_CANDIDATES":
+        raise EmptyError(fallback_reason)
     if not 0 < len(entries) <= SLATE_ENTRIES_MAX:
         raise GarbageError
     return Decision(
@@ -94,7 +102,7 @@ def decision_of(answer: decision_pb.PlacementDecision, *, placement_id: str) -> 
         entries=entries,
         source="slate" if which == "slate" else "fallback",
         reason=word(decision_events_pb.Reason.DESCRIPTOR, answer.reason),
-        fallback_reason=word(decision_events_pb.FallbackReason.DESCRIPTOR, answer.fallback_reason),
+        fallback_reason=fallback_reason,
         decision_id=answer.decision_id,
         exposure_token=answer.exposure_token,
         learnable=answer.learnable,

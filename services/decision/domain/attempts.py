@@ -54,7 +54,7 @@ def settled(logged: Logged | None, attempt_id: str, answered: DecisionRecord) ->
     if logged is None:
         return made_final(answered)
     record = logged.record
-    if record.request_digest != answered.request_digest:
+    if not record.is_of_request(answered):
         # Another request under the same id: nothing of its answer is said by this one's.
         return None
     if logged.attempt_id == attempt_id and not record.final:

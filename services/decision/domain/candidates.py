@@ -1,7 +1,7 @@
 """From what may be shown to what is eligible in this request."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -55,6 +55,26 @@ def whole_offer(view: PlacementView, popularity: Floats | None, count_max: int, 
     return Offer(rows, [items[r].id for r in chosen], [variants[r] for r in chosen], view.exclusions[rows], cut)
 
 
+def default_of(view: PlacementView) -> Offer:
+    """The entries of the declared default; one that the catalog does not have is known by the declaration alone."""
+    offer = offer_of(view, [entry.item_id for entry in view.placement.default_slate])
+    return replace(offer, exclusions=np.where(offer.rows < 0, np.uint8(Exclusion.NONE), offer.exclusions))
+
+
+def left_out(
+    plan: Plan,
+    view: PlacementView,
+    default: Offer,
+    context: Context,
+    *,
+    excluded: Collection[str],
+    shown: Collection[str],
+) -> dict[str, Exclusion]:
+    """Which entries of the default are not shown, and why: it keeps to every exclusion that candidates keep to."""
+    exclusions = screen(plan, view, default, context, excluded=excluded, shown=shown)
+    return {default.item_ids[k]: Exclusion(exclusions[k]) for k in np.flatnonzero(exclusions).tolist()}
+
+
 def screen(
     plan: Plan,
     view: PlacementView,
@@ -82,7 +102,10 @@ def screen(
 
 
 def apply_rule(rule: Rule, exclusions: Exclusions, items: Sequence[Item | None], context: Context) -> Exclusions:
-    """The exclusions with a rule that reads the context applied to every candidate that has none yet."""
+    """The exclusions with a rule that reads the context applied to every candidate that has none yet.
+
+    An item that the catalog does not have cannot be judged by what it is.
+    """
     exclusions = exclusions.copy()
     if rule.scope is Scope.CONTEXT:
         verdict = rule.about_context(context)
@@ -91,8 +114,8 @@ def apply_rule(rule: Rule, exclusions: Exclusions, items: Sequence[Item | None],
         return exclusions
     for k in np.flatnonzero(exclusions == Exclusion.NONE).tolist():
         item = items[k]
-        assert item is not None, "an unknown item has its exclusion"
-        exclusions[k] = exclusion_of(rule.about(item, context))
+        if item is not None:
+            exclusions[k] = exclusion_of(rule.about(item, context))
     return exclusions
 
 

@@ -10,7 +10,7 @@ from services.decision.domain.layers import layer_of, not_stronger
 from services.decision.domain.plan import Plan
 from services.decision.domain.record import DecisionRecord
 from services.decision.domain.rules import Verdict
-from services.decision.domain.vocabulary import Exclusion, FallbackReason, Level, Origin, StageOutcome
+from services.decision.domain.vocabulary import Exclusion, FallbackReason, Level, Origin, Reason, StageOutcome
 
 _WHY = {
     FallbackReason.DEADLINE_EXCEEDED: "the answer was not ready in time",
@@ -20,10 +20,12 @@ _WHY = {
     FallbackReason.IDENTITY_UNAVAILABLE: "identity did not say who it is",
     FallbackReason.FEATURES_UNAVAILABLE: "the features could not be read",
     FallbackReason.MODEL_UNAVAILABLE: "no model could score",
-    FallbackReason.NO_ELIGIBLE_CANDIDATES: "no candidate was eligible",
+    FallbackReason.NO_ELIGIBLE_CANDIDATES: "nothing was left that may be shown",
     FallbackReason.POLICY_DISABLED: "the placement is switched off",
     FallbackReason.LOG_UNAVAILABLE: "the log could not take the decision in time",
 }
+
+_BY_DEFAULT = (Reason.DEFAULT, Reason.HOLDOUT, Reason.DISABLED, Reason.ERROR)
 
 _AMONG = {
     Verdict.YES: "among those whom the policy is for",
@@ -57,6 +59,7 @@ def explain(record: DecisionRecord, plan: Plan) -> Explanation:
         Step("eligible", _eligible(record)),
         Step("scored", _scored(record)),
         *_drawn(record, plan),
+        *_default(record),
         Step("served", _served(record)),
     )
     return Explanation(steps, _without_exploration(record, plan))
@@ -143,6 +146,13 @@ def _drawn(record: DecisionRecord, plan: Plan) -> Iterator[Step]:
     if record.choice.learnable and record.origin is Origin.SERVED:
         outcome = record.choice.reason.name
         yield Step("drawn", f"explores with probability {epsilon:g}; drew {record.choice.coin:.4f}: {outcome}")
+
+
+def _default(record: DecisionRecord) -> Iterator[Step]:
+    """What is missing of the default, where it answered."""
+    left_out = record.inputs.default_left_out
+    if left_out and record.choice.reason in _BY_DEFAULT:
+        yield Step("default", f"left out: {', '.join(f'{item_id} ({why.name})' for item_id, why in left_out.items())}")
 
 
 def _served(record: DecisionRecord) -> str:

@@ -6,7 +6,7 @@ therefore take the same rung.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
 
 import numpy as np
@@ -155,12 +155,17 @@ def choose(plan: Plan, facts: Facts, inputs: Inputs, seed: bytes) -> Choice:
             return _cold(plan, inputs, rung, seed)
         if rung.kind is Kind.POPULAR:
             return _popular(inputs, rung)
-    return default_choice(plan, inputs.slate_size, replace(rung, kind=Kind.DEFAULT))
+    return _default(plan, inputs, rung)
 
 
-def default_choice(plan: Plan, slate_size: int, rung: Rung) -> Choice:
-    """The declared default, cut to the slate size that was asked for."""
-    entries = plan.placement.default_slate[:slate_size]
+def _default(plan: Plan, inputs: Inputs, rung: Rung) -> Choice:
+    """The declared default without what is excluded, cut to the slate size that was asked for.
+
+    Where nothing is left the slate is empty: the caller's own default is the last rung.
+    """
+    entries = [one for one in plan.placement.default_slate if one.item_id not in inputs.default_left_out]
+    fallback_reason = rung.fallback_reason if entries else FallbackReason.NO_ELIGIBLE_CANDIDATES
+    entries = entries[: inputs.slate_size]
     slate = Slate(
         item_ids=[entry.item_id for entry in entries],
         variant_ids=[entry.variant_id for entry in entries],
@@ -168,7 +173,7 @@ def default_choice(plan: Plan, slate_size: int, rung: Rung) -> Choice:
         propensities=[1.0] * len(entries),
     )
     reason = Reason.DEFAULT if rung.reason is Reason.POPULAR else rung.reason
-    return Choice(slate, reason, rung.fallback_reason, learnable=False)
+    return Choice(slate, reason, fallback_reason, learnable=False)
 
 
 def audience_of(plan: Plan, context: Context, level: Level) -> Verdict:
@@ -199,8 +204,15 @@ def _unasked(plan: Plan, inputs: Inputs) -> Rung | None:
     if inputs.late:
         return Rung(Kind.DEFAULT, Reason.DEFAULT, FallbackReason.DEADLINE_EXCEEDED)
     if inputs.log not in _WELL_SO_FAR:
-        return Rung(Kind.DEFAULT, Reason.DEFAULT, FallbackReason.LOG_UNAVAILABLE)
+        return Rung(Kind.DEFAULT, Reason.DEFAULT, _cause(inputs, inputs.log, FallbackReason.LOG_UNAVAILABLE))
     return None
+
+
+def _cause(inputs: Inputs, outcome: StageOutcome, of_stage: FallbackReason) -> FallbackReason:
+    """Why a stage gave nothing: the stage itself, or a budget in which it could not have ended."""
+    if outcome is StageOutcome.LATE and inputs.budget_too_short:
+        return FallbackReason.DEADLINE_EXCEEDED
+    return of_stage
 
 
 def _unprofiled(plan: Plan, facts: Facts, inputs: Inputs) -> Rung | None:
@@ -225,11 +237,11 @@ def _consent_refusal(plan: Plan, facts: Facts, inputs: Inputs) -> FallbackReason
     if facts.do_not_personalize:
         return FallbackReason.DO_NOT_PERSONALIZE
     if inputs.identity is not _OK:
-        return FallbackReason.IDENTITY_UNAVAILABLE
+        return _cause(inputs, inputs.identity, FallbackReason.IDENTITY_UNAVAILABLE)
     if inputs.consent is StageOutcome.REFUSED:
         return FallbackReason.NO_CONSENT
     if inputs.consent is not _OK:
-        return FallbackReason.CONSENT_UNAVAILABLE
+        return _cause(inputs, inputs.consent, FallbackReason.CONSENT_UNAVAILABLE)
     if layer_of(plan, facts.level, facts.allowed) is None:
         return FallbackReason.NO_CONSENT
     return None
@@ -240,11 +252,13 @@ def _unscored(inputs: Inputs) -> Rung | None:
     if not len(inputs.candidates.eligible):
         return Rung(Kind.DEFAULT, Reason.DEFAULT, FallbackReason.NO_ELIGIBLE_CANDIDATES)
     if inputs.features is not _OK:
-        return Rung(Kind.POPULAR, Reason.POPULAR, FallbackReason.FEATURES_UNAVAILABLE)
+        why = _cause(inputs, inputs.features, FallbackReason.FEATURES_UNAVAILABLE)
+        return Rung(Kind.POPULAR, Reason.POPULAR, why)
     if inputs.ranker is _SKIPPED:
         return Rung(Kind.COLD, Reason.POPULAR, FallbackReason.MODEL_UNAVAILABLE)
     if inputs.ranker not in _WELL_SO_FAR:
-        return Rung(Kind.POPULAR, Reason.POPULAR, FallbackReason.MODEL_UNAVAILABLE)
+        why = _cause(inputs, inputs.ranker, FallbackReason.MODEL_UNAVAILABLE)
+        return Rung(Kind.POPULAR, Reason.POPULAR, why)
     return None
 
 

@@ -9,10 +9,10 @@ from datetime import datetime
 import numpy as np
 
 from services.chassis.events import LogPosition
-from services.decision.domain.ladder import Choice, Inputs
+from services.decision.domain.ladder import Candidates, Choice, Inputs
 from services.decision.domain.layout import Floats, Subject
 from services.decision.domain.site import ContextFact
-from services.decision.domain.vocabulary import Activation, Level, Origin, StageOutcome
+from services.decision.domain.vocabulary import Activation, Level, Origin
 
 # What decides now. 0: releases that told none; a default ignored exclusions, and a late stage was always at fault.
 # 1: a default leaves out what is excluded, and a stage that never had its usual time blames the budget.
@@ -77,6 +77,8 @@ class DecisionRecord:
         said: the consent signal that decided; empty where the ledger or the regime did.
         layer: that was used; UNSPECIFIED: nothing of the person was.
         refused_by_signal: purpose → signal, of those asked for that a signal refused.
+        request_digest: of the request; of nobody's it is keyed, so that nobody can try whether a guess has it.
+        twin_digest: the request's digest in the other form, plain or keyed; not kept.
         digest_format: what the digest is over, see DIGEST_FORMAT.
         final: no attempt withdraws it any more; see domain.attempts.
         default_also_answered: while this slate stands another attempt was answered the default.
@@ -108,6 +110,7 @@ class DecisionRecord:
     layer: Level = Level.UNSPECIFIED
     refused_by_signal: Mapping[str, str] = field(default_factory=dict)
     digest_format: int = DIGEST_FORMAT
+    twin_digest: bytes = field(default=b"", repr=False)
     final: bool = False
     default_also_answered: bool = False
 
@@ -115,6 +118,10 @@ class DecisionRecord:
     def is_newer(self) -> bool:
         """Whether a release after this one made it, by rules that are not known here."""
         return self.versions.semantics > SEMANTICS or self.digest_format > DIGEST_FORMAT
+
+    def is_of_request(self, made: "DecisionRecord") -> bool:
+        """Whether this record, as it is kept, answers the request for which *made* was made just now."""
+        return self.request_digest in (made.request_digest, made.twin_digest)
 
 
 def digest_of(record: DecisionRecord) -> bytes:
@@ -143,12 +150,30 @@ def digest_of(record: DecisionRecord) -> bytes:
     return hashlib.sha256(b"".join((fixed, lengths, *parts))).digest()
 
 
+def of_nobody(record: DecisionRecord) -> DecisionRecord:
+    """The record as it is kept where nobody was recognized: nothing of it could ever be found and erased.
+
+    So it holds no string of the caller's. Of the candidates it keeps those that popularity was read of, which are
+    the site's own (a slate of popular items is made of them), and of the default what was left out.
+    """
+    inputs, candidates = record.inputs, record.inputs.candidates
+    kept = [] if inputs.popularity is None else candidates.eligible.tolist()
+    candidates = Candidates(
+        [candidates.item_ids[k] for k in kept],
+        [candidates.variant_ids[k] for k in kept],
+        np.zeros(len(kept), dtype=np.uint8),
+    )
+    return replace(
+        record,
+        inputs=replace(inputs, candidates=candidates),
+        versions=replace(record.versions, template=""),
+        consent_version=0,
+        context={},
+        request_digest=record.twin_digest,
+        twin_digest=record.request_digest,
+    )
+
+
 def float_bytes(values: Floats | None) -> bytes:
     """float32 little endian, row-major; empty for None."""
     return b"" if values is None else np.ascontiguousarray(values, dtype="<f4").tobytes()
-
-
-def corrected(record: DecisionRecord, choice: Choice, *, late: bool, log: StageOutcome) -> DecisionRecord:
-    """The record of what was answered instead, where the answer came too late or the log did."""
-    inputs = replace(record.inputs, late=late, log=log)
-    return replace(record, inputs=inputs, choice=choice)

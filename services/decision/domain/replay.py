@@ -156,6 +156,9 @@ def _score_again(record: DecisionRecord, plan: Plan, pinned: Pinned) -> tuple[In
 def _exclude_again(record: DecisionRecord, plan: Plan, items: Sequence[Item | None]) -> Exclusions:
     """The exclusions by the pinned rules and items; what the request gave is taken from the log."""
     logged = record.inputs.candidates.exclusions
+    if record.versions.semantics and not record.member_id:
+        # Of what nobody asked for only the candidates that were eligible are kept, and no context to judge them by.
+        return logged
     judged = (
         Exclusion.UNKNOWN_ITEM if item is None else judge_item(item, plan.placement, plan.eligibility)[1]
         for item in items

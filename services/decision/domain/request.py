@@ -196,7 +196,8 @@ class PastResult:
 
     Args:
         scores: the active model's, one an item; empty where it could not score, for *fallback_reason*.
-        position: of its record, also where it had been recorded before.
+        decision_id: empty where nothing was recorded: the person may not be recognized.
+        position: of its record, also where it had been recorded before; ORIGIN where there is none.
     """
 
     external_id: str

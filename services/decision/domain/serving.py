@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from services.decision.domain.candidates import Offer, whole_offer
+from services.decision.domain.candidates import Offer, default_of, whole_offer
 from services.decision.domain.catalog import (
     NO_ITEMS,
     Catalog,
@@ -53,6 +53,7 @@ class Serving:
         rankers: active models by name.
         views: by placement id.
         offers: every item a placement may show, by placement id; what a request without candidates chooses from.
+        defaults: the entries of each placement's declared default, by placement id.
     """
 
     compiled: CompiledSite | None = None
@@ -62,6 +63,7 @@ class Serving:
     rankers: Mapping[str, Ranker] = field(default_factory=dict)
     views: Mapping[str, PlacementView] = field(default_factory=dict)
     offers: Mapping[str, Offer] = field(default_factory=dict)
+    defaults: Mapping[str, Offer] = field(default_factory=dict)
 
     def ranker(self, name: str) -> Ranker | None:
         """The active model with this name, if it reads the site's feature set."""
@@ -97,7 +99,8 @@ def serving_of(
         views[placement_id] = view
         popularity = None if rows is None else rows.values(everything, plan.popular_offset)
         offers[placement_id] = whole_offer(view, popularity, offered_max, popular_by=plan.policy.popular_by)
-    return Serving(compiled, catalog, columns, rows, rankers, views, offers)
+    defaults = {placement_id: default_of(view) for placement_id, view in views.items()}
+    return Serving(compiled, catalog, columns, rows, rankers, views, offers, defaults)
 
 
 def _rows(previous: Serving, catalog: Catalog, columns: ItemColumns | None) -> ItemRows | None:

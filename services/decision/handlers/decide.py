@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from functools import cache
+from typing import Any
 
 from prometheus_client import Counter
 
@@ -18,7 +19,7 @@ from services.decision.domain.attempts import Logged, is_answerable, made_final
 from services.decision.domain.ladder import Choice, choose, rung_of
 from services.decision.domain.layers import still_covers
 from services.decision.domain.plan import CompiledSite, Plan
-from services.decision.domain.record import DecisionRecord, corrected
+from services.decision.domain.record import DecisionRecord
 from services.decision.domain.request import Answer, Answers, Ask, DecideRequest, Signals
 from services.decision.domain.serving import Serving
 from services.decision.domain.vocabulary import FallbackReason, Level, Reason, StageOutcome
@@ -30,6 +31,7 @@ from services.decision.handlers.stages import RECORDED_BY, Budget, Ended, within
 
 # An exposure may be tracked from a page that stayed open for a day.
 TOKEN_TTL = timedelta(hours=24)
+_ENDED_WELL: Ended[Any] = Ended(StageOutcome.OK)
 
 
 class Decide:
@@ -111,18 +113,27 @@ class Decide:
         added = await within("record", self._log.add(record, attempt_id), call.budget.at(RECORDED_BY))
         if _conflicts(added):
             return await self._answer_again(draft, call, attempt_id)
+        if added.error is not None and added.error.reason == "SUBJECT_ERASED":
+            return self._answer(record, _default(draft, FallbackReason.NO_CONSENT), in_log=False)
         if added.outcome is not StageOutcome.OK:
             # The append may still happen: then the log must not hold a slate that was not shown.
-            return self._replaced(draft, attempt_id, late=False, log=added.outcome)
+            return self._replaced(draft, attempt_id, added)
         if call.budget.is_over():
-            return self._replaced(draft, attempt_id, late=True, log=StageOutcome.OK)
+            return self._replaced(draft, attempt_id, late=True)
         return self._answer(record, record.choice, in_log=True)
 
-    def _replaced(self, draft: Draft, attempt_id: str, *, late: bool, log: StageOutcome) -> Answer:
-        """The default instead of what was chosen, or of what another attempt chose."""
-        inputs = replace(draft.record.inputs, late=late, log=log)
+    def _replaced(self, draft: Draft, attempt_id: str, log: Ended[Any] = _ENDED_WELL, *, late: bool = False) -> Answer:
+        """The default instead of what was chosen, or of what another attempt chose; *log*: how asking the log ended."""
+        before = draft.record.inputs
+        inputs = replace(before, late=late, log=log.outcome, budget_too_short=before.budget_too_short or log.too_short)
+        if log.outcome is not StageOutcome.OK and not self._can_seal(draft.record):
+            # The log was not even asked: identity, which keeps the keys, is at fault.
+            inputs = replace(inputs, identity=log.outcome, log=StageOutcome.OK)
         choice = choose(draft.plan, draft.facts, inputs, b"")
-        return self._answer_default(corrected(draft.record, choice, late=late, log=log), attempt_id)
+        return self._answer_default(replace(draft.record, inputs=inputs, choice=choice), attempt_id)
+
+    def _can_seal(self, record: DecisionRecord) -> bool:
+        return not record.member_id or self._log.holds_key(record.member_id)
 
     def _answer_default(self, record: DecisionRecord, attempt_id: str) -> Answer:
         """An answer that proves nothing; the log is told of it behind the answer's back."""
@@ -141,10 +152,10 @@ class Decide:
             return self._answer(draft.record, _default(draft, FallbackReason.NO_CONSENT), in_log=False)
         logged = found.value
         if logged is None:
-            failed = StageOutcome.UNAVAILABLE if found.outcome is StageOutcome.OK else found.outcome
-            return self._replaced(draft, attempt_id, late=False, log=failed)
+            is_gone = found.outcome is StageOutcome.OK
+            return self._replaced(draft, attempt_id, Ended(StageOutcome.UNAVAILABLE) if is_gone else found)
         stored = logged.record
-        if stored.request_digest != draft.record.request_digest:
+        if not stored.is_of_request(draft.record):
             raise ServiceError(
                 Kind.ALREADY_EXISTS,
                 "REQUEST_ID_REUSED",
@@ -164,9 +175,9 @@ class Decide:
             if _conflicts(confirmed):
                 return await self._answer_again(draft, call, attempt_id)
             if confirmed.outcome is not StageOutcome.OK:
-                return self._replaced(draft, attempt_id, late=False, log=confirmed.outcome)
+                return self._replaced(draft, attempt_id, confirmed)
         if call.budget.is_over():
-            return self._replaced(draft, attempt_id, late=True, log=StageOutcome.OK)
+            return self._replaced(draft, attempt_id, late=True)
         return self._answer(stored, stored.choice, in_log=True)
 
     def _answer(self, record: DecisionRecord, choice: Choice, *, in_log: bool) -> Answer:
@@ -245,7 +256,10 @@ def _conflicts(ended: Ended[LogPosition]) -> bool:
 def _default(draft: Draft, reason: FallbackReason) -> Choice:
     """The declared default, for a reason that came up after the choice."""
     inputs = replace(draft.record.inputs, log=StageOutcome.UNAVAILABLE)
-    return replace(choose(draft.plan, draft.facts, inputs, b""), reason=Reason.DEFAULT, fallback_reason=reason)
+    choice = choose(draft.plan, draft.facts, inputs, b"")
+    if not choice.slate.item_ids:
+        reason = FallbackReason.NO_ELIGIBLE_CANDIDATES
+    return replace(choice, reason=Reason.DEFAULT, fallback_reason=reason)
 
 
 def _refused_now(draft: Draft, stored: DecisionRecord) -> FallbackReason | None:

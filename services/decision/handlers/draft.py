@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from services.chassis.ids import content_hash
-from services.decision.domain.candidates import Offer, offer_of, screen
+from services.decision.domain.candidates import Offer, left_out, offer_of, screen
+from services.decision.domain.catalog import PlacementView
 from services.decision.domain.exploration import seed_of
 from services.decision.domain.ladder import (
     Candidates,
@@ -21,14 +22,14 @@ from services.decision.domain.ladder import (
 )
 from services.decision.domain.layers import layer_of
 from services.decision.domain.plan import CompiledSite, Plan
-from services.decision.domain.record import DecisionRecord, Evidence, Versions
+from services.decision.domain.record import DecisionRecord, Evidence, Versions, of_nobody
 from services.decision.domain.request import Ask, Consent, DecideRequest, Person
 from services.decision.domain.serving import Serving
 from services.decision.domain.site import Context
 from services.decision.domain.vocabulary import Level, Origin, StageOutcome
 from services.decision.handlers.people import Known
 from services.decision.handlers.scoring import Scoring
-from services.decision.handlers.stages import SCORED_BY, Budget
+from services.decision.handlers.stages import SCORED_BY, Budget, is_too_short
 
 # In the place of a signal's name: there were some, and consent did not answer.
 UNREAD = "unread"
@@ -55,6 +56,10 @@ class Keys:
     def decision_id(self, *names: str) -> str:
         """32 hex digits that only a holder of the key can derive."""
         return hmac.digest(self.seed, "\0".join(names).encode(), "sha256")[:16].hex()
+
+    def keyed(self, request_digest: bytes) -> bytes:
+        """The digest as it is kept of nobody's request."""
+        return hmac.digest(self.seed, b"request\0" + request_digest, "sha256")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +106,9 @@ class Drafting:
         context = {key: request.context[key] for key in plan.context_keys if key in request.context}
         facts = _facts(call, plan, context)
         view = serving.views[ask.placement_id]
-        offer = offer_of(view, ask.candidate_ids) if ask.candidate_ids else serving.offers[ask.placement_id]
-        exclusions = screen(plan, view, offer, context, excluded=ask.excluded_item_ids, shown=shown)
+        offer, default = _offer(call, ask, view), serving.defaults[ask.placement_id]
+        excluded = ask.excluded_item_ids
+        exclusions = screen(plan, view, offer, context, excluded=excluded, shown=shown)
         inputs = Inputs(
             candidates=Candidates(offer.item_ids, offer.variant_ids, exclusions),
             slate_size=ask.slate_size or plan.placement.slate_size,
@@ -111,9 +117,14 @@ class Drafting:
             features=_features_outcome(call),
             log=StageOutcome.OK,
             cut=offer.cut,
+            budget_too_short=known.budget_too_short,
+            default_left_out=left_out(plan, view, default, context, excluded=excluded, shown=shown),
         )
         computed = await self._compute(call, plan, facts, inputs, offer, context)
-        return Draft(plan, facts, self._record(call, plan, facts, computed, context))
+        record = self._record(call, plan, facts, computed, context)
+        if known.person is None:
+            record = of_nobody(record)
+        return Draft(plan, facts, record)
 
     async def _compute(
         self, call: Call, plan: Plan, facts: Facts, inputs: Inputs, offer: Offer, context: Context
@@ -150,8 +161,12 @@ class Drafting:
         ranker = serving.ranker(plan.policy.model)
         if ranker is None:
             return _Computed(replace(inputs, ranker=StageOutcome.SKIPPED, matrix=matrix), evidence)
-        outcome, found = await self._scoring.score(ranker, matrix, call.budget.at(SCORED_BY))
-        return _Computed(replace(inputs, ranker=outcome, matrix=matrix, scores=found), evidence, ranker.version)
+        until_s = call.budget.at(SCORED_BY)
+        too_short = is_too_short(until_s)
+        outcome, found = await self._scoring.score(ranker, matrix, until_s)
+        too_short = inputs.budget_too_short or (too_short and outcome is StageOutcome.LATE)
+        scored = replace(inputs, ranker=outcome, matrix=matrix, scores=found, budget_too_short=too_short)
+        return _Computed(scored, evidence, ranker.version)
 
     def _record(self, call: Call, plan: Plan, facts: Facts, computed: _Computed, context: Context) -> DecisionRecord:
         request, known, placement_id = call.request, call.known, plan.placement.id
@@ -181,10 +196,18 @@ class Drafting:
             seed_key_id=self._seed_id,
             budget_ms=int(call.budget.seconds * 1000),
             request_digest=request.digest,
+            twin_digest=self._keys.keyed(request.digest),
             said=known.deciding(deciding_purposes(plan, facts.level, facts.allowed)),
             layer=used_layer(plan, facts.level, facts.allowed, computed.inputs),
             refused_by_signal=_refused_by_signal(call),
         )
+
+
+def _offer(call: Call, ask: Ask, view: PlacementView) -> Offer:
+    """What is chosen from. Nobody's candidates are kept nowhere (of_nobody), so nothing is chosen from them."""
+    if not ask.candidate_ids:
+        return call.serving.offers[ask.placement_id]
+    return offer_of(view, () if call.known.person is None else ask.candidate_ids)
 
 
 def versions_of(

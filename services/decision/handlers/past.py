@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from typing import TypeVar
@@ -48,6 +48,11 @@ class _Found:
     permission: Consent
     profile: Profile | None
 
+    @property
+    def is_recognized(self) -> bool:
+        """Whether the person may be recognized at all; else nothing of the slate is kept."""
+        return self.person.required_purposes <= self.permission.allowed
+
 
 class RecordDecisions:
     """The use case. All of a call is checked before anything is recorded; each decision is recorded once."""
@@ -86,14 +91,20 @@ class RecordDecisions:
             found = await asyncio.gather(
                 *(self._find(site, decision, plan) for decision, plan in zip(decisions, plans, strict=True))
             )
-            records = await _aside(partial(self._compute, serving, site), found)
+            recognized = [each for each in found if each.is_recognized]
+            records = await _aside(partial(self._compute, serving, site), recognized)
             recorded = await asyncio.gather(*map(self._record, records))
-            before = [(each, stored) for each, (_, stored) in zip(found, recorded, strict=True) if stored is not None]
-            again = iter(await _aside(lambda each: _score_again(serving, *each), before))
-            return [
-                _result(each, record, position, None if stored is None else next(again))
-                for each, record, (position, stored) in zip(found, records, recorded, strict=True)
+            before = [
+                (each, stored) for each, (_, stored) in zip(recognized, recorded, strict=True) if stored is not None
             ]
+            again = iter(await _aside(lambda each: _score_again(serving, *each), before))
+            results = iter(
+                [
+                    _result(each, record, position, None if stored is None else next(again))
+                    for each, record, (position, stored) in zip(recognized, records, recorded, strict=True)
+                ]
+            )
+            return [next(results) if each.is_recognized else _unrecognized(each) for each in found]
 
     def _admit(self, serving: Serving, decisions: Sequence[PastDecision]) -> tuple[CompiledSite, list[Plan]]:
         """The plan of each decision's placement, when all of the call can be recorded."""
@@ -127,11 +138,11 @@ class RecordDecisions:
         needed = plan.purposes | person.required_purposes
         asked = tuple(sorted(site.layout.purposes | needed))
         permission = await self._consent.evaluate(person.members, asked, decision.signals)
-        is_refused = layer_of(plan, person.level, permission.allowed) is None
-        if is_refused or not person.required_purposes <= permission.allowed:
-            return _Found(decision, plan, person, permission, None)
+        found = _Found(decision, plan, person, permission, None)
+        if not found.is_recognized or layer_of(plan, person.level, permission.allowed) is None:
+            return found
         profile = await self._features.read(site.layout.feature_set.version, person, decision.decided_at)
-        return _Found(decision, plan, person, permission, profile)
+        return replace(found, profile=profile)
 
     def _compute(self, serving: Serving, site: CompiledSite, found: _Found) -> DecisionRecord:
         """The record: the slate as given is the list of candidates, all of them eligible because they were shown."""
@@ -224,6 +235,11 @@ def _result(
         fallback_reason=reason,
         position=position,
     )
+
+
+def _unrecognized(found: _Found) -> PastResult:
+    """The result where nothing was recorded: a slate of nobody is strings of the caller and nothing else."""
+    return PastResult(found.decision.external_id, "", False, (), FallbackReason.NO_CONSENT)
 
 
 def _check_propensities(field: str, decision: PastDecision) -> None:

@@ -19,7 +19,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What was found out about the person, and how finding it out ended."""
+    """What was found out about the person, and how finding it out ended.
+
+    Args:
+        budget_too_short: something was abandoned before it usually ends.
+    """
 
     identity: StageOutcome = StageOutcome.SKIPPED
     consent: StageOutcome = StageOutcome.SKIPPED
@@ -27,6 +31,7 @@ class Known:
     person: Person | None = None
     permission: Consent | None = None
     profile: Profile | None = None
+    budget_too_short: bool = False
 
     @property
     def allowed(self) -> frozenset[str]:
@@ -87,7 +92,7 @@ class People:
             raise resolved.error
         person = resolved.value
         if person is None:
-            return Known(identity=resolved.outcome)
+            return Known(identity=resolved.outcome, budget_too_short=resolved.too_short)
         known = Known(identity=StageOutcome.OK, person=person)
         if person.required_purposes and not purposes:
             # Nobody asks whether the person may be recognized: then nothing is recorded about them either.
@@ -138,6 +143,7 @@ class People:
             permission=consent.value,
             features=features.outcome,
             profile=features.value,
+            budget_too_short=consent.too_short or features.too_short,
         )
 
 

@@ -24,6 +24,10 @@ PREFETCHED_BY = 0.70
 SCORED_BY = 0.80
 RECORDED_BY = 0.96
 
+# A stage that was abandoned after less than this did not fail: the budget was too short for it. A few times what one
+# takes where nothing is wrong, and less than any has of the whole budget of a server.
+USUAL_S = 0.01
+
 TELL_AFTER_S = 0.1
 
 _log = structlog.get_logger(__name__)
@@ -58,11 +62,16 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Ended(Generic[T]):
-    """How a stage ended, and what it gave if it ended well."""
+    """How a stage ended, and what it gave if it ended well.
+
+    Args:
+        too_short: it was abandoned before a stage usually ends.
+    """
 
     outcome: StageOutcome
     value: T | None = None
     error: ServiceError | None = None
+    too_short: bool = False
 
 
 async def within(stage: str, work: Awaitable[T], until_s: float) -> Ended[T]:
@@ -74,14 +83,21 @@ async def within(stage: str, work: Awaitable[T], until_s: float) -> Ended[T]:
     return ended
 
 
+def is_too_short(until_s: float) -> bool:
+    """Whether a stage that begins now and is abandoned at *until_s*, on the loop's clock, cannot be expected to end."""
+    return until_s - asyncio.get_running_loop().time() < USUAL_S
+
+
 async def _within(stage: str, work: Awaitable[T], until_s: float) -> Ended[T]:
+    too_short = is_too_short(until_s)
     try:
         async with asyncio.timeout_at(until_s):
             return Ended(StageOutcome.OK, await work)
     except TimeoutError:
-        return Ended(StageOutcome.LATE)
+        return Ended(StageOutcome.LATE, too_short=too_short)
     except ServiceError as error:
-        return Ended(outcome_of(error), error=error)
+        outcome = outcome_of(error)
+        return Ended(outcome, error=error, too_short=too_short and outcome is StageOutcome.LATE)
     except Exception as error:
         # A bug behind a port must not cost the caller the answer.
         tell_later("stage failed", error, stage=stage)

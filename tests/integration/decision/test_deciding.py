@@ -199,7 +199,7 @@ async def test_simultaneous_decides_share_their_questions(deciding: Deciding) ->
         ("identity", events_pb.FALLBACK_REASON_IDENTITY_UNAVAILABLE),
         ("consent", events_pb.FALLBACK_REASON_CONSENT_UNAVAILABLE),
         ("features", events_pb.FALLBACK_REASON_FEATURES_UNAVAILABLE),
-        ("keys", events_pb.FALLBACK_REASON_LOG_UNAVAILABLE),
+        ("keys", events_pb.FALLBACK_REASON_IDENTITY_UNAVAILABLE),
     ],
 )
 async def test_with_a_service_down_the_ladder_answers(

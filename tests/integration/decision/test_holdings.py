@@ -79,10 +79,10 @@ async def test_a_decide_in_flight_leaves_no_record(deciding: Deciding) -> None:
     """Whoever was resolved before the erasure gets the default, not learnable, and is not in the log; others are."""
     await erase(deciding, SUPPRESS)
     answer = await deciding.decide(request_id="r1")
-    assert answer.fallback_reason == events_pb.FALLBACK_REASON_LOG_UNAVAILABLE
+    assert answer.fallback_reason == events_pb.FALLBACK_REASON_NO_CONSENT
     assert (answer.learnable, answer.exposure_token) == (False, b"")
     again = await deciding.decide(request_id="r1")
-    assert again.fallback_reason == events_pb.FALLBACK_REASON_LOG_UNAVAILABLE
+    assert again.fallback_reason == events_pb.FALLBACK_REASON_NO_CONSENT
     await deciding.decide(who="bob")
     assert ANN not in await subjects(deciding)
 

@@ -216,6 +216,26 @@ async def test_an_unsound_answer_gives_the_default(garbage: decision_pb.DecideRe
     assert (hero.source, hero.fallback_reason) == ("client_default", "CLIENT_INVALID_ANSWER")
 
 
+async def test_a_default_that_exclusions_emptied_gives_the_callers_own() -> None:
+    """It is the last rung; what it shows is not the empty decision of the log, and proves none."""
+
+    async def emptied(request: Any, context: Any) -> decision_pb.DecideResponse:
+        decision = decision_pb.PlacementDecision(
+            placement_id="home_hero",
+            decision_id="d1",
+            fallback=decision_pb.Slate(),
+            reason=events_pb.REASON_DEFAULT,
+            fallback_reason=events_pb.FALLBACK_REASON_NO_ELIGIBLE_CANDIDATES,
+            exposure_token=b"token",
+        )
+        return decision_pb.DecideResponse(decisions=[decision])
+
+    async with served(Decisions(emptied)) as address, ComityClient(address, defaults=DEFAULTS) as client:
+        hero = (await client.decide(identities=ALICE, placements=["home_hero"]))["home_hero"]
+    assert (hero.source, hero.fallback_reason) == ("client_default", "NO_ELIGIBLE_CANDIDATES")
+    assert (list(hero.entries), hero.exposure_token) == (DEFAULTS["home_hero"], b"")
+
+
 async def test_bytes_that_are_no_message_give_the_default() -> None:
     """What protobuf cannot read does not reach the caller as an exception."""
 

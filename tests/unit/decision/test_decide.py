@@ -56,7 +56,7 @@ async def test_a_known_person_who_agreed_gets_a_ranking() -> None:
         ("consent", FallbackReason.CONSENT_UNAVAILABLE),
         ("features", FallbackReason.FEATURES_UNAVAILABLE),
         ("log", FallbackReason.LOG_UNAVAILABLE),
-        ("keys", FallbackReason.LOG_UNAVAILABLE),
+        ("keys", FallbackReason.IDENTITY_UNAVAILABLE),
     ],
 )
 @in_virtual_time
@@ -245,12 +245,26 @@ async def test_an_answer_that_is_not_ready_in_time_is_the_default() -> None:
         answer = await answer_of(harness)
     assert answer.choice.slate.item_ids == DEFAULT
     assert not answer.learnable
-    assert answer.choice.fallback_reason in (
-        FallbackReason.DEADLINE_EXCEEDED,
-        FallbackReason.IDENTITY_UNAVAILABLE,
-        FallbackReason.LOG_UNAVAILABLE,
-    )
+    assert answer.choice.fallback_reason is FallbackReason.DEADLINE_EXCEEDED
     assert not answer.exposure_token
+
+
+@pytest.mark.parametrize("part", ["identity", "consent", "features", "keys", "log"])
+@pytest.mark.parametrize("budget_ms", [1, 2, 5, 8, 12])
+@in_virtual_time
+async def test_a_budget_that_is_too_short_is_told_as_one(budget_ms: int, part: str) -> None:
+    """Operators must not look for a broken service, or log, where a caller gave it no time; a longer one names it."""
+    clock = asyncio.get_running_loop().time
+    for allowed_s, is_short in ((budget_ms / 1000, True), (1.0, False)):
+        harness = Harness(CERTAIN)
+        getattr(harness, part).hangs = True
+        with deadline_scope(allowed_s, clock):
+            answer = await answer_of(harness)
+        assert (answer.choice.fallback_reason is FallbackReason.DEADLINE_EXCEEDED) is is_short
+        if part != "keys":  # what others wait for too goes on, and here for ever
+            getattr(harness, part).hangs = False
+            await asyncio.gather(*harness.corrections._pending)
+            assert (await harness.logged(answer.decision_id)).choice == answer.choice
 
 
 @in_virtual_time

@@ -125,6 +125,30 @@ def test_the_default_answers_and_says_why(
     assert (choice.reason, choice.fallback_reason, choice.learnable) == (reason, fallback, False)
 
 
+# What each stage is told as when it failed, whatever came of the others.
+CAUSES = {
+    "identity": FallbackReason.IDENTITY_UNAVAILABLE,
+    "consent": FallbackReason.CONSENT_UNAVAILABLE,
+    "features": FallbackReason.FEATURES_UNAVAILABLE,
+    "ranker": FallbackReason.MODEL_UNAVAILABLE,
+    "log": FallbackReason.LOG_UNAVAILABLE,
+}
+
+
+@pytest.mark.parametrize("too_short", [False, True])
+@pytest.mark.parametrize("outcome", [LATE, DEAD, StageOutcome.REFUSED, StageOutcome.SKIPPED])
+@pytest.mark.parametrize("stage", CAUSES)
+def test_each_reason_says_its_own_cause(stage: str, outcome: StageOutcome, too_short: bool) -> None:
+    """What had its time and did not answer is named; what never had its time is the budget's fault, and only that."""
+    choice = choose(PLAN, facts(), inputs(**{stage: outcome}, budget_too_short=too_short), SEED)
+    expected = CAUSES[stage]
+    if outcome is LATE and too_short:
+        expected = FallbackReason.DEADLINE_EXCEEDED
+    if (stage, outcome) == ("consent", StageOutcome.REFUSED):
+        expected = FallbackReason.NO_CONSENT
+    assert choice.fallback_reason is expected
+
+
 def test_a_disabled_placement_is_always_the_default() -> None:
     """The kill switch stands before everything else."""
     choice = choose(plan_of(disabled=True), facts(do_not_personalize=True), inputs(late=True), SEED)

@@ -372,6 +372,7 @@ class RecordedResult(_message.Message):
     FALLBACK_REASON_FIELD_NUMBER: _builtins.int
     external_id: _builtins.str
     decision_id: _builtins.str
+    """Empty: nothing was recorded, because the person was recognized by an identity that needs a purpose that is not allowed."""
     already_recorded: _builtins.bool
     fallback_reason: _decision_events_pb2.FallbackReason.ValueType
     """Why there are no scores."""
