@@ -10,6 +10,7 @@ no order, and it is the negative: the item was seen and left.
 from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from math import log2
 
 import numpy as np
 from comity.decision.v1 import decision_events_pb2 as decision_pb2
@@ -23,8 +24,9 @@ from services.feedback.domain.schemas import EXPOSURE
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
 
-# Rewards become grades, small whole numbers: LambdaMART's gain is 2^grade − 1.
-GRADE_MAX = 4
+# The gain of a grade is 2^grade − 1. Up to here a reward is its own grade; above the gain grows as the reward does,
+# so that a large amount counts for more without drowning all others.
+GRADE_KNEE = 4.0
 CHUNK_ROWS = 65_536
 CLOCK_SKEW_MAX = timedelta(minutes=5)
 Progress = Callable[[int], None]
@@ -54,7 +56,7 @@ class Examples:
 
     Args:
         matrix: float32, shape (rows_count, columns_count); NaN where a feature is missing or may not be used.
-        labels: float32 grade of each row, whole numbers in [0, 4]; 0: shown and not answered.
+        labels: float32 grade of each row, see grade; 0: shown and not answered; below 0: worse than not answered.
         groups: rows of each decision.
         slots: place in the slate, from 0.
         propensities: probability that the row's item was in its slot; 0 where it is not known.
@@ -264,8 +266,11 @@ def _content(decision: decision_pb2.DecisionMade) -> tuple[list[str], bytes]:
 
 
 def grade(reward: float) -> float:
-    """The relevance that a reward is: 0 for none, else the reward rounded, in [1, 4]."""
-    return float(min(max(round(reward), 1), GRADE_MAX)) if reward > 0 else 0.0
+    """The relevance that a reward is: the reward, above 4 growing with its logarithm; different for different rewards.
+
+    The gain 2^grade − 1 is above −1, whatever was taken back, and 4·reward − 1 above the knee.
+    """
+    return reward if reward <= GRADE_KNEE else GRADE_KNEE + log2(reward / GRADE_KNEE)
 
 
 def logged_matrix(decision: decision_pb2.DecisionMade, columns_count: int) -> Floats | None:
@@ -342,15 +347,26 @@ async def replay_examples(
 async def _replay_rewards(
     stub: FeedbackServiceStub, request: pb.ReplayEventsRequest
 ) -> tuple[dict[str, dict[str, float]], int]:
-    """The best reward of each item of each decision, and how many outcomes were withheld."""
-    rewards: dict[str, dict[str, float]] = {}
+    """What each item of each decision earned, and how many outcomes were withheld.
+
+    That is the best of its rewards, less what was taken back (rewards below 0, as of refunds).
+    """
+    earned: dict[str, dict[str, float]] = {}
+    taken_back: dict[str, dict[str, float]] = {}
     withheld = 0
     async for response in replay_log(stub, request):
         withheld += response.withheld_count
         for event in response.events:
-            items = rewards.setdefault(event.outcome.decision_id, {})
-            items[event.outcome.item_id] = max(items.get(event.outcome.item_id, 0.0), event.outcome.reward)
-    return rewards, withheld
+            outcome = event.outcome
+            best = earned.setdefault(outcome.decision_id, {})
+            best[outcome.item_id] = max(best.get(outcome.item_id, 0.0), outcome.reward)
+            if outcome.reward < 0:
+                lost = taken_back.setdefault(outcome.decision_id, {})
+                lost[outcome.item_id] = lost.get(outcome.item_id, 0.0) + outcome.reward
+    for decision_id, lost in taken_back.items():
+        for item_id, reward in lost.items():
+            earned[decision_id][item_id] += reward
+    return earned, withheld
 
 
 def _request(

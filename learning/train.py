@@ -21,6 +21,8 @@ GROUPS_MIN: Final = 20
 VALID_SHARE: Final = 0.2
 ROUNDS_MAX: Final = 600
 PATIENCE: Final = 50
+# More would make pairs of examples that hardly differ.
+GRADES_MAX: Final = 64
 # Where there is too little to hold out; and where what is held out says that fewer are enough, it is too little, too.
 ROUNDS_MIN: Final = 60
 
@@ -30,7 +32,6 @@ DEFAULT_PARAMS: Final[Mapping[str, Any]] = {
     "eval_at": [10],
     # The examples are whole slates: every pair in them counts, not only those near the top.
     "lambdarank_truncation_level": 30,
-    "label_gain": [0, 1, 3, 7, 15],
     "learning_rate": 0.05,
     "num_leaves": 15,
     "min_data_in_leaf": 50,
@@ -111,14 +112,16 @@ def fit(examples: Examples, plan: TrainPlan | None = None, *, progress: Progress
     """
     plan = plan or TrainPlan()
     _check_can_be_told_apart(examples)
-    objective = POINTWISE_PARAMS if examples.is_pointwise else {}
+    grades = grades_of(examples)
+    objective = POINTWISE_PARAMS if examples.is_pointwise else {"label_gain": _gains(grades)}
     params = {**DEFAULT_PARAMS, **objective, **plan.params, **FIXED_PARAMS}
     rounds, held_out = plan.rounds, None
     with refused_by("LightGBM"):
         if rounds is None and len(examples.groups) >= GROUPS_MIN:
-            rounds, held_out = _stop_early(examples, params, plan, progress)
+            rounds, held_out = _stop_early(examples, grades, params, plan, progress)
         rounds = rounds or plan.rounds_min
-        booster = lgb.train(params, _dataset(examples), num_boost_round=rounds, callbacks=[_reporter(progress, rounds)])
+        fitted = _dataset(examples, grades)
+        booster = lgb.train(params, fitted, num_boost_round=rounds, callbacks=[_reporter(progress, rounds)])
     if not booster.feature_importance("split").any():
         raise LearningError(
             f"{len(examples.groups)} decisions show no preference that more than a few of them share: "
@@ -178,18 +181,18 @@ def _why_nothing(counts: Counts) -> str:
 
 
 def _stop_early(
-    examples: Examples, params: Mapping[str, Any], plan: TrainPlan, progress: Progress
+    examples: Examples, grades: Floats64, params: Mapping[str, Any], plan: TrainPlan, progress: Progress
 ) -> tuple[int, HeldOut]:
     """Rounds for all examples, and what was held out. Split by time: a ranker ranks what comes later."""
     groups_count = len(examples.groups)
     fitted_count = max(1, round(groups_count * (1.0 - plan.valid_share)))
     older, newer = examples.head(fitted_count), examples.tail(fitted_count)
-    fitted = _dataset(older)
+    fitted = _dataset(older, grades)
     booster = lgb.train(
         dict(params),
         fitted,
         num_boost_round=plan.rounds_max,
-        valid_sets=[_dataset(newer, fitted)],
+        valid_sets=[_dataset(newer, grades, fitted)],
         callbacks=[lgb.early_stopping(plan.patience, verbose=False), _reporter(progress, plan.rounds_max)],
     )
     best = booster.best_iteration or plan.rounds_max
@@ -199,20 +202,38 @@ def _stop_early(
 
 
 def mean_ndcg(examples: Examples, scores: Any) -> dict[str, float]:
-    """NDCG of the examples by these scores, one a row."""
+    """NDCG of the examples by these scores, one a row; of decisions where something was liked."""
     mean = MeanNdcg()
     for rows in groups_of(examples):
+        if not (examples.labels[rows] > 0).any():
+            continue  # nothing was liked: no order of it is better than another
         items = examples.item_ids[rows]
         relevant = dict(zip(items, examples.labels[rows].tolist(), strict=True))
         mean.add(items, relevant, np.asarray(scores[rows], dtype=np.float64).tolist())
     return mean.report()
 
 
-def _dataset(examples: Examples, reference: lgb.Dataset | None = None) -> lgb.Dataset:
+def grades_of(examples: Examples) -> Floats64:
+    """The grades that LambdaMART tells apart, ascending, 0 among them: all there are, or so many spread over them."""
+    grades = np.unique(np.append(examples.labels, 0.0).astype(np.float64))
+    if len(grades) <= GRADES_MAX:
+        return grades
+    return np.unique(np.append(np.quantile(grades, np.linspace(0.0, 1.0, GRADES_MAX - 1)), 0.0))
+
+
+def _gains(grades: Floats64) -> list[float]:
+    """The gain of each grade, from 0 on: LightGBM takes none below."""
+    gains = np.exp2(grades) - 1.0
+    return [float(gain - gains[0]) for gain in gains]
+
+
+def _dataset(examples: Examples, grades: Floats64, reference: lgb.Dataset | None = None) -> lgb.Dataset:
+    # LambdaMART's labels are whole numbers: the place among the grades.
+    places = np.searchsorted(grades, examples.labels, side="right") - 1
     # Columns go by number: LightGBM refuses some characters in names, and two names that differ only in those.
     return lgb.Dataset(
         examples.matrix,
-        label=examples.labels,
+        label=examples.labels if examples.is_pointwise else places,
         group=None if examples.is_pointwise else examples.groups,
         reference=reference,
         params={"verbosity": -1},

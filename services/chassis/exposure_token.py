@@ -10,9 +10,12 @@ import binascii
 import hmac
 import struct
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from services.chassis.errors import invalid
+
+# An exposure may be tracked from a page that stayed open for a day.
+TOKEN_TTL = timedelta(hours=24)
 
 _VERSION = 1
 _HEAD = struct.Struct(">BI16s16s")

@@ -39,6 +39,9 @@ GATHER_BATCH_SIZE = Histogram(
 )
 BEHAVIOR_FOLDED = Counter("comity_behavior_folded", "Behavior events folded into features.")
 STATES_UNREADABLE = Counter("comity_states_unreadable", "Stored states that were passed over, by why.", ("reason",))
+EVENTS_PUT_RIGHT = Counter(
+    "comity_events_put_right", "Events that were stored other than they were sent, by what was not right.", ("what",)
+)
 EVENTS_DROPPED = Counter("comity_events_dropped", "Events that were not stored, by why.", ("reason",))
 ERASURE_STEPS = Counter("comity_erasure_steps", "Steps of erasures that were taken, again included.", ("step",))
 ERASURES = Gauge("comity_erasures", "Erasures: that run now, and that this process completed.", ("state",))

@@ -12,7 +12,7 @@ from comity.identity.v1.identity_service_pb2 import ResolveQuery, ResolveRequest
 from comity.identity.v1.identity_service_pb2_grpc import IdentityServiceStub
 
 from services.chassis.errors import FieldProblem, Kind, ServiceError
-from services.chassis.exposure_token import verify
+from services.chassis.exposure_token import TOKEN_TTL, verify
 from services.chassis.rpc_client import call
 from services.feedback.domain.behavior import Claim, ConsentQuestion, Permission, Person, Subject
 from services.feedback.wire import consent_query_to_pb, permission_from_pb, query_to_pb, subject_from_pb
@@ -80,7 +80,9 @@ class ExposureTokens:
     def claim(self, token: bytes, now: datetime) -> Claim:
         """See handlers.ports.Tokens."""
         proven = verify(self._key, token, now)
-        return Claim(proven.decision_id, proven.placement_id, proven.member_id)
+        return Claim(
+            proven.decision_id, proven.placement_id, proven.member_id, decided_at=proven.expires_at - TOKEN_TTL
+        )
 
 
 async def _in_chunks(items: Sequence[Q], ask: Callable[[Sequence[Q]], Awaitable[list[R]]]) -> list[R]:

@@ -17,6 +17,7 @@ from services.feedback.handlers.track import TrackBehavior
 from services.feedback.wire import (
     add_replayed,
     kinds_from_pb,
+    moment,
     range_from_pb,
     rectification_from_pb,
     schema_from_pb,
@@ -47,7 +48,8 @@ class FeedbackService(pb_grpc.FeedbackServiceServicer):
         self, request: pb.TrackRequest, context: Context
     ) -> pb.TrackResponse:
         """Take events in."""
-        tracked = await self._track([sent_from_pb(event) for event in request.events])
+        sent_at = moment(request.sent_at) if request.HasField("sent_at") else None
+        tracked = await self._track([sent_from_pb(event) for event in request.events], sent_at)
         return pb.TrackResponse(
             results=[verdict_to_pb(verdict) for verdict in tracked.verdicts], position=to_position(tracked.position)
         )

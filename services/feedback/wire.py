@@ -140,7 +140,7 @@ def properties_from_pb(properties: Mapping[str, events_pb2.PropertyValue]) -> di
 
 def verdict_to_pb(verdict: Verdict) -> pb.TrackResult:
     """The answer to one event."""
-    result = pb.TrackResult(event_id=verdict.event_id, status=_STATUSES[verdict.status])
+    result = pb.TrackResult(event_id=verdict.event_id, status=_STATUSES[verdict.status], reason=verdict.reason)
     if verdict.problem is not None:
         result.field = verdict.problem.field
         result.problem = verdict.problem.problem
@@ -175,6 +175,7 @@ def encode_behavior(behavior: Behavior) -> bytes:
         placement_id=behavior.placement_id,
         subject_id=behavior.subject_id,
         decision_proven=behavior.decision_proven,
+        digest=behavior.digest,
     )
     for name, value in behavior.properties.items():
         entry = message.properties[name]
@@ -198,6 +199,7 @@ def decode_behavior(plain: bytes) -> Behavior:
         decision_id=message.decision_id,
         placement_id=message.placement_id,
         decision_proven=message.decision_proven,
+        digest=message.digest,
     )
 
 
@@ -215,6 +217,7 @@ def decode_answer(event: RecordedEvent, plain: bytes) -> Answer | None:
         decision_proven=message.decision_proven,
         item_ids=tuple(message.item_ids),
         occurred_at=event.occurred_at,
+        properties=properties_from_pb(message.properties),
     )
 
 
@@ -267,6 +270,7 @@ def encode_schema(schema: EventSchema) -> bytes:
         item_required=schema.item_required,
         reward=schema.reward,
         anonymize_without_consent=schema.anonymize_without_consent,
+        reward_property=schema.reward_property,
     )
     for entry in schema.properties:
         message.properties.add(name=entry.name, kind=_PROPERTY_KINDS_BACK[entry.kind], required=entry.required)
@@ -293,6 +297,7 @@ def schema_from_pb(message: pb.EventSchema) -> EventSchema:
         ),
         reward=message.reward,
         anonymize_without_consent=message.anonymize_without_consent,
+        reward_property=message.reward_property,
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from comity.common.v1 import types_pb2 as types_pb
 from comity.decision.v1 import site_pb2 as site_pb
+from comity.feedback.v1 import feedback_service_pb2 as feedback_pb
 from google.protobuf.message import Message
 
 from cli.bundle.bundle import Bundle, Declared
@@ -13,6 +14,7 @@ from cli.bundle.checks.kinds import attributes_of, kind_of
 from cli.bundle.problem import Problem
 from services.decision.domain.rules import RuleError, compile_audience, compile_eligibility
 from services.features.domain.catalog import ITEM_ID
+from services.feedback.domain.schemas import EXPOSURE
 
 M = TypeVar("M", bound=Message)
 
@@ -26,6 +28,7 @@ def contradictions(bundle: Bundle) -> Iterator[Problem]:
         _doubled_ids,
         _unknown_purposes,
         _feature_events,
+        _rewards,
         _item_attributes,
         _placements,
         _policies,
@@ -80,6 +83,19 @@ def _feature_events(bundle: Bundle) -> Iterator[Problem]:
             value = getattr(body, field, "")
             if value and value not in known:
                 yield _unknown(feature, f".{kind}.{field}", "event type", value, known, "events/*.yaml")
+
+
+def _rewards(bundle: Bundle) -> Iterator[Problem]:
+    """Rewards that no decision would ever be learned from."""
+    for event in bundle.events:
+        message = event.message
+        numbers = [one.name for one in message.properties if one.kind == feedback_pb.PROPERTY_KIND_NUMBER]
+        if message.reward_property and message.reward_property not in numbers:
+            yield _unknown(
+                event, ".reward_property", "number among the properties", message.reward_property, numbers, "properties"
+            )
+        if message.type == EXPOSURE and (message.reward or message.reward_property):
+            yield event.problem(".reward", "being shown is no outcome", "remove it, and reward what people do then")
 
 
 def _item_attributes(bundle: Bundle) -> Iterator[Problem]:

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import timedelta
 from functools import cache
 from typing import Any
 
@@ -29,8 +28,6 @@ from services.decision.handlers.people import Known, People
 from services.decision.handlers.ports import DecisionLog
 from services.decision.handlers.stages import RECORDED_BY, Budget, Ended, within
 
-# An exposure may be tracked from a page that stayed open for a day.
-TOKEN_TTL = timedelta(hours=24)
 _ENDED_WELL: Ended[Any] = Ended(StageOutcome.OK)
 
 
@@ -184,7 +181,7 @@ class Decide:
         token = b""
         if in_log:
             claim = exposure_token.ExposureClaim(
-                record.decision_id, record.member_id, record.placement_id, record.decided_at + TOKEN_TTL
+                record.decision_id, record.member_id, record.placement_id, record.decided_at + exposure_token.TOKEN_TTL
             )
             token = exposure_token.sign(self._keys.token, claim)
         return Answer(

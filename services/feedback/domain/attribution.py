@@ -47,6 +47,7 @@ class Answer:
     decision_proven: bool
     item_ids: tuple[str, ...]
     occurred_at: datetime
+    properties: Mapping[str, str | float | bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,6 +10,7 @@ from datetime import datetime, timedelta
 from enum import Enum, StrEnum
 
 from services.chassis.errors import FieldProblem
+from services.chassis.events import LogPosition
 from services.feedback.domain.schemas import EXPOSURE, EventProperty, EventSchema, PropertyKind, SchemaBook
 
 AHEAD_MAX = timedelta(minutes=5)
@@ -32,11 +34,12 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The answer to one event; *problem* is set where it was refused."""
+    """The answer to one event; *problem* is set where it was refused, *reason* where programs have a word for it."""
 
     event_id: str
     status: Status
     problem: FieldProblem | None = None
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,16 +119,22 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a valid exposure token says was decided, and for whom; no member where identity could not say."""
+    """What a valid exposure token says was decided, when, and for whom; no member where identity could not say."""
 
     decision_id: str
     placement_id: str
     member_id: str
+    decided_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Behavior:
-    """A fact about to be recorded: what BehaviorRecorded holds."""
+    """A fact about to be recorded: what BehaviorRecorded holds.
+
+    Args:
+        digest: see digest_of; empty where the sender did not write it, where the person is left out, and in facts that
+            a release before recorded.
+    """
 
     type: str
     subject_id: str
@@ -134,6 +143,7 @@ class Behavior:
     decision_id: str = ""
     placement_id: str = ""
     decision_proven: bool = False
+    digest: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,21 +152,30 @@ class NewBehavior:
 
     Args:
         member_id: empty: it is nobody's, and is not sealed.
-        twin_stream_id: where the same behavior would lie that was recorded with the person (without, if this is with):
-            what is there already is not recorded a second time when the person changes their mind between two tries.
+        twin_stream_ids: where the same behavior would lie that was recorded with the person (without, if this is with),
+            or under another of the person's members: what is there already is not recorded a second time when the
+            person changes their mind, or presents other identities, between two tries.
     """
 
     stream_id: str
     member_id: str
     occurred_at: datetime
     behavior: Behavior
-    twin_stream_id: str = ""
+    twin_stream_ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A behavior that is in the log, and where; None: it cannot be opened any more."""
+
+    position: LogPosition
+    behavior: Behavior | None
 
 
 class NotRecorded(Enum):
     """Why a behavior was not recorded now."""
 
-    DUPLICATE = "its stream holds it already"
+    DUPLICATE = "its stream, or a twin, holds something already"
     ERASED = "the person was erased: nothing about them is stored again"
 
 
@@ -271,26 +290,57 @@ def _kind_of(value: PropertyValue) -> PropertyKind:
     return PropertyKind.STRING if isinstance(value, str) else PropertyKind.NUMBER
 
 
-def claim_problem(event: TrackedEvent, claim: Claim, subject: Subject) -> FieldProblem | None:
-    """Why a token, valid in itself, proves nothing for this event; None when it does."""
+def claim_problem(event: TrackedEvent, claim: Claim) -> FieldProblem | None:
+    """Why a token, valid in itself, proves nothing for this event, whoever sent it; None when it does."""
     if event.decision_id and event.decision_id != claim.decision_id:
         return FieldProblem("exposure_token", "was given out for another decision; send the one that came with it")
-    if claim.member_id and not subject.has(claim.member_id):
-        return FieldProblem("exposure_token", "was given out for another subject; send the one that came with it")
     return None
+
+
+def is_for_another(claim: Claim | None, subject: Subject) -> bool:
+    """Whether a token was given out for somebody else: to join the two would be to link them."""
+    return claim is not None and claim.member_id != "" and not subject.has(claim.member_id)
 
 
 def behavior_of(event: TrackedEvent, subject: Subject, claim: Claim | None) -> Behavior:
     """The fact that an event becomes."""
-    return Behavior(
+    decision_id = claim.decision_id if claim is not None else event.decision_id
+    sent = Behavior(
         type=event.type,
         subject_id=subject.subject_id,
         item_ids=event.item_ids,
         properties=event.properties,
-        decision_id=claim.decision_id if claim is not None else event.decision_id,
+        decision_id=decision_id,
         placement_id=claim.placement_id if claim is not None else "",
         decision_proven=claim is not None and claim.member_id != "",
+        digest=digest_of(event.type, event.item_ids, event.properties, decision_id),
     )
+    if is_for_another(claim, subject):
+        return replace(sent, decision_id="", placement_id="", decision_proven=False)
+    return sent
+
+
+def digest_of(
+    event_type: str, item_ids: Sequence[str], properties: Mapping[str, PropertyValue], decision_id: str
+) -> bytes:
+    """16 bytes of what a sender says with an event; not the person, times and signals, which its retries change."""
+    said = [event_type, list(item_ids), sorted(properties.items()), decision_id]
+    return hashlib.sha256(json.dumps(said).encode()).digest()[:16]
+
+
+def is_same(stored: Behavior, sent: Behavior) -> bool:
+    """Whether what is stored is what is sent again; of what is nobody's only type and items can be compared."""
+    if not (stored.subject_id and sent.subject_id):
+        return (stored.type, stored.item_ids) == (sent.type, sent.item_ids)
+    digest = stored.digest or digest_of(stored.type, stored.item_ids, stored.properties, stored.decision_id)
+    return digest == sent.digest
+
+
+def occurred_at(sent_at: datetime | None, claim: Claim | None, now: datetime) -> datetime:
+    """When an event happened: when its sender says, now where it does not, and not before the decision it proves."""
+    moment = sent_at or now
+    decided_at = claim.decided_at if claim is not None else None
+    return moment if decided_at is None else max(moment, decided_at)
 
 
 def anonymous(behavior: Behavior) -> Behavior:
@@ -325,20 +375,11 @@ def blinded(stream_id: str, key: bytes) -> str:
 
 def two_ways(plain: NewBehavior, schema: EventSchema, key: bytes, *, is_anonymous: bool) -> NewBehavior:
     """The behavior as it is to be recorded: with the person, or without; of a type that can be both, never both."""
+    if not schema.anonymize_without_consent:
+        return plain
+    twins = plain.twin_stream_ids
+    without = [blinded(stream_id, key) for stream_id in (plain.stream_id, *twins)]
     if is_anonymous:
-        return NewBehavior(
-            blinded(plain.stream_id, key), "", plain.occurred_at, anonymous(plain.behavior), plain.stream_id
-        )
-    if schema.anonymize_without_consent:
-        return replace(plain, twin_stream_id=blinded(plain.stream_id, key))
-    return plain
-
-
-def first_of_each(keys: Sequence[str]) -> list[bool]:
-    """Whether each key is the first of its kind in the sequence."""
-    seen: set[str] = set()
-    first: list[bool] = []
-    for key in keys:
-        first.append(key not in seen)
-        seen.add(key)
-    return first
+        there = (plain.stream_id, *twins, *without[1:])
+        return NewBehavior(without[0], "", plain.occurred_at, anonymous(plain.behavior), there)
+    return replace(plain, twin_stream_ids=(*twins, *without))

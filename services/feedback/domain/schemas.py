@@ -45,7 +45,8 @@ class EventSchema:
     Args:
         item_required: an event names an item; an exposure may name the decision that chose its items instead.
         purposes: all of them must be allowed before an event of the type is stored.
-        reward: what one event is worth when it is joined to a decision; 0: it is no outcome.
+        reward: what one event is worth when it is joined to a decision; 0: it is no outcome; below 0: worse than none.
+        reward_property: the number among the properties that an event is worth instead, where it has it.
         anonymize_without_consent: without the purposes an event is stored without the person, else not at all.
     """
 
@@ -59,6 +60,17 @@ class EventSchema:
     properties: tuple[EventProperty, ...] = ()
     reward: float = 0.0
     anonymize_without_consent: bool = False
+    reward_property: str = ""
+
+    @property
+    def is_outcome(self) -> bool:
+        """Whether events of the type can be worth anything."""
+        return self.reward != 0 or self.reward_property != ""
+
+    def reward_of(self, properties: Mapping[str, object]) -> float:
+        """What an event with these properties is worth."""
+        value = properties.get(self.reward_property, self.reward)
+        return float(value) if isinstance(value, int | float) else self.reward
 
 
 SchemaBook = Mapping[str, EventSchema]
@@ -85,8 +97,16 @@ def _own_problems(field: str, schema: EventSchema) -> list[FieldProblem]:
     problems: list[FieldProblem] = []
     if schema.type in RESERVED_TYPES or schema.type.startswith(RESERVED_PREFIX):
         problems.append(FieldProblem(f"{field}.type", f"{schema.type} is reserved; choose another name"))
-    if schema.type == EXPOSURE and schema.reward != 0:
+    if schema.type == EXPOSURE and schema.is_outcome:
         problems.append(FieldProblem(f"{field}.reward", "being shown is no outcome: an exposure's reward is 0"))
+    kinds = {entry.name: entry.kind for entry in schema.properties}
+    if schema.reward_property and kinds.get(schema.reward_property) is not PropertyKind.NUMBER:
+        problems.append(
+            FieldProblem(
+                f"{field}.reward_property",
+                f"{schema.reward_property} is no declared property of kind number; declare it",
+            )
+        )
     if len(set(schema.purposes)) != len(schema.purposes):
         problems.append(FieldProblem(f"{field}.purposes", "a purpose is named twice; keep one"))
     names = [entry.name for entry in schema.properties]
@@ -144,4 +164,6 @@ def canonical(book: SchemaBook) -> bytes:
         # Only where declared: the version of a site that does not declare it stays what it was.
         if not row["anonymize_without_consent"]:
             del row["anonymize_without_consent"]
+        if not row["reward_property"]:
+            del row["reward_property"]
     return json.dumps(rows, sort_keys=True, separators=(",", ":")).encode()

@@ -122,7 +122,7 @@ class JoinOutcomes:
         read, end = await self._log.answers(after, limit=ANSWERS_PAGE)
         if end == after:
             return False
-        answers = [answer for answer in read if answer.type in book and book[answer.type].reward != 0]
+        answers = [answer for answer in read if answer.type in book and book[answer.type].is_outcome]
         if answers:
             await self._join_or_wait(answers, book)
         await self._progress.advance(ANSWERS, end)
@@ -140,7 +140,12 @@ class JoinOutcomes:
 
     async def _record(self, answers: Sequence[Answer], decided: dict[str, Decided], book: SchemaBook) -> None:
         outcomes = [
-            attribute(answer, decided[answer.decision_id], reward=book[answer.type].reward, window=self._reward_window)
+            attribute(
+                answer,
+                decided[answer.decision_id],
+                reward=book[answer.type].reward_of(answer.properties),
+                window=self._reward_window,
+            )
             for answer in answers
             if answer.decision_id in decided
         ]

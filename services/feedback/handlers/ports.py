@@ -14,6 +14,7 @@ from services.feedback.domain.behavior import (
     NotRecorded,
     Permission,
     Person,
+    Stored,
     Subject,
 )
 from services.feedback.domain.rectification import Rectification
@@ -80,8 +81,8 @@ class BehaviorLog(Protocol):
         """Record the outcomes of each behavior, all or none of one, and none a second time."""
         ...
 
-    async def position_of(self, stream_ids: Sequence[str]) -> LogPosition:
-        """The last position among these streams."""
+    async def stored(self, stream_ids: Sequence[str]) -> dict[str, Stored]:
+        """What these streams hold, each one behavior, by stream; an empty one is absent."""
         ...
 
     async def newest(self) -> LogPosition:

@@ -9,7 +9,7 @@ from services.chassis.clock import Clock
 from services.chassis.deadline import shave
 from services.chassis.errors import FieldProblem, ServiceError
 from services.chassis.events import ORIGIN, LogPosition
-from services.chassis.metrics import EVENTS_DROPPED
+from services.chassis.metrics import EVENTS_DROPPED, EVENTS_PUT_RIGHT
 from services.feedback.domain.attribution import Decided
 from services.feedback.domain.behavior import (
     Behavior,
@@ -26,7 +26,9 @@ from services.feedback.domain.behavior import (
     behavior_of,
     claim_problem,
     exposure_stream_of,
-    first_of_each,
+    is_for_another,
+    is_same,
+    occurred_at,
     problem_of,
     stream_of,
     two_ways,
@@ -42,6 +44,7 @@ from services.feedback.handlers.ports import (
     Tokens,
 )
 
+REUSED = FieldProblem("event_id", "was used for another event of this person; give every event an id of its own")
 # Decisions come in over the bus, a few milliseconds after they were served; looking more often gains nothing.
 DECISION_POLL_S = 0.02
 
@@ -74,6 +77,23 @@ class _Candidate:
         assert self.behavior is not None, "read before it was made"
         return self.behavior
 
+    @property
+    def event_key(self) -> str:
+        """The sender's id; empty where it does not count: that a whole slate was seen is one fact, whoever tells it."""
+        return "" if self.event.type == EXPOSURE and not self.event.item_ids else self.event.event_id
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What the event is once among all of the person's; what comes under it again is not stored again."""
+        return (self.person.subject_id, self.event_key) if self.event_key else ("", self.fact.decision_id)
+
+    def streams(self) -> tuple[str, ...]:
+        """Where the event is stored, and where else it would lie that came with another of the person's identities."""
+        if not self.event_key:
+            return (exposure_stream_of(self.fact.decision_id),)
+        member_ids = dict.fromkeys([self.person.member_id, *(one.member_id for one in self.person.members)])
+        return tuple(stream_of(member_id, self.event_key) for member_id in member_ids)
+
 
 class _Batch:
     """The events of one call: those with a verdict, and those still open, by their place in the call."""
@@ -83,10 +103,17 @@ class _Batch:
         self.verdicts: list[Verdict | None] = [entry if isinstance(entry, Verdict) else None for entry in sent]
         self.open = {place: _Candidate(e) for place, e in enumerate(sent) if isinstance(e, TrackedEvent)}
 
-    def close(self, place: int, status: Status, problem: FieldProblem | None = None) -> None:
+    def close(self, place: int, status: Status, problem: FieldProblem | None = None, reason: str = "") -> None:
         """Answer one event and set it aside."""
-        self.verdicts[place] = Verdict(self.ids[place], status, problem)
+        self.verdicts[place] = Verdict(self.ids[place], status, problem, reason)
         del self.open[place]
+
+    def close_repeated(self, place: int, stored: Behavior | None) -> None:
+        """Answer an event whose id the person has used, for what is *stored* (None: it cannot be told any more)."""
+        if stored is None or not self.open[place].event_key or is_same(stored, self.open[place].fact):
+            self.close(place, Status.DUPLICATE)
+        else:
+            self.close(place, Status.REFUSED, REUSED, "EVENT_ID_REUSED")
 
     def refuse(self, problems: dict[int, FieldProblem]) -> None:
         """Refuse these."""
@@ -130,8 +157,11 @@ class TrackBehavior:
         self._blinding_key = blinding_key
         self._decision_wait_s = decision_wait_s
 
-    async def __call__(self, sent: Sequence[TrackedEvent | Verdict]) -> Tracked:
+    async def __call__(self, sent: Sequence[TrackedEvent | Verdict], sent_at: datetime | None = None) -> Tracked:
         """Take the events in; an entry that was refused already (its limits) comes as its verdict.
+
+        Args:
+            sent_at: the sender's clock when it sent them; None: its clock is taken for right.
 
         Raises:
             ServiceError: UNAVAILABLE when identity, consent or the log does not answer: nothing of the call
@@ -139,7 +169,7 @@ class TrackBehavior:
         """
         now = self._clock.now()
         book = await self._schemas.book()
-        batch = _Batch(sent)
+        batch = _Batch([_by_our_clock(entry, sent_at, now) for entry in sent] if sent_at else sent)
         self._judge(batch, book, now)
         await self._name_people(batch)
         await self._ask_consent(batch, book)
@@ -148,18 +178,17 @@ class TrackBehavior:
         return Tracked(batch.answered(), position)
 
     def _judge(self, batch: _Batch, book: SchemaBook, now: datetime) -> None:
-        problems: dict[int, FieldProblem] = {}
-        for place, candidate in batch.open.items():
-            event = candidate.event
+        for place, candidate in list(batch.open.items()):
+            event, reason = candidate.event, ""
             problem = problem_of(event, book, now)
             if problem is None and event.exposure_token:
                 try:
                     candidate.claim = self._tokens.claim(event.exposure_token, now)
+                    problem = claim_problem(event, candidate.claim)
                 except ServiceError as refusal:
-                    problem = refusal.problems[0]
+                    problem, reason = refusal.problems[0], refusal.reason
             if problem is not None:
-                problems[place] = problem
-        batch.refuse(problems)
+                batch.close(place, Status.REFUSED, problem, reason)
 
     async def _name_people(self, batch: _Batch) -> None:
         people = list({candidate.event.person: None for candidate in batch.open.values()})
@@ -179,12 +208,31 @@ class TrackBehavior:
             if isinstance(subject, FieldProblem):
                 problems[place] = subject
                 continue
-            problem = claim_problem(candidate.event, candidate.claim, subject) if candidate.claim else None
-            if problem is not None:
-                problems[place] = problem
             candidate.subject = subject
-            candidate.behavior = behavior_of(candidate.event, subject, candidate.claim)
         batch.refuse(problems)
+        await self._name_senders(batch)
+        for candidate in batch.open.values():
+            candidate.behavior = behavior_of(candidate.event, candidate.person, candidate.claim)
+
+    async def _name_senders(self, batch: _Batch) -> None:
+        """Put an event under that one of its identities that its proof is for, where not all of them are one person.
+
+        Somebody saw a slate, logged in, and may not be linked: the event answers the slate of whoever saw it and says
+        nothing of the login. A proof for none of the identities is left out, and never costs the event.
+        """
+        apart = {
+            place: [Person((identity,)) for identity in candidate.event.person.identities]
+            for place, candidate in batch.open.items()
+            if is_for_another(candidate.claim, candidate.person)
+        }
+        alone = list({person: None for people in apart.values() for person in people})
+        found = dict(zip(alone, await self._subjects.resolve(alone), strict=True)) if alone else {}
+        for place, people in apart.items():
+            candidate = batch.open[place]
+            for subject in map(found.__getitem__, people):
+                if isinstance(subject, Subject) and not is_for_another(candidate.claim, subject):
+                    candidate.subject = subject
+            EVENTS_PUT_RIGHT.labels(what="proof_of_another").inc()
 
     async def _ask_consent(self, batch: _Batch, book: SchemaBook) -> None:
         """Drop, or store without the person, what they do not agree to.
@@ -224,11 +272,16 @@ class TrackBehavior:
         }
         if not bare:
             return
-        decided = await self._await_decided({candidate.fact.decision_id for candidate in bare.values()})
+        named = {candidate.fact.decision_id for candidate in bare.values() if candidate.fact.decision_id}
+        decided = await self._await_decided(named)
         problems: dict[int, FieldProblem] = {}
         for place, candidate in bare.items():
             decision = decided.get(candidate.fact.decision_id)
-            if decision is None:
+            if not candidate.fact.decision_id:
+                problems[place] = FieldProblem(
+                    "exposure_token", "was given out for another subject; send the one that came with the slate"
+                )
+            elif decision is None:
                 problems[place] = FieldProblem(
                     "decision_id", "is not known here (yet); send the event again, or with the items that were shown"
                 )
@@ -253,36 +306,56 @@ class TrackBehavior:
         return decided
 
     async def _record(self, batch: _Batch, book: SchemaBook, now: datetime) -> LogPosition:
-        streams = {place: _stream_of(candidate) for place, candidate in batch.open.items()}
-        for place, is_first in zip(list(streams), first_of_each(list(streams.values())), strict=True):
-            if not is_first:
-                batch.close(place, Status.DUPLICATE)
+        first: dict[tuple[str, str], Behavior] = {}
+        for place, candidate in list(batch.open.items()):
+            if first.setdefault(candidate.key, candidate.fact) is not candidate.fact:
+                batch.close_repeated(place, first[candidate.key])
         places = list(batch.open)
-        behaviors = [self._new(batch.open[place], streams[place], book, now) for place in places]
+        behaviors = [self._new(batch.open[place], book, now) for place in places]
         answers = await self._log.record(behaviors) if behaviors else []
         position = ORIGIN
-        repeated: list[str] = []
+        repeated: dict[int, NewBehavior] = {}
         for place, new, answer in zip(places, behaviors, answers, strict=True):
             if isinstance(answer, LogPosition):
                 position = max(position, answer)
                 batch.close(place, Status.ANONYMIZED if batch.open[place].is_anonymous else Status.ACCEPTED)
             elif answer is NotRecorded.DUPLICATE:
-                repeated += [stream for stream in (new.stream_id, new.twin_stream_id) if stream]
-                batch.close(place, Status.DUPLICATE)
+                repeated[place] = new
             else:
                 EVENTS_DROPPED.labels(reason="erased").inc()
                 batch.close(place, Status.REFUSED, FieldProblem("subject", "was erased; nothing is stored about it"))
-        # A caller that repeats a call whose answer was lost waits for what the first one stored.
-        return max(position, await self._log.position_of(repeated)) if repeated else position
+        return max(position, await self._answer_repeated(batch, repeated)) if repeated else position
 
-    def _new(self, candidate: _Candidate, stream_id: str, book: SchemaBook, now: datetime) -> NewBehavior:
-        schema = book[candidate.event.type]
-        plain = NewBehavior(stream_id, candidate.person.member_id, candidate.event.occurred_at or now, candidate.fact)
-        return two_ways(plain, schema, self._blinding_key, is_anonymous=candidate.is_anonymous)
+    async def _answer_repeated(self, batch: _Batch, repeated: dict[int, NewBehavior]) -> LogPosition:
+        """Answer events whose ids were used; the position of what was stored under them.
+
+        A caller that repeats a call whose answer was lost waits for what the first one stored.
+        """
+        stored = await self._log.stored(
+            [stream_id for new in repeated.values() for stream_id in (new.stream_id, *new.twin_stream_ids)]
+        )
+        position = ORIGIN
+        for place, new in repeated.items():
+            there = [stored[one] for one in (new.stream_id, *new.twin_stream_ids) if one in stored]
+            position = max([position, *(entry.position for entry in there)])
+            batch.close_repeated(place, there[0].behavior if there else None)
+        return position
+
+    def _new(self, candidate: _Candidate, book: SchemaBook, now: datetime) -> NewBehavior:
+        event, claim = candidate.event, None if candidate.fact.decision_id == "" else candidate.claim
+        happened_at = occurred_at(event.occurred_at, claim, now)
+        if event.occurred_at is not None and happened_at != event.occurred_at:
+            EVENTS_PUT_RIGHT.labels(what="before_its_decision").inc()
+        stream_id, *twins = candidate.streams()
+        plain = NewBehavior(stream_id, candidate.person.member_id, happened_at, candidate.fact, tuple(twins))
+        return two_ways(plain, book[event.type], self._blinding_key, is_anonymous=candidate.is_anonymous)
 
 
-def _stream_of(candidate: _Candidate) -> str:
-    """That a whole slate was seen is one fact, whoever tells it: the caller, again, or the decision itself."""
-    if candidate.event.type == EXPOSURE and not candidate.event.item_ids:
-        return exposure_stream_of(candidate.fact.decision_id)
-    return stream_of(candidate.person.member_id, candidate.event.event_id)
+def _by_our_clock(entry: TrackedEvent | Verdict, sent_at: datetime, now: datetime) -> TrackedEvent | Verdict:
+    """The event with its time put right by how far its sender's clock is off."""
+    if isinstance(entry, Verdict) or entry.occurred_at is None:
+        return entry
+    try:
+        return replace(entry, occurred_at=entry.occurred_at + (now - sent_at))
+    except OverflowError:  # beyond what a datetime holds: judged as it came
+        return entry

@@ -13,21 +13,19 @@ from services.chassis.postgres import Pool, acquire
 from services.chassis.sealing import Sealer, ToSeal
 from services.chassis.tracing import traceparent
 from services.feedback.domain.attribution import Answer, Outcome, outcome_stream_of
-from services.feedback.domain.behavior import NewBehavior, NotRecorded
+from services.feedback.domain.behavior import NewBehavior, NotRecorded, Stored
 from services.feedback.store.rows import EVENT_COLUMNS, position_of
 from services.feedback.wire import (
     BEHAVIOR_RECORDED,
     OUTCOME_ATTRIBUTED,
     decode_answer,
+    decode_behavior,
     encode_behavior,
     encode_outcome,
 )
 
 NEWEST_SQL = "SELECT epoch, xid, position FROM events ORDER BY epoch DESC, xid DESC, position DESC LIMIT 1"
-STREAMS_SQL = """
-SELECT epoch, xid, position FROM events WHERE stream_id = ANY($1::text[])
-ORDER BY epoch DESC, xid DESC, position DESC LIMIT 1
-"""
+STORED_SQL = f"SELECT {EVENT_COLUMNS} FROM events WHERE stream_id = ANY($1::text[]) ORDER BY version"
 HELD_SQL = "SELECT stream_id FROM events WHERE stream_id = ANY($1::text[])"
 BY_ID_SQL = f"SELECT {EVENT_COLUMNS} FROM events WHERE event_id = ANY($1::uuid[])"
 
@@ -47,18 +45,18 @@ class SealedBehaviorLog:
         Raises:
             ServiceError: UNAVAILABLE.
         """
-        held = await self._held([entry.twin_stream_id for entry in behaviors if entry.twin_stream_id])
+        held = await self._held([stream_id for entry in behaviors for stream_id in entry.twin_stream_ids])
         payloads = await self._payloads(behaviors)
         now, trace = self._clock.now(), traceparent()
         appends = [
             _append(entry, payload, now, trace)
             for entry, payload in zip(behaviors, payloads, strict=True)
-            if entry.twin_stream_id not in held and not isinstance(payload, ServiceError)
+            if held.isdisjoint(entry.twin_stream_ids) and not isinstance(payload, ServiceError)
         ]
         appended = iter(await self._store.append_many(appends) if appends else ())
         answers: list[LogPosition | NotRecorded] = []
         for entry, payload in zip(behaviors, payloads, strict=True):
-            if entry.twin_stream_id in held:
+            if not held.isdisjoint(entry.twin_stream_ids):
                 answers.append(NotRecorded.DUPLICATE)
             elif isinstance(payload, ServiceError):
                 answers.append(_refused(payload))
@@ -117,11 +115,15 @@ class SealedBehaviorLog:
             for outcome, payload in zip(group, payloads, strict=False)
         )
 
-    async def position_of(self, stream_ids: Sequence[str]) -> LogPosition:
+    async def stored(self, stream_ids: Sequence[str]) -> dict[str, Stored]:
         """See handlers.ports.BehaviorLog."""
         async with acquire(self._pool) as connection:
-            row = await connection.fetchrow(STREAMS_SQL, list(stream_ids))
-        return position_of(row) if row is not None else ORIGIN
+            events = [recorded(row) for row in await connection.fetch(STORED_SQL, list(stream_ids))]
+        opened = await self._sealer.open_many(events) if events else []
+        return {
+            event.stream_id: Stored(event.position, decode_behavior(plain) if isinstance(plain, bytes) else None)
+            for event, plain in zip(events, opened, strict=True)
+        }
 
     async def newest(self) -> LogPosition:
         """See handlers.ports.BehaviorLog."""

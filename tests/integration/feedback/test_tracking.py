@@ -87,7 +87,7 @@ async def test_while_consent_is_away_nothing_is_stored(feedback: Feedback) -> No
 
 
 async def test_a_token_of_decide_is_proof(feedback: Feedback) -> None:
-    """A token signed with decision's key is taken; a foreign, an old and a changed one are not."""
+    """A token signed with decision's key is taken; an old and a changed one are not; a foreign one proves nothing."""
     later = datetime.now(UTC) + timedelta(hours=1)
     decision_id = "0" * 32
     good = sign(TOKEN_KEY, ExposureClaim(decision_id, member("ann"), "home", later))
@@ -100,9 +100,20 @@ async def test_a_token_of_decide_is_proof(feedback: Feedback) -> None:
         event("4", exposure_token=good[:-1] + bytes([good[-1] ^ 1])),
         event("5", exposure_token=good, decision_id="1" * 32),
     )
-    assert statuses(response) == [ACCEPTED] + [REFUSED] * 4
+    assert statuses(response) == [ACCEPTED, ACCEPTED] + [REFUSED] * 3
+    assert [one.reason for one in response.results[2:4]] == ["EXPOSURE_TOKEN_EXPIRED", "EXPOSURE_TOKEN_INVALID"]
     events, _ = await feedback.replay(pb.REPLAY_KIND_BEHAVIOR)
-    assert (events[0].behavior.decision_id, events[0].behavior.decision_proven) == (decision_id, True)
+    named = [(one.behavior.decision_id, one.behavior.decision_proven) for one in events]
+    assert sorted(named) == [("", False), (decision_id, True)]
+
+
+async def test_event_id_that_comes_again_is_compared_with_what_is_stored(feedback: Feedback) -> None:
+    """Also where what is stored is sealed."""
+    first = await feedback.track(event("1"))
+    again = await feedback.track(event("1"), event("1", item_ids=["3"]))
+    assert statuses(first) + statuses(again) == [ACCEPTED, DUPLICATE, REFUSED]
+    assert again.results[1].reason == "EVENT_ID_REUSED"
+    assert again.position == first.position
 
 
 async def test_a_pseudonym_alone_names_a_person(feedback: Feedback) -> None:

@@ -50,6 +50,14 @@ def test_the_shop_is_sound() -> None:
             "did you mean 'price'?",
         ),
         ("features.yaml", "item_attribute: {attribute: rating}", "", "", "has no kind"),
+        (
+            "events/purchase.yaml",
+            "reward: 5.0",
+            "reward_property: amonut",
+            "reward_property",
+            "no number among the properties",
+        ),
+        ("events/exposure.yaml", "type: exposure", "type: exposure\nreward: -1", "reward", "being shown is no outcome"),
         ("features.yaml", "TRANSFORM_LOG1P", "LOG", "transform", "TRANSFORM_LOG1P"),
         (
             "features.yaml",

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.feedback.domain.behavior import PropertyValue, first_of_each, problem_of, stream_of, unknown_type
+from services.feedback.domain.behavior import PropertyValue, problem_of, stream_of, unknown_type
 from tests.unit.feedback.world import BOOK, NOW, event, schema
 
 
@@ -34,7 +34,7 @@ def test_properties_are_those_declared(properties: dict[str, PropertyValue], fie
 
 def test_an_unknown_type_names_known_ones() -> None:
     """A refusal helps: it names the declared types, up to a number, or says that there are none."""
-    assert unknown_type(BOOK).endswith("click, exposure, page_viewed, search")
+    assert unknown_type(BOOK).endswith("click, exposure, page_viewed, purchase, search")
     many = {f"t{n:03}": schema(f"t{n:03}") for n in range(50)}
     assert unknown_type(many).endswith("t019 and 30 more")
     assert "publish" in unknown_type({})
@@ -45,10 +45,3 @@ def test_different_events_have_different_streams(keys: list[tuple[str, str]]) ->
     """No two (member, event id) share a stream, and the same has the same."""
     clean = [(a.replace("\0", ""), b.replace("\0", "")) for a, b in keys]
     assert len({stream_of(a, b) for a, b in clean}) == len(set(clean))
-
-
-@given(st.lists(st.sampled_from("abc")))
-def test_exactly_one_of_each_is_first(keys: list[str]) -> None:
-    """The first marks pick each distinct key once."""
-    marks = first_of_each(keys)
-    assert [key for key, is_first in zip(keys, marks, strict=True) if is_first] == list(dict.fromkeys(keys))

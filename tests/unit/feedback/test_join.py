@@ -52,6 +52,21 @@ def test_an_answer_counts_within_the_reward_window(late: timedelta, counts: bool
     assert bool(outcomes) is counts
 
 
+@pytest.mark.parametrize(
+    ("properties", "rewards"),
+    [({"amount": 49.9}, [49.9]), ({"amount": -49.0}, [-49.0]), ({}, [5.0]), ({"amount": 0.0}, [])],
+)
+async def test_reward_is_the_number_that_came_with_the_event(
+    properties: dict[str, float], rewards: list[float]
+) -> None:
+    """A refund is below nothing; without the number the type's own reward counts, and nothing is no outcome."""
+    world = World()
+    world.decisions.arrive(decided("d1"))
+    await world.track([event("1", "purchase", item_ids=("2",), decision_id="d1", properties=properties)])
+    await world.settle()
+    assert [one.reward for one in world.log.outcomes] == rewards
+
+
 def test_only_the_person_it_was_made_for_answers_a_decision() -> None:
     """By member, by canonical subject, or by a token; not by knowing the id."""
     stranger = answer(member_id=member("bob"), subject_id=member("bob"))

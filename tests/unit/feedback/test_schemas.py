@@ -26,6 +26,8 @@ QUERY = EventProperty("query", PropertyKind.STRING, required=True)
         ([schema("comity_event")], "schemas[0].type"),
         ([schema("a"), schema("a")], "schemas[1].type"),
         ([schema("exposure", reward=1.0)], "schemas[0].reward"),
+        ([schema("a", reward_property="amount")], "schemas[0].reward_property"),
+        ([schema("a", properties=(QUERY,), reward_property="query")], "schemas[0].reward_property"),
         ([schema("a", purposes=("p", "p"))], "schemas[0].purposes"),
         ([schema("a", properties=(QUERY, QUERY))], "schemas[0].properties[1].name"),
         (

@@ -1,13 +1,14 @@
 """Taking behavior in."""
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
 from services.chassis.errors import ServiceError
 from services.chassis.events import ORIGIN
-from services.feedback.domain.behavior import Claim, Identity, Person, Status, Verdict
+from services.feedback.domain.behavior import Claim, Identity, Person, Signals, Status, Verdict
 from tests.unit.feedback.world import NOW, World, decided, event, member, person
 
 
@@ -134,13 +135,120 @@ async def test_a_token_of_another_decision_or_subject_is_refused() -> None:
         [
             event("1", exposure_token=b"token", decision_id="d1"),
             event("2", exposure_token=b"token", decision_id="d2"),
-            event("3", exposure_token=b"token", who="bob"),
-            event("4", exposure_token=b"forged"),
+            event("3", exposure_token=b"forged"),
         ]
     )
-    assert statuses(tracked.verdicts) == [Status.ACCEPTED, Status.REFUSED, Status.REFUSED, Status.REFUSED]
+    assert statuses(tracked.verdicts) == [Status.ACCEPTED, Status.REFUSED, Status.REFUSED]
     fields = [verdict.problem.field for verdict in tracked.verdicts if verdict.problem]
-    assert fields == ["exposure_token"] * 3
+    assert fields == ["exposure_token"] * 2
+
+
+async def test_event_answers_what_was_seen_before_a_login_that_may_not_be_linked() -> None:
+    """It is stored under the identity that saw the slate, as its outcome, and in nobody's profile that logged in."""
+    world = World()
+    world.decisions.arrive(decided("d1", who="visitor"))
+    world.tokens.claims[b"token"] = Claim("d1", "home", member("visitor"))
+    both = Person((Identity("user_id", "ann"), Identity("anonymous_id", "visitor")))
+    sent = event("1", "purchase", item_ids=("2",), exposure_token=b"token", properties={"amount": 49.0})
+    tracked = await world.track([replace(sent, person=both), event("2")])
+    await world.settle()
+    assert statuses(tracked.verdicts) == [Status.ACCEPTED, Status.ACCEPTED]
+    assert [entry.member_id for _, entry in world.log.behaviors] == [member("visitor"), member("ann")]
+    assert [(one.member_id, one.decision_id, one.reward) for one in world.log.outcomes] == [
+        (member("visitor"), "d1", 49.0)
+    ]
+
+
+async def test_event_with_a_proof_of_somebody_else_loses_the_proof_alone() -> None:
+    """It is stored, and nothing in it says whose slate it came with; a bare exposure has nothing else to say."""
+    world = World()
+    world.decisions.arrive(decided("d1", who="bob"))
+    world.tokens.claims[b"token"] = Claim("d1", "home", member("bob"))
+    tracked = await world.track(
+        [event("1", exposure_token=b"token", decision_id="d1"), event("2", "exposure", exposure_token=b"token")]
+    )
+    await world.settle()
+    assert statuses(tracked.verdicts) == [Status.ACCEPTED, Status.REFUSED]
+    ((_, stored),) = world.log.behaviors
+    assert stored.member_id == member("ann")
+    assert (stored.behavior.decision_id, stored.behavior.decision_proven) == ("", False)
+    assert world.log.outcomes == []
+
+
+@pytest.mark.parametrize("early", [timedelta(minutes=6), timedelta(hours=1), timedelta(days=365)])
+async def test_event_before_the_decision_that_it_proves_happened_with_it(early: timedelta) -> None:
+    """The token proves the decision, so it is the clock that is wrong: the answer counts."""
+    world = World()
+    shown = decided("d1")
+    world.decisions.arrive(shown)
+    world.tokens.claims[b"token"] = Claim("d1", "home", member("ann"), shown.decided_at)
+    await world.track([event("1", exposure_token=b"token", occurred_at=shown.decided_at - early)])
+    await world.settle()
+    assert world.log.behaviors[0][1].occurred_at == shown.decided_at
+    assert [one.decision_id for one in world.log.outcomes] == ["d1"]
+
+
+async def test_times_are_put_right_by_how_far_the_senders_clock_is_off() -> None:
+    """Also beyond what is refused without that clock, and never beyond what a time can be."""
+    world = World()
+    hour = timedelta(hours=1)
+    sent = [event("1", occurred_at=NOW + hour - timedelta(minutes=3)), event("2")]
+    fast = await world.track(sent, NOW + hour)
+    slow = await world.track([event("3", occurred_at=NOW - hour - timedelta(minutes=3))], NOW - hour)
+    assert statuses(fast.verdicts + slow.verdicts) == [Status.ACCEPTED] * 3
+    times = [entry.occurred_at for _, entry in world.log.behaviors]
+    assert times == [NOW - timedelta(minutes=3), NOW, NOW - timedelta(minutes=3)]
+    absurd = await world.track(
+        [event("4", occurred_at=datetime(1, 1, 2, tzinfo=UTC))], datetime(9999, 1, 1, tzinfo=UTC)
+    )
+    assert statuses(absurd.verdicts) == [Status.ACCEPTED]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"kind": "purchase"},
+        {"item_ids": ("2",)},
+        {"item_ids": ("1", "1")},
+        {"decision_id": "d1"},
+        {"properties": {"amount": 50.0}, "kind": "purchase"},
+    ],
+)
+@pytest.mark.parametrize("in_one_call", [True, False])
+async def test_event_id_that_comes_again_with_other_content_is_refused(
+    other: dict[str, Any], *, in_one_call: bool
+) -> None:
+    """The event that came first is kept, and the other one is not taken for it."""
+    world = World()
+    first = event("1")
+    second = event("1", **({"item_ids": ("1",)} | other))
+    if in_one_call:
+        verdicts = (await world.track([first, second])).verdicts
+    else:
+        verdicts = (await world.track([first])).verdicts + (await world.track([second])).verdicts
+    assert statuses(verdicts) == [Status.ACCEPTED, Status.REFUSED]
+    assert verdicts[1].reason == "EVENT_ID_REUSED"
+    assert len(world.log.behaviors) == 1
+
+
+async def test_retry_may_bring_other_times_and_signals() -> None:
+    """They are those of its own moment, and no part of what is said."""
+    world = World()
+    await world.track([event("1", occurred_at=NOW - timedelta(minutes=1))])
+    again = await world.track([event("1", occurred_at=NOW, signals=Signals(jurisdiction="us-ca"))], NOW)
+    assert statuses(again.verdicts) == [Status.DUPLICATE]
+
+
+async def test_event_id_is_one_event_of_all_that_a_person_is_known_by() -> None:
+    """Sent as a visitor, and again with the login that was linked meanwhile: one fact, or one that is refused."""
+    world = World()
+    visitor = Person((Identity("anonymous_id", "visitor"),))
+    first = await world.track([replace(event("1"), person=visitor)])
+    world.subjects.merge("visitor", "ann")
+    again = await world.track([event("1"), event("1", item_ids=("2",))])
+    assert statuses(again.verdicts) == [Status.DUPLICATE, Status.REFUSED]
+    assert again.position == first.position
+    assert len(world.log.behaviors) == 1
 
 
 async def test_a_token_that_names_nobody_proves_nothing() -> None:

@@ -18,6 +18,7 @@ from services.feedback.domain.behavior import (
     Permission,
     Person,
     Refusal,
+    Stored,
     Subject,
     TrackedEvent,
 )
@@ -45,6 +46,9 @@ def schema(name: str, **changes: object) -> EventSchema:
 BOOK: dict[str, EventSchema] = {
     "click": schema("click", item_required=True, reward=1.0),
     "page_viewed": schema("page_viewed", purposes=()),
+    "purchase": schema(
+        "purchase", properties=(EventProperty("amount", PropertyKind.NUMBER),), reward=5.0, reward_property="amount"
+    ),
     "search": schema(
         "search",
         properties=(
@@ -102,7 +106,7 @@ class FakeSubjects:
     def _one(self, entry: Person) -> Subject | FieldProblem | None:
         if entry.identities and entry.identities[0].value in ("", "undefined"):
             return None
-        if entry.identities and entry.identities[0].namespace != "user_id":
+        if any(identity.namespace not in ("user_id", "anonymous_id") for identity in entry.identities):
             return FieldProblem("subject", "the namespace is not known")
         name = entry.subject_id or member(entry.identities[0].value)
         members = self.members.get(name, (name,))
@@ -189,7 +193,7 @@ class FakeLog:
         for entry in behaviors:
             if entry.member_id in self.erased:
                 answers.append(NotRecorded.ERASED)
-            elif entry.stream_id in self.streams or entry.twin_stream_id in self.streams:
+            elif any(stream_id in self.streams for stream_id in (entry.stream_id, *entry.twin_stream_ids)):
                 answers.append(NotRecorded.DUPLICATE)
             else:
                 position = self._next()
@@ -206,9 +210,10 @@ class FakeLog:
                 self.streams[stream] = self._next()
                 self.outcomes.extend(group)
 
-    async def position_of(self, stream_ids: Sequence[str]) -> LogPosition:
+    async def stored(self, stream_ids: Sequence[str]) -> dict[str, Stored]:
         """See handlers.ports.BehaviorLog."""
-        return max((self.streams[one] for one in stream_ids if one in self.streams), default=ORIGIN)
+        facts = {entry.stream_id: entry.behavior for _, entry in self.behaviors}
+        return {one: Stored(self.streams[one], facts[one]) for one in stream_ids if one in facts}
 
     async def newest(self) -> LogPosition:
         """See handlers.ports.BehaviorLog."""
@@ -235,6 +240,7 @@ def _answer(name: str, entry: NewBehavior) -> Answer:
         decision_proven=entry.behavior.decision_proven,
         item_ids=entry.behavior.item_ids,
         occurred_at=entry.occurred_at,
+        properties=entry.behavior.properties,
     )
 
 

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from comity.decision.v1 import decision_events_pb2 as decision_pb2
 from comity.feedback.v1 import feedback_service_pb2 as pb
+from hypothesis import given
+from hypothesis import strategies as st
 
 from learning import dataset
 from learning.dataset import ExamplesBuilder, grade, groups_of, replay_examples
@@ -74,10 +76,21 @@ def test_a_recorded_decision_is_learned_from() -> None:
     assert built({"d1": {"1": 1.0}}, made).labels.tolist() == [0.0, 1.0]
 
 
-@pytest.mark.parametrize(("reward", "expected"), [(-1, 0), (0, 0), (0.2, 1), (1, 1), (1.6, 2), (3.2, 3), (900, 4)])
-def test_rewards_become_small_whole_grades(reward: float, expected: float) -> None:
-    """Something is at least 1, nothing is 0, and a large sale does not drown everything else."""
-    assert grade(reward) == expected
+CENTS = st.integers(-(10**8), 10**8).map(lambda cents: cents / 100)
+
+
+@given(CENTS, CENTS)
+def test_grades_are_in_the_order_of_rewards(one: float, other: float) -> None:
+    """A tenth and one, or two large amounts, are not the same; nothing earned is 0, what was taken back is below."""
+    assert (grade(one) < grade(other)) == (one < other)
+    assert (grade(one) > 0) == (one > 0)
+    assert grade(0.0) == 0.0
+
+
+@pytest.mark.parametrize(("reward", "gain"), [(-1000.0, -1.0), (1.0, 1.0), (4.0, 15.0), (8.0, 31.0), (400.0, 1599.0)])
+def test_gain_of_a_large_sale_grows_as_the_sale_does(reward: float, gain: float) -> None:
+    """2^grade − 1: exponential in small rewards, linear in large ones, never below −1."""
+    assert 2 ** grade(reward) - 1 == pytest.approx(gain)
 
 
 def test_what_was_decided_at_one_moment_is_in_order_of_content() -> None:
@@ -110,6 +123,16 @@ def test_parts_are_whole_decisions() -> None:
     assert older.rows_count + newer.rows_count == examples.rows_count
     assert np.concatenate([older.matrix, newer.matrix]).tolist() == examples.matrix.tolist()
     assert [rows.stop - rows.start for rows in groups_of(newer)] == newer.groups.tolist()
+
+
+async def test_what_was_taken_back_counts_against_what_was_earned() -> None:
+    """A refund after a sale leaves nothing, a refund alone is worse than nothing, whatever order they come in."""
+    made = [decision("d1", ["1", "2", "3"], ["1", "2", "3"])]
+    answers = [outcome("d1", "1", -3.0), outcome("d1", "1", 3.0), outcome("d1", "2", -0.5), outcome("d1", "3", 1.0)]
+    for order in (answers, answers[::-1]):
+        stub: Any = ReplayStub(made, order)
+        examples = await replay_examples(stub, columns=COLUMNS, feature_set=FEATURE_SET)
+        assert examples.labels.tolist() == [0.0, -0.5, 1.0]
 
 
 async def test_the_log_is_replayed_for_what_people_allow() -> None:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from learning.dataset import Examples
 from learning.errors import LearningError
 from learning.export import export
-from learning.train import TrainPlan, fit, mean_ndcg, quality
+from learning.train import GRADES_MAX, TrainPlan, fit, grades_of, mean_ndcg, quality
 from tests.unit.learning.world import examples, preferences
 
 SMALL = TrainPlan(params={"min_data_in_leaf": 5}, rounds_max=40, patience=10)
@@ -118,6 +118,22 @@ def ones(seed: int, count: int = 400) -> tuple[NDArray[np.float32], NDArray[np.f
     rng = np.random.default_rng(seed)
     matrix = rng.normal(size=(count, 4)).astype(np.float32)
     return matrix, (matrix[:, 0] + 0.3 * rng.normal(size=count) > 0.3).astype(np.float32)
+
+
+@pytest.mark.parametrize("amounts", [False, True])
+def test_rewards_of_any_size_and_sign_are_told_apart(*, amounts: bool) -> None:
+    """What is liked ten times as much comes first, what was taken back last; also where every amount is another."""
+    rng = np.random.default_rng(11)
+    matrix = rng.random((800, 5), dtype=np.float32)
+    worth = np.digitize(matrix[:, 0], [0.25, 0.5, 0.75])
+    labels = np.array([-0.5, 0.0, 0.1, 1.0], dtype=np.float32)[worth]
+    if amounts:
+        labels = np.where(labels > 0, 40.0 * matrix[:, 0], labels).astype(np.float32)
+    booster = fit(examples(matrix, labels, group=8), SMALL).booster
+    scores = np.asarray(booster.predict(matrix))
+    means = [float(scores[worth == place].mean()) for place in range(4)]
+    assert means == sorted(means)
+    assert len(grades_of(examples(matrix, labels, group=8))) <= GRADES_MAX
 
 
 def pointwise(matrix: NDArray[np.float32], labels: NDArray[np.float32]) -> Examples:

@@ -80,6 +80,7 @@ class BehaviorRecorded(_message.Message):
     PLACEMENT_ID_FIELD_NUMBER: _builtins.int
     SUBJECT_ID_FIELD_NUMBER: _builtins.int
     DECISION_PROVEN_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
     type: _builtins.str
     decision_id: _builtins.str
     placement_id: _builtins.str
@@ -87,6 +88,8 @@ class BehaviorRecorded(_message.Message):
     """Canonical subject when it was recorded; the envelope holds the member."""
     decision_proven: _builtins.bool
     """An exposure token proved that the decision was made for this person."""
+    digest: _builtins.bytes
+    """Of what the sender said: type, items, properties, decision. An event id that comes again with another is refused."""
     @_builtins.property
     def item_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -101,10 +104,11 @@ class BehaviorRecorded(_message.Message):
         placement_id: _builtins.str = ...,
         subject_id: _builtins.str = ...,
         decision_proven: _builtins.bool = ...,
+        digest: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision_id", b"decision_id", "decision_proven", b"decision_proven", "item_ids", b"item_ids", "placement_id", b"placement_id", "properties", b"properties", "subject_id", b"subject_id", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision_id", b"decision_id", "decision_proven", b"decision_proven", "digest", b"digest", "item_ids", b"item_ids", "placement_id", b"placement_id", "properties", b"properties", "subject_id", b"subject_id", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

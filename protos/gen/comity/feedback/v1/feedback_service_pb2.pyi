@@ -104,6 +104,7 @@ class EventSchema(_message.Message):
     PROPERTIES_FIELD_NUMBER: _builtins.int
     REWARD_FIELD_NUMBER: _builtins.int
     ANONYMIZE_WITHOUT_CONSENT_FIELD_NUMBER: _builtins.int
+    REWARD_PROPERTY_FIELD_NUMBER: _builtins.int
     type: _builtins.str
     description: _builtins.str
     owner: _builtins.str
@@ -111,10 +112,16 @@ class EventSchema(_message.Message):
     retention_days: _builtins.int
     item_required: _builtins.bool
     reward: _builtins.float
-    """What one event of the type is worth when it is joined to a decision; 0: it is no outcome."""
+    """What one event of the type is worth when it is joined to a decision; 0: it is no outcome. Below 0: worse than no
+    answer, and taken back from what the same item earned.
+    """
     anonymize_without_consent: _builtins.bool
     """Without consent to the purposes: store it under nobody, with its items and without its properties, so that item
     counts stay true; else it is dropped.
+    """
+    reward_property: _builtins.str
+    """The number among the properties that one event is worth, as the amount of a purchase or, below 0, of a refund; an
+    event without it is worth `reward`.
     """
     @_builtins.property
     def purposes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -135,10 +142,11 @@ class EventSchema(_message.Message):
         properties: _abc.Iterable[Global___EventProperty] | None = ...,
         reward: _builtins.float = ...,
         anonymize_without_consent: _builtins.bool = ...,
+        reward_property: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["anonymize_without_consent", b"anonymize_without_consent", "description", b"description", "item_required", b"item_required", "owner", b"owner", "properties", b"properties", "purposes", b"purposes", "reason", b"reason", "retention_days", b"retention_days", "reward", b"reward", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["anonymize_without_consent", b"anonymize_without_consent", "description", b"description", "item_required", b"item_required", "owner", b"owner", "properties", b"properties", "purposes", b"purposes", "reason", b"reason", "retention_days", b"retention_days", "reward", b"reward", "reward_property", b"reward_property", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -216,16 +224,22 @@ class TrackRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     EVENTS_FIELD_NUMBER: _builtins.int
+    SENT_AT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___TrackedEvent]: ...
+    @_builtins.property
+    def sent_at(self) -> _timestamp_pb2.Timestamp:
+        """The sender's clock when it sent the call. With it the times of the events are put right by how far that clock is off."""
+
     def __init__(
         self,
         *,
         events: _abc.Iterable[Global___TrackedEvent] | None = ...,
+        sent_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sent_at", b"sent_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "sent_at", b"sent_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -266,16 +280,23 @@ class TrackedEvent(_message.Message):
     EXPOSURE_TOKEN_FIELD_NUMBER: _builtins.int
     CONSENT_SIGNALS_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
-    """The caller's id of the event: sending it again changes nothing."""
+    """The caller's id of the event, unique within the person: sending it again changes nothing, whichever of the person's
+    identities come with it; with another type, items, properties or decision it is REFUSED (EVENT_ID_REUSED).
+    """
     type: _builtins.str
     decision_id: _builtins.str
-    """The decision that this answers, with the proof that it was made for this subject."""
+    """The decision that this answers, with the proof that it was made for this subject. A proof for another of the
+    identities that came along puts the event under that one alone; a proof for somebody else is left out, and the event
+    is stored without its decision.
+    """
     exposure_token: _builtins.bytes
     @_builtins.property
     def subject(self) -> _types_pb2.SubjectRef: ...
     @_builtins.property
     def occurred_at(self) -> _timestamp_pb2.Timestamp:
-        """Unset: when the event is received. At most 5 minutes ahead of the server's clock."""
+        """Unset: when the event is received. At most 5 minutes ahead of the server's clock. An event that proves its decision
+        did not happen before it: an earlier time is taken for that of the decision.
+        """
 
     @_builtins.property
     def item_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
@@ -340,11 +361,14 @@ class TrackResult(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     FIELD_FIELD_NUMBER: _builtins.int
     PROBLEM_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
     status: Global___TrackStatus.ValueType
     field: _builtins.str
     """For REFUSED: the field that is wrong, what is wrong with it, and how to mend it."""
     problem: _builtins.str
+    reason: _builtins.str
+    """Stable word for programs: EVENT_ID_REUSED, EXPOSURE_TOKEN_INVALID, EXPOSURE_TOKEN_EXPIRED; empty for the rest."""
     def __init__(
         self,
         *,
@@ -352,10 +376,11 @@ class TrackResult(_message.Message):
         status: Global___TrackStatus.ValueType = ...,
         field: _builtins.str = ...,
         problem: _builtins.str = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_id", b"event_id", "field", b"field", "problem", b"problem", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_id", b"event_id", "field", b"field", "problem", b"problem", "reason", b"reason", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
