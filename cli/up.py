@@ -14,7 +14,6 @@ from cli.failures import run, until_terminated
 from cli.options import DEFAULT_DATA_DIR, AsJson, DataDir
 from cli.output import console, errors, print_json, progress
 from cli.stack import SERVICES, USUAL_PORTS, Part, Stack, StackStatus, addresses, look
-from cli.stack.watch import Watch
 
 COLORS = {"up": "green", "external": "green", "down": "dim", "crashed": "red", "silent": "red", "unreachable": "red"}
 
@@ -54,6 +53,8 @@ def up(
             errors.print(line, markup=False)
         errors.print(f"up in {time.monotonic() - started_s:.1f} s; stop it with `comity down`")
     if foreground:
+        from cli.stack.watch import Watch
+
         sys.stdout.flush()
         run(Watch(stack).run(), as_json=as_json)
 

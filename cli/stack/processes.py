@@ -125,6 +125,10 @@ class Process:
             return self._child.poll() is None
         return self.record is not None and start_time(self.record.pid) == self.record.started
 
+    def paused(self) -> bool:
+        """Whether somebody stopped it (SIGSTOP), so that it runs and does nothing."""
+        return any(member.status() == psutil.STATUS_STOPPED for member in self.family()[:1])
+
     @property
     def crashed(self) -> bool:
         """Whether it ended without being asked to."""

@@ -154,9 +154,14 @@ def _supervisor(state: State) -> list[Part]:
     record = state.processes.get(SUPERVISOR)
     if record is None:
         return []
-    if Process(SUPERVISOR, record=record).alive():
+    process = Process(SUPERVISOR, record=record)
+    if process.alive() and not process.paused():
         return [Part(SUPERVISOR, "up", "", pid=record.pid)]
-    alarm = StandingAlarm("not_supervised", "What ends is not started again.", "`comity up` mends that.", "")
+    told = "What ends is not started again."
+    if process.alive():
+        alarm = StandingAlarm("not_supervised", told, f"Let it go on with `kill -CONT {record.pid}`.", "")
+        return [Part(SUPERVISOR, "silent", "", pid=record.pid, alarms=(alarm,))]
+    alarm = StandingAlarm("not_supervised", told, "`comity up` mends that.", "")
     return [Part(SUPERVISOR, "crashed", "", alarms=(alarm,))]
 
 

@@ -4,6 +4,7 @@ import asyncio
 import os
 import secrets as chance
 import signal
+import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from functools import partial
@@ -14,6 +15,7 @@ from typing import Self
 from cli.stack import programs
 from cli.stack.binaries import versions
 from cli.stack.external import external_urls, require_reachable, require_same
+from cli.stack.log_files import turn_over
 from cli.stack.ports import free_port, is_free
 from cli.stack.postgres import PostgresServer
 from cli.stack.probe import is_serving, wait_serving
@@ -170,6 +172,7 @@ class Stack:
         self._hold()
         try:
             await self._take_up()
+            turn_over(self.data_dir.logs, time.time())
             ran_before = {name for name, process in self._processes.items() if process.alive()}
             try:
                 await self._start_servers()

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import structlog
 
+from cli.stack.log_files import is_due, turn_over
 from cli.stack.processes import Process
 from cli.stack.restarts import too_many, wait_s
 from cli.stack.state import SUPERVISOR, State
@@ -62,6 +63,9 @@ class Watch:
             state = self._stack.data_dir.read()
             if state is None or not self._named(state):
                 return False
+            if is_due(self._stack.data_dir.logs, now_s):
+                with self._stack.data_dir.exclusive(patience_s=0.0):
+                    turn_over(self._stack.data_dir.logs, now_s)
             due = [name for name in _ended(state) if wait_s(state.restarts.get(name), now_s) == 0.0]
             if due:
                 self._tell(self._stack.revive(due, now_s), now_s)

@@ -51,6 +51,7 @@ from pydantic import ValidationError
 from services.chassis import metrics, telemetry
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.logs import setup_logs
+from services.chassis.old_files import DAY_S
 from services.chassis.operations import OperationsService
 from services.chassis.rpc_server import RpcServer
 from services.chassis.settings import ServiceSettings, read_secret
@@ -86,7 +87,7 @@ class App:
         self.failed = False
         server.add(add_OperationsServiceServicer_to_server, OperationsService())
         self._closers: list[tuple[str, Callable[[], Awaitable[object]]]] = []
-        self._loops: list[tuple[str, Callable[[], Awaitable[None]]]] = []
+        self._loops: list[tuple[str, Callable[[], Awaitable[None]]]] = [("old traces", self._delete_old_traces)]
 
     def on_stop(self, name: str, close: Callable[[], Awaitable[object]]) -> None:
         """Close this on the way down; what was registered last is closed first."""
@@ -120,6 +121,11 @@ class App:
                 _log.error("not closed", name=name, exc_info=error)
         if not await _in_thread(self.telemetry.shutdown, CLOSE_S_MAX):
             _log.warning("not closed", name="telemetry")
+
+    async def _delete_old_traces(self) -> None:
+        while True:
+            self.telemetry.delete_old()
+            await asyncio.sleep(DAY_S)
 
     async def _keep(self, name: str, loop: Callable[[], Awaitable[None]], stop: asyncio.Event) -> None:
         restarts = Restarts()

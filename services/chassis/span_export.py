@@ -8,7 +8,9 @@ in each instrumentation because this holds for the ones that come later, too.
 import json
 import logging
 import os
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,12 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.trace import SpanKind, Status
 from opentelemetry.util.types import AttributeValue
 
+from services.chassis.old_files import DAY_S, delete_old
+
 _logger = logging.getLogger(__name__)
 
-# One file holds a few thousand traced Decides; four of them a service fit on any machine and still reach back hours.
+# One file holds a few thousand traced Decides; what fills four of them a service fits on any machine and still reaches
+# back hours.
 FILE_BYTES_MAX = 32 * 1024 * 1024
 FILES_MAX = 4
 
@@ -53,39 +58,69 @@ class ScrubbingExporter(SpanExporter):
 class FileExporter(SpanExporter):
     """Appends one OTLP/JSON ExportTraceServiceRequest a line to `<folder>/<service>-<pid>.jsonl`.
 
-    A full file is put aside under a number; of all files of the service the newest four are kept.
+    A file that is full, or was begun a day ago, is put aside under a number. Of all files of the service the newest are
+    kept, as much as fills four and none that is two weeks old.
+
+    Args:
+        clock: seconds since 1970.
     """
 
     def __init__(
-        self, folder: Path, service: str, *, file_bytes_max: int = FILE_BYTES_MAX, files_max: int = FILES_MAX
+        self,
+        folder: Path,
+        service: str,
+        *,
+        file_bytes_max: int = FILE_BYTES_MAX,
+        files_max: int = FILES_MAX,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        self._clock = clock
+        # Spans come on a thread of their own, the daily look at what is old on the loop.
+        self._lock = threading.Lock()
         self._service = service
         self._path = folder / f"{service}-{os.getpid()}.jsonl"
         self._file_bytes_max = file_bytes_max
         self._files_max = files_max
         self._rotations = 0
+        self._begun_s = clock()
         self._file = self._path.open("ab")
+        if self._file.tell() > 0:
+            self._rotate()  # of an earlier process that had this pid
         self._prune()
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Append the spans as one line."""
         line = json.dumps(otlp_json(spans), separators=(",", ":")).encode() + b"\n"
         try:
-            if self._file.tell() + len(line) > self._file_bytes_max and self._file.tell() > 0:
-                self._rotate()
-            self._file.write(line)
-            self._file.flush()
+            with self._lock:
+                if self._file.tell() + len(line) > self._file_bytes_max or self._is_of_yesterday():
+                    self._rotate()
+                self._file.write(line)
+                self._file.flush()
         except OSError:
             _logger.exception("spans could not be written")
             return SpanExportResult.FAILURE
         return SpanExportResult.SUCCESS
 
+    def delete_old(self) -> None:
+        """Delete what is too old; to be called once a day, also where nothing is exported."""
+        with self._lock:
+            if self._is_of_yesterday():
+                self._rotate()
+            self._prune()
+
     def shutdown(self) -> None:
         """Close the file."""
         self._file.close()
 
+    def _is_of_yesterday(self) -> bool:
+        return not 0.0 <= self._clock() - self._begun_s < DAY_S
+
     def _rotate(self) -> None:
+        self._begun_s = self._clock()
+        if self._file.tell() == 0:
+            return
         self._file.close()
         self._rotations += 1
         self._path.replace(self._path.with_suffix(f".{self._rotations}.jsonl"))
@@ -94,10 +129,14 @@ class FileExporter(SpanExporter):
 
     def _prune(self) -> None:
         """Delete the service's oldest files, those of earlier processes too; never the one being written."""
-        files = [path for path in self._path.parent.glob(f"{self._service}-*.jsonl") if path != self._path]
-        files.sort(key=_modified_ns, reverse=True)
-        for path in files[self._files_max - 1 :]:
-            path.unlink(missing_ok=True)
+        pattern = f"{self._service}-*.jsonl"
+        delete_old(self._path.parent, pattern, self._clock(), being_written=self._path)
+        others = [(*_changed(path), path) for path in self._path.parent.glob(pattern) if path != self._path]
+        room_bytes = self._file_bytes_max * (self._files_max - 1)
+        for _, size_bytes, path in sorted(others, reverse=True):
+            room_bytes -= size_bytes
+            if room_bytes < 0:
+                path.unlink(missing_ok=True)
 
 
 def otlp_json(spans: Sequence[ReadableSpan]) -> dict[str, Any]:
@@ -157,8 +196,10 @@ def _allowed(attributes: Any) -> dict[str, AttributeValue]:
     }
 
 
-def _modified_ns(path: Path) -> int:
+def _changed(path: Path) -> tuple[int, int]:
+    """When the file was changed, and how many bytes it has."""
     try:
-        return path.stat().st_mtime_ns
+        found = path.stat()
     except FileNotFoundError:
-        return 0
+        return 0, 0
+    return found.st_mtime_ns, found.st_size

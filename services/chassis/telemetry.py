@@ -68,6 +68,7 @@ class Telemetry:
 
     def __init__(self, service: str, exporter: SpanExporter | None, *, ratio: float) -> None:
         self._ratio = ratio
+        self._exporter = exporter
         self._plain: list[tuple[type, str, Any]] = []
         self._provider: TracerProvider | None = None
         if exporter is not None:
@@ -94,6 +95,11 @@ class Telemetry:
         """Export what has ended so far; blocks."""
         if self._provider is not None:
             self._provider.force_flush()
+
+    def delete_old(self) -> None:
+        """Delete traces in files that are too old; to be called once a day."""
+        if isinstance(self._exporter, FileExporter):
+            self._exporter.delete_old()
 
     def shutdown(self) -> None:
         """Export what has not been exported, stop, and leave gRPC, asyncpg and Redis as they were; blocks."""

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +19,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from services.chassis import tracing
 from services.chassis.gather import Gatherer, Load
+from services.chassis.old_files import DAY_S
 from services.chassis.span_export import FileExporter
 from services.chassis.telemetry import Telemetry
 
@@ -191,10 +194,44 @@ def test_files_are_bounded(tmp_path: Path) -> None:
     for _ in range(40):
         assert exporter.export(spans) is SpanExportResult.SUCCESS
     exporter.shutdown()
-    files = sorted(path.name for path in tmp_path.glob("sample-*.jsonl"))
-    assert len(files) == 3
-    assert all(path.stat().st_size <= 2000 for path in tmp_path.iterdir())
+    sizes = [path.stat().st_size for path in tmp_path.glob("sample-*.jsonl")]
+    assert len(sizes) > 1
+    assert max(sizes) <= 2000
+    assert sum(sizes) <= 3 * 2000
     assert (tmp_path / "other-1.jsonl").exists()
+
+
+def test_traces_of_two_weeks_ago_are_deleted(tmp_path: Path) -> None:
+    """At the start and once a day, of earlier processes and of this one, whether or not anything is exported."""
+    made = Traced()
+    with tracing.root_span("call"):
+        pass
+    spans = list(made.spans().values())
+    made.telemetry.shutdown()
+    now_s = [time.time()]
+
+    def last_written(name: str, days_ago: float) -> Path:
+        (tmp_path / name).write_text("{}\n")
+        os.utime(tmp_path / name, (now_s[0] - days_ago * DAY_S,) * 2)
+        return tmp_path / name
+
+    gone, kept = last_written("sample-1.jsonl", 12.1), last_written("sample-2.jsonl", 11.9)
+    exporter = FileExporter(tmp_path, "sample", clock=lambda: now_s[0])
+    assert (gone.exists(), kept.exists()) == (False, True)
+    exporter.export(spans)
+    first = (tmp_path / f"sample-{os.getpid()}.jsonl").read_bytes()
+    now_s[0] += 1.5 * DAY_S
+    exporter.export(spans)
+    aside = tmp_path / f"sample-{os.getpid()}.1.jsonl"
+    assert aside.read_bytes() == first, "a file holds one day"
+    now_s[0] += 11 * DAY_S
+    exporter.delete_old()
+    assert (kept.exists(), aside.exists()) == (False, False)
+    now_s[0] += 20 * DAY_S
+    exporter.delete_old()
+    exporter.export(spans)
+    exporter.shutdown()
+    assert (tmp_path / f"sample-{os.getpid()}.jsonl").read_bytes() == first
 
 
 def test_shutting_down_leaves_the_drivers_as_they_were() -> None:

@@ -1,13 +1,16 @@
 """What `comity up` and `comity status` tell of where services listen, and of what is wrong with them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from cli.main import app
 from cli.stack.probe import StandingAlarm
-from cli.stack.status import Part, StackStatus
-from cli.up import moved, show
+from cli.stack.status import Part, Restarted, StackStatus
+from cli.up import COLORS, moved, show
 
 
 def test_a_service_that_is_not_where_backends_look_is_named() -> None:
@@ -42,3 +45,31 @@ def test_alarm_that_stands_is_shown_with_its_service_and_remedy(
         (line,) = [line for line in shown.splitlines() if "dead_letters" in line]
         assert line.startswith("feedback: dead_letters since 2026-01-02T03:04:05Z: Something was put aside.")
         assert "Look at it." in shown
+
+
+@pytest.mark.parametrize("state", sorted(COLORS))
+@pytest.mark.parametrize("name", ["postgres", "decision", "supervisor"])
+def test_status_fails_unless_every_part_answers(
+    name: str, state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One server, service or supervisor in any state but up or external: exit code 1, and the summary is not `up`."""
+
+    async def looked(folder: Path) -> StackStatus:
+        others = (Part("nats", "up", "127.0.0.1:20000", pid=1), Part("identity", "up", "127.0.0.1:7071", pid=2))
+        return StackStatus(folder, (*others, Part(name, state, "")))
+
+    monkeypatch.setattr("cli.up.look", looked)
+    done = CliRunner().invoke(app, ["status", "--json", f"--data-dir={tmp_path}"])
+    works = state in ("up", "external")
+    assert (done.exit_code == 0, json.loads(done.stdout)["summary"] == "up") == (works, works)
+
+
+def test_restarts_are_shown_with_their_times(capsys: pytest.CaptureFixture[str]) -> None:
+    """How often, since when, and when last; a stack without any shows no column for them."""
+    steady = Part("identity", "up", "127.0.0.1:7071", pid=1)
+    show(StackStatus(Path("/there"), (steady,)), as_json=False)
+    assert "started again" not in capsys.readouterr().out
+    restarted = Restarted(3, "2026-01-02T03:04:05Z", "2026-01-02T04:04:05Z")
+    show(StackStatus(Path("/there"), (steady, replace(steady, restarts=restarted))), as_json=False)
+    told = " ".join(capsys.readouterr().out.split())
+    assert "3 times since 2026-01-02T03:04:05Z, last at 2026-01-02T04:04:05Z" in told
