@@ -4,7 +4,9 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -14,6 +16,7 @@ from cli.failures import run, until_terminated
 from cli.options import DEFAULT_DATA_DIR, AsJson, DataDir
 from cli.output import console, errors, print_json, progress
 from cli.stack import SERVICES, USUAL_PORTS, Part, Stack, StackStatus, addresses, look
+from services.chassis.errors import ServiceError
 
 COLORS = {"up": "green", "external": "green", "down": "dim", "crashed": "red", "silent": "red", "unreachable": "red"}
 
@@ -79,12 +82,9 @@ def down(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJson = False) -> None:
 
 def status(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJson = False) -> None:
     """Show what really runs and answers, and what was restarted; exit code 0 only when all of it runs and answers."""
-    from cli.offered import cuts, offers_of
-
     found = run(look(data_dir), as_json=as_json)
     decides = any(part.name == "decision" and part.works for part in found.parts)
-    offers = run(offers_of(addresses(data_dir)), as_json=as_json) if decides else []
-    show(found, as_json=as_json, notes=cuts(offers))
+    show(found, as_json=as_json, notes=run(_cuts(data_dir), as_json=as_json) if decides else ())
     if found.summary != "up":
         raise typer.Exit(1)
 
@@ -105,6 +105,15 @@ def serve(
     os.chdir(command.cwd)
     # The process stays, so the pid that was written down is the service's.
     os.execve(command.argv[0], command.argv, dict(command.env))
+
+
+async def _cuts(data_dir: Path) -> list[str]:
+    """Which eligible items are not considered; nothing where the stack went down since it was looked at."""
+    from cli.offered import cuts, offers_of
+
+    with suppress(ServiceError):
+        return cuts(await offers_of(addresses(data_dir)))
+    return []
 
 
 def show(found: StackStatus, *, as_json: bool, notes: Sequence[str] = ()) -> None:
