@@ -2,9 +2,9 @@
 
 Owns: the ledger of answers (granted, denied, objected, revoked, expired), the policy of the site (purposes, notices,
 jurisdictions) and its versions, and what consent signals (Sec-GPC, TCF, GPP, US Privacy) mean for it; the ledger of
-erasures.
-Answers: Record, Revoke, Evaluate (the authority read), History, PublishPurposes; a person's rights over all services
-(PrivacyService): Export, Rectify, Erase, GetErasure, ListErasures, GetReceipt, GetReceiptKey,
+erasures; the journal of both outside of the database.
+Answers: Record, Revoke, Evaluate (the authority read), History, PublishPurposes, DescribeConsent; a person's rights
+over all services (PrivacyService): Export, Rectify, Erase, GetErasure, ListErasures, GetReceipt, GetReceiptKey,
 Inventory.
 Emits: ConsentGranted, ConsentDenied, ConsentObjected, ConsentRevoked, ConsentExpired, PurposesPublished,
 ErasureRequested, ErasureStepTaken, ErasureCompleted, PersonalDataAccessed.

@@ -26,7 +26,7 @@ from services.chassis.errors import Kind, ServiceError
 from services.chassis.events import ORIGIN, LogPosition
 from services.chassis.metrics import JOURNAL_LAG_S
 from services.chassis.ports import EventStore
-from services.chassis.postgres import Connection, Pool, acquire
+from services.chassis.postgres import Connection, Pool, acquire, translated
 from services.consent import wire
 from services.consent.domain.commands import Person
 from services.consent.domain.journal import (
@@ -122,9 +122,12 @@ class JournalFile:
                         yield batch
                         batch = []
             except JournalBrokenError:
-                yield batch
+                # An empty batch would pass for the end.
+                if batch:
+                    yield batch
                 raise
-        yield batch
+        if batch:
+            yield batch
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -244,6 +247,9 @@ class PostgresJournal:
         try:
             with self._file.locked():
                 tail = await self.catch_up()
+                if not tail.known:
+                    # A database that was restored and lacks nothing is no longer one that was restored.
+                    await _note(connection, tail)
                 while not connection.is_closed():
                     if not await self._write_page(connection, tail):
                         self._fails = False
@@ -287,10 +293,7 @@ class PostgresJournal:
         if entries:
             tail.end = await asyncio.to_thread(self._file.append, tail.end, entries)
         tail.cursor = events[-1].position
-        at = tail.cursor
-        await connection.execute(
-            WRITTEN_SQL, tail.end.number, tail.end.mac, tail.end.size_bytes, at.epoch, at.xid, at.position
-        )
+        await _note(connection, tail)
         return True
 
     async def _put_back(self, entries: list[Entry]) -> int:
@@ -329,6 +332,13 @@ class PostgresJournal:
                 "COMITY_CONSENT_JOURNAL_MISSING_OK=true for one start",
             )
         _log.warning("the journal is gone and is written anew from the log", where=str(self._file.path))
+
+
+async def _note(connection: Connection, tail: Tail) -> None:
+    """Say in the database how far it is in the journal; over the lead's connection, so that only the leader can."""
+    end, at = tail.end, tail.cursor
+    with translated():
+        await connection.execute(WRITTEN_SQL, end.number, end.mac, end.size_bytes, at.epoch, at.xid, at.position)
 
 
 def _broken(path: Path, error: JournalBrokenError) -> ServiceError:

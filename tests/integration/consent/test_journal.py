@@ -3,14 +3,17 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+from uuid import UUID
 
 import asyncpg
 import pytest
+from prometheus_client import REGISTRY
 
 from cli.stack.provision import ensure_database
 from cli.stack.servers import Servers
@@ -18,10 +21,13 @@ from services.chassis import alarms
 from services.chassis.alarms import Alarm
 from services.chassis.clock import SystemClock
 from services.chassis.errors import ServiceError
+from services.chassis.events import ORIGIN
 from services.chassis.eventstore import PostgresEventStore
-from services.consent.domain.journal import Entry, Mark, key_of
+from services.chassis.metrics import JOURNAL_LAG_S
+from services.consent.domain.journal import Entry, Mark, key_of, lines_of
 from services.consent.store.erasures import PostgresErasures
-from services.consent.store.journal import JournalFile, PostgresJournal
+from services.consent.store.holdings import ConsentHoldings
+from services.consent.store.journal import BATCH_MAX, JournalFile, PostgresJournal
 from services.consent.store.ledger import PostgresLedger
 from services.consent.store.policies import PostgresPolicies
 from services.consent.subscribers import Journaling
@@ -33,13 +39,15 @@ from tests.waiting import eventually
 
 ALICE, BOB, CAROL, DORA = "a" * 26, "b" * 26, "c" * 26, "d" * 26
 EVERYBODY = (ALICE, BOB, CAROL, DORA)
+KEY = key_of(b"s" * 32)
+REVOKED = Entry(str(UUID(int=1)), ORIGIN, "REVOKED", (ALICE,), "ads", datetime.now(UTC), datetime.now(UTC))
 _numbers = count(1)
 
 
 @pytest.fixture
 def file(tmp_path: Path) -> JournalFile:
     """Where no backup reaches."""
-    return JournalFile(tmp_path / "journal", key_of(b"s" * 32))
+    return JournalFile(tmp_path / "journal", KEY)
 
 
 def journal_of(consent: Any, file: JournalFile, *, missing_ok: bool = False) -> PostgresJournal:
@@ -271,7 +279,20 @@ async def test_broken_journal_gives_what_is_valid_and_stops_the_start(
     with pytest.raises(ServiceError, match="line 3") as caught:
         await journal_of(restored, file).catch_up()
     assert caught.value.reason == "JOURNAL_BROKEN"
+    with pytest.raises(ServiceError, match="line 3"):
+        await journal_of(restored, file).catch_up()
     assert await stands(restored) == ["REVOKED", "REVOKED", "GRANTED", "GRANTED"]
+
+
+async def test_broken_line_is_never_taken_for_the_end(consent: Any, file: JournalFile) -> None:
+    """Nor overwritten: not where it is the first that is read, and not behind a full batch."""
+    data, _ = lines_of(KEY, Mark(), [REVOKED] * (BATCH_MAX + 1))
+    lines = data.splitlines(keepends=True)
+    file.path.parent.mkdir(exist_ok=True)
+    for valid in (0, BATCH_MAX):
+        file.path.write_bytes(b"".join(lines[:valid]) + lines[valid].replace(b"REVOKED", b"DENIED"))
+        with pytest.raises(ServiceError, match=f"line {valid + 1} is not"):
+            await journal_of(consent, file).catch_up()
 
 
 async def test_journal_that_cannot_be_written_stops_nothing_and_is_told(consent: Any, file: JournalFile) -> None:
@@ -286,6 +307,51 @@ async def test_journal_that_cannot_be_written_stops_nothing_and_is_told(consent:
         await eventually(partial(is_written, journal))
         await eventually(calm)
     assert [entry.member_ids for entry in entries_of(file)] == [(ALICE,)]
+
+
+@pytest.mark.parametrize(("age", "alarm"), [("50 seconds", False), ("61 seconds", True)])
+async def test_journal_that_nobody_writes_is_told_after_a_minute(
+    consent: Any, file: JournalFile, age: str, alarm: bool
+) -> None:
+    """By every replica, also where the one that leads hangs; the metric says how far it is behind."""
+    await consent.pool.execute(f"ALTER TABLE events ALTER recorded_at SET DEFAULT now() - interval '{age}'")
+    await consent.revoke("r1", who(ALICE), "ads")
+    JOURNAL_LAG_S.set(0.0)
+    watching = asyncio.create_task(journal_of(consent, file).watch())
+    try:
+        await eventually(lag_is_told)
+        assert await alarmed() is alarm
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+        alarms.set_alarm(Alarm.JOURNAL_BEHIND, stands=False)
+
+
+async def lag_is_told() -> bool:
+    return (REGISTRY.get_sample_value("comity_consent_journal_lag_seconds") or 0.0) > 40.0
+
+
+async def test_database_that_lacks_nothing_is_restored_no_longer(consent: Any, file: JournalFile) -> None:
+    """Once it was compared with the journal, a later start without that is an ordinary one."""
+    async with journaling(consent, file):
+        await consent.revoke("r1", who(ALICE), "ads")
+    await consent.pool.execute("UPDATE log_epoch SET epoch = epoch + 1")
+    async with journaling(consent, file):
+        await eventually(partial(is_of_this_epoch, consent))
+    file.path.unlink()
+    await journal_of(consent, file).catch_up()
+
+
+async def is_of_this_epoch(consent: Any) -> bool:
+    sql = "SELECT p.log_epoch = e.epoch FROM journal_position p, log_epoch e"
+    return bool(await consent.pool.fetchval(sql))
+
+
+async def test_journal_is_in_the_record_of_processing(consent: Any) -> None:
+    """Beside the ledger that it repeats."""
+    held = ConsentHoldings(consent.pool).describe()
+    (journal,) = [one for one in held if one.name.startswith("journal")]
+    assert journal.erasure.startswith("kept")
 
 
 async def alarmed() -> bool:

@@ -10,7 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from cli.main import app
-from cli.stack import DataDir, temporary_folder
+from cli.privacy.files import sizes
+from cli.privacy.settling import folders_of
+from cli.stack import DataDir, discard, temporary_folder
 from cli.stack.processes import ProcessRecord, start_time
 from cli.stack.state import State
 from services.chassis.events import ORIGIN
@@ -146,6 +148,16 @@ def test_restore_asks_where_the_journal_is_missing_or_broken(data_dir: Path, fol
     assert journal_of(target).read_bytes() == first
     assert journal_of(target).with_suffix(".broken").read_bytes() == broken
     assert end.number == 2
+
+
+def test_journal_is_scanned_and_discarded_with_the_stack(data_dir: Path) -> None:
+    """Though it lies beside the folder; one of another stack in the same place stays."""
+    other = journal_of(data_dir).with_name("consent-0000.journal")
+    journal_of(data_dir).write_bytes(lines_of(KEY, Mark(), [REVOKED])[0])
+    other.write_text("another's")
+    assert journal_of(data_dir) in sizes(folders_of(data_dir))
+    discard(data_dir)
+    assert list(other.parent.iterdir()) == [other]
 
 
 def test_journal_is_found_where_it_is_said_to_be(data_dir: Path, folder: Path) -> None:
