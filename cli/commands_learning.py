@@ -12,15 +12,17 @@ from cli.failures import run, until_terminated
 from cli.options import DEFAULT_DATA_DIR, AsJson, DataDir
 from cli.output import console, print_json, progress_bar
 from cli.stack import temporary_folder
-from services.chassis.errors import Kind, ServiceError
+from services.chassis.errors import Kind, ServiceError, invalid
 
 LIST_TIMEOUT_S = 10.0
+DEFAULT_PURPOSE = "model_training"
 # What an erasure's receipt promises of models.
 RETRAIN_WITHIN = timedelta(days=30)
 
 if TYPE_CHECKING:
     from comity.decision.v1.decision_service_pb2 import RegisteredModel
 
+    from learning.compare import Compared
     from learning.pipeline import TrainReport, TrainRequest
     from learning.ranklens import RankLensRequest
 
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
 def register(app: typer.Typer) -> None:
     """Add the commands to the app."""
     app.command()(train)
-    app.command()(models)
     evaluate = typer.Typer(help="Hold the platform against data whose answers are known.")
     evaluate.command()(ranklens)
     app.add_typer(evaluate, name="eval")
@@ -38,22 +39,29 @@ def train(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Name, as the policies of the site use it.")],
     purpose: Annotated[
         str, typer.Option(help="Learn only from people who allow this now; empty: from everybody's decisions.")
-    ] = "model_training",
+    ] = DEFAULT_PURPOSE,
     placement: Annotated[str, typer.Option(help="Learn from this placement only.")] = "",
     since: Annotated[datetime | None, typer.Option(help="Decisions from then on, UTC.")] = None,
     until: Annotated[datetime | None, typer.Option(help="Decisions before then, UTC.")] = None,
-    activate: Annotated[bool, typer.Option(help="Let the model decide once it is registered.")] = True,
+    activate: Annotated[
+        bool | None,
+        typer.Option(help="Let the model decide, or not; without either: if it is not worse than the active one."),
+    ] = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
     address: Address = NO_ADDRESSES,
     as_json: AsJson = False,
 ) -> None:
-    """Learn a ranker from what was decided and what came back, register it and let it decide; no restart needed."""
+    """Learn a ranker from what was decided and what came back, register it and let it decide; no restart needed.
+
+    Where another model decides, both are scored on the newest decisions, held out from training, and the new one
+    decides if it is not worse.
+    """
     from learning.pipeline import TrainRequest
 
     request = TrainRequest(
         name=model,
-        since=_utc(since),
-        until=_utc(until),
+        since=utc(since),
+        until=utc(until),
         placement_id=placement,
         purpose=purpose,
         activate=activate,
@@ -65,20 +73,15 @@ def train(
         _show_report(report)
 
 
-def models(
-    data_dir: DataDir = DEFAULT_DATA_DIR,
-    address: Address = NO_ADDRESSES,
-    as_json: AsJson = False,
-) -> None:
-    """List the registered models, which of them decide, and which knew people who were erased since."""
-    listed = run(_models(data_dir, address), as_json=as_json)
+def show_listed(found: list[dict[str, Any]], *, as_json: bool) -> None:
+    """Print the registered models."""
     if as_json:
-        print_json({"models": listed})
+        print_json({"models": found})
         return
     table = Table(box=None, pad_edge=False)
     for column in ("MODEL", "REGISTERED", "ACTIVE", "ERASED", "TRAIN AGAIN BEFORE"):
         table.add_column(column)
-    for model in listed:
+    for model in found:
         table.add_row(
             f"{model['name']}@{model['sha256'][:12]}",
             model["registered_at"],
@@ -134,7 +137,8 @@ def ranklens(
     console.print(table)
 
 
-async def _models(data_dir: Path, address: list[str]) -> list[dict[str, Any]]:
+async def list_models(data_dir: Path, address: list[str]) -> list[dict[str, Any]]:
+    """Every registered model, oldest first, as JSON holds it."""
     from comity.decision.v1 import decision_service_pb2 as pb
 
     from services.chassis.rpc_client import call
@@ -166,6 +170,7 @@ async def _train(request: "TrainRequest", data_dir: Path, address: list[str], *,
     from learning.pipeline import train as learn
 
     async with Services(resolve_addresses(data_dir, address)) as services:
+        await check_request(services, request)
         stubs = LearningServices(services.feedback, services.features, services.release)
         with progress_bar(quiet=quiet) as bar:
             task = bar.add_task("training", total=None)
@@ -179,6 +184,37 @@ async def _train(request: "TrainRequest", data_dir: Path, address: list[str], *,
                 )
             except LearningError as error:
                 raise ServiceError(Kind.FAILED_PRECONDITION, "NOTHING_LEARNED", str(error)) from error
+
+
+async def check_request(services: Services, request: "TrainRequest") -> None:
+    """Returns when everything that the request names is there: to be told after the work would cost the work.
+
+    Raises:
+        ServiceError: INVALID, naming what is not there and what is.
+    """
+    from comity.consent.v1 import consent_service_pb2 as consent_pb
+    from comity.decision.v1 import decision_service_pb2 as pb
+
+    from services.chassis.rpc_client import call_again
+
+    site = (await call_again(services.catalog.DescribeSite, pb.DescribeSiteRequest(), LIST_TIMEOUT_S)).site
+    declared = consent_pb.DescribeConsentRequest(with_purposes=True)
+    purposes = (await call_again(services.consent.DescribeConsent, declared, LIST_TIMEOUT_S)).purposes
+    named = {policy.ranker.model for policy in site.policies if policy.ranker.model}
+    _require_known("MODEL", request.name, named, "is in no policy", "policies name")
+    if request.placement_id:
+        placements = {placement.id for placement in site.placements}
+        _require_known("--placement", request.placement_id, placements, "is no placement of the site", "there are")
+    # A consent service of the release before does not tell.
+    if request.purpose and purposes:
+        _require_known("--purpose", request.purpose, set(purposes), "is not declared", "declared are")
+    if request.since is not None and request.until is not None and request.since >= request.until:
+        raise invalid("--until", "is not after --since; nothing lies between them")
+
+
+def _require_known(field: str, value: str, known: set[str], what: str, are: str) -> None:
+    if value not in known:
+        raise invalid(field, f"{value} {what}; {are}: {', '.join(sorted(known)) or 'none'}")
 
 
 async def _ranklens(
@@ -209,6 +245,8 @@ def _show_report(report: "TrainReport") -> None:
     console.print(
         f"held-out {measure} {measured}; scores differ from the trainer's by at most {report.parity_difference_max:.1e}"
     )
+    if report.compared is not None:
+        _show_compared(report, report.compared)
     left_out = {
         "not answered": counts.without_outcome,
         "fallbacks": counts.not_learnable,
@@ -221,5 +259,26 @@ def _show_report(report: "TrainReport") -> None:
         console.print(f"[dim]not read for lack of consent: {counts.withheld} decisions and outcomes[/]")
 
 
-def _utc(when: datetime | None) -> datetime | None:
+def _show_compared(report: "TrainReport", compared: "Compared") -> None:
+    """The figures beside each other, and what follows."""
+    active = compared.active_version.partition("@")[2][:12]
+    if compared.new is None or compared.active is None:
+        console.print(
+            f"[yellow]not compared[/] with the active {active}: {compared.decisions} of the decisions held out are "
+            "newer than what it was trained on, which is too few to tell"
+        )
+    else:
+        console.print(
+            f"on {compared.decisions} held-out decisions that neither has seen: {compared.measure} {compared.new:.4f}, "
+            f"the active {active} {compared.active:.4f}"
+        )
+    if not report.active:
+        console.print(
+            f"[yellow]not activated[/]: the active model stays; `comity models activate {report.name}@"
+            f"{report.sha256[:12]}`, or --activate, lets the new one decide"
+        )
+
+
+def utc(when: datetime | None) -> datetime | None:
+    """The moment as it was typed, in UTC."""
     return None if when is None else when.replace(tzinfo=UTC)

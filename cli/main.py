@@ -21,6 +21,7 @@ MODULES = (
     "cli.commands_identity",
     "cli.commands_privacy",
     "cli.commands_learning",
+    "cli.commands_models",
     "cli.commands_demo",
     "cli.commands_bench",
     "cli.trace",

@@ -12,6 +12,7 @@ from comity.features.v1.features_service_pb2 import DescribeFeatureSetRequest
 from comity.features.v1.features_service_pb2_grpc import FeatureServiceStub
 from comity.feedback.v1.feedback_service_pb2_grpc import FeedbackServiceStub
 
+from learning.compare import TRAINED_UNTIL, Compared, beside_active
 from learning.dataset import Counts, Examples, replay_examples
 from learning.export import Exported, export
 from learning.register import activate, register
@@ -46,7 +47,7 @@ class TrainRequest:
         name: of the model, as the site's policies name it.
         since, until: half-open range of the decisions to learn from; their outcomes count whenever they came.
         purpose: what people must allow for their decisions to be learned from; empty: nothing is asked.
-        activate: make it the model that decides.
+        activate: make it the model that decides; None: if it is not worse than the one that decides now.
     """
 
     name: str
@@ -55,7 +56,7 @@ class TrainRequest:
     placement_id: str = ""
     purpose: str = ""
     plan: TrainPlan = field(default_factory=TrainPlan)
-    activate: bool = True
+    activate: bool | None = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,7 @@ class TrainReport:
     Args:
         held_out_ndcg10: on the newest decisions, of a model that had not seen them; None: too few to measure.
         held_out_auc: that instead, where every slate holds one item.
+        compared: beside the model that decided until then, where there was another and nothing said what to activate.
         parity_difference_max: largest difference between the trainer's scores and the registered model's.
     """
 
@@ -81,6 +83,7 @@ class TrainReport:
     parity_difference_max: float
     model_bytes: int
     counts: Counts
+    compared: Compared | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON holds it."""
@@ -88,7 +91,7 @@ class TrainReport:
 
 
 async def train(services: Services, request: TrainRequest, *, progress: Progress = lambda *_: None) -> TrainReport:
-    """Replay, fit, export, check, register and activate.
+    """Replay, fit, export, check, register, and activate as asked for.
 
     Raises:
         LearningError: there is nothing to learn from, or the exported model is not the fitted one.
@@ -122,13 +125,20 @@ async def train(services: Services, request: TrainRequest, *, progress: Progress
         metrics=metrics_of(examples, trained, exported),
         member_ids=examples.member_ids,
     )
-    if request.activate:
+    compared, is_active = None, request.activate
+    if is_active is None:
+        progress("compare", 0, 0)
+        compared = await beside_active(
+            services.release, request.name, exported.sha256, feature_set.version, len(examples.columns), trained
+        )
+        is_active = compared is None or compared.is_not_worse
+    if is_active:
         await activate(services.release, name=request.name, sha256=exported.sha256)
     return TrainReport(
         name=request.name,
         sha256=exported.sha256,
         model_version=version,
-        active=request.activate,
+        active=is_active,
         feature_set_version=feature_set.version,
         columns_count=len(examples.columns),
         rows_count=examples.rows_count,
@@ -138,6 +148,7 @@ async def train(services: Services, request: TrainRequest, *, progress: Progress
         parity_difference_max=exported.difference_max,
         model_bytes=len(exported.model),
         counts=examples.counts,
+        compared=compared,
     )
 
 
@@ -148,6 +159,7 @@ def metrics_of(examples: Examples, trained: Trained, exported: Exported) -> Mapp
         "rows": float(examples.rows_count),
         "rounds": float(trained.rounds),
         "parity_difference_max": exported.difference_max,
+        TRAINED_UNTIL: float(examples.decided_at_ms.max()),
     }
     if trained.figure is not None:
         metrics["held_out_auc" if examples.is_pointwise else "held_out_ndcg10"] = trained.figure

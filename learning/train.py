@@ -100,6 +100,12 @@ class HeldOut:
     examples: Examples
     scores: Floats64
 
+    def after(self, at_ms: int) -> "HeldOut":
+        """Those decided after the moment."""
+        older_count = int((self.examples.decided_at_ms <= at_ms).sum())
+        newer = self.examples.tail(older_count)
+        return HeldOut(newer, self.scores[len(self.scores) - newer.rows_count :])
+
 
 def fit(examples: Examples, plan: TrainPlan | None = None, *, progress: Progress = lambda *_: None) -> Trained:
     """The ranker: stopped on the newest decisions, then fitted again to all of them for as long.

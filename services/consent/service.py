@@ -62,6 +62,8 @@ class ConsentService(pb_grpc.ConsentServiceServicer):
         described = pb.DescribeConsentResponse(decide_budget_ms=self._handlers.decide_budget_ms)
         if self._journal is not None:
             described.journal.entries, described.journal.lag_s = await self._journal.lag_s()
+        if request.with_purposes:
+            described.purposes.extend(await self._handlers.purposes())
         return described
 
 

@@ -34,7 +34,7 @@ from services.decision.handlers.inspect import InspectDecisions
 from services.decision.handlers.past import RecordDecisions
 from services.decision.handlers.people import People
 from services.decision.handlers.refresh import Refresher
-from services.decision.handlers.releases import ActivateModel, ListModels, RegisterModel
+from services.decision.handlers.releases import ActivateModel, GetModel, ListModels, RegisterModel
 from services.decision.handlers.scoring import Scoring
 from services.decision.ranker import OnnxLoader
 from services.decision.service import CatalogService, DecisionService, ReleaseService
@@ -204,6 +204,7 @@ class _Parts:
             register=RegisterModel(self.models, self.loader, self.refresher),
             activate=ActivateModel(self.models, self.refresher),
             models=ListModels(self.models),
+            get=GetModel(self.models),
         )
 
 

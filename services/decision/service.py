@@ -15,7 +15,7 @@ from services.decision.handlers.decide import Decide
 from services.decision.handlers.inspect import InspectDecisions
 from services.decision.handlers.past import RecordDecisions
 from services.decision.handlers.refresh import Refresher
-from services.decision.handlers.releases import ActivateModel, ListModels, Part, RegisterModel
+from services.decision.handlers.releases import ActivateModel, GetModel, ListModels, Part, RegisterModel
 from services.decision.wire.calls import (
     answers_to_pb,
     decide_from_pb,
@@ -27,6 +27,9 @@ from services.decision.wire.calls import (
 from services.decision.wire.facts import declared_items, declared_site, described_to_pb, items_to_pb
 from services.decision.wire.record import record_to_pb
 from services.decision.wire.release import announced_from_pb, model_to_pb
+
+# Of a file that is given out: large enough to be few, small enough for one message.
+CHUNK_BYTES = 512 * 1024
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -114,7 +117,8 @@ class CatalogService(pb_grpc.CatalogServiceServicer):
 class ReleaseService(pb_grpc.ReleaseServiceServicer):
     """ReleaseService over the use cases."""
 
-    def __init__(self, *, register: RegisterModel, activate: ActivateModel, models: ListModels) -> None:
+    def __init__(self, *, register: RegisterModel, activate: ActivateModel, models: ListModels, get: GetModel) -> None:
+        self._get = get
         self._register = register
         self._activate = activate
         self._models = models
@@ -136,6 +140,12 @@ class ReleaseService(pb_grpc.ReleaseServiceServicer):
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:  # noqa: N802
         """Give the registered models."""
         return pb.ListModelsResponse(models=[model_to_pb(model) for model in await self._models()])
+
+    async def GetModel(self, request: pb.GetModelRequest, context: Context) -> AsyncIterator[pb.GetModelResponse]:  # noqa: N802
+        """Give a model's file."""
+        data = await self._get(request.name, request.sha256)
+        for start in range(0, len(data), CHUNK_BYTES):
+            yield pb.GetModelResponse(chunk=data[start : start + CHUNK_BYTES])
 
 
 async def _parts(requests: AsyncIterator[pb.RegisterModelRequest]) -> AsyncIterator[Part]:

@@ -1,5 +1,6 @@
 """The commands against a running stack, as a person at a shell uses them."""
 
+import asyncio
 import json
 import shutil
 import uuid
@@ -8,12 +9,15 @@ from typing import Any
 
 import pytest
 import yaml
+from comity.features.v1 import features_service_pb2 as features_pb
 from typer.testing import CliRunner
 
+from cli.connections import Services
 from cli.main import app
 from cli.stack import Stack
 from tests.e2e.conftest import DEAD_PROXY
-from tests.e2e.people import DEFAULTS, SHOP
+from tests.e2e.people import CALL_S, DEFAULTS, SHOP
+from tests.unit.decision.onnx_models import linear
 
 
 @pytest.fixture
@@ -74,6 +78,59 @@ def test_a_proxy_for_the_web_stands_in_no_ones_way(comity: Any, monkeypatch: pyt
     )
     code, decided = comity("decide", "home_hero", who, "--context=hour=20", "--deadline-ms=5000")
     assert (code, decided["decisions"][0]["reason"] in ("REASON_RANKED", "REASON_HOLDOUT")) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("train", "no_such_model"), "no_such_model is in no policy; policies name: shop_clicks"),
+        (("train", "shop_clicks", "--purpose=curiosity"), "curiosity is not declared; declared are: "),
+        (
+            ("train", "shop_clicks", "--placement=cellar"),
+            "cellar is no placement of the site; there are: checkout_addon",
+        ),
+        (("train", "shop_clicks", "--since=2026-01-02", "--until=2026-01-02"), "is not after --since"),
+    ],
+)
+def test_what_a_training_names_is_checked_before_the_work(comity: Any, arguments: tuple[str, ...], said: str) -> None:
+    """A mistyped name costs no hour; what there is instead is told."""
+    code, error = comity(*arguments)
+    assert (code, said in error["error"]["message"]) == (1, True), error
+
+
+def test_models_of_elsewhere_are_checked_registered_activated_and_taken_back(
+    comity: Any, stack: Stack, tmp_path: Path
+) -> None:
+    """From two ONNX files to the one that decides, and back to the one before."""
+    width = asyncio.run(columns_count(stack))
+    files = []
+    for number, weight in enumerate((1.0, 2.0)):
+        files.append(tmp_path / f"{number}.onnx")
+        files[-1].write_bytes(linear(width, weights=[weight] * width).SerializeToString())
+    bad = tmp_path / "bad.onnx"
+    bad.write_bytes(linear(width + 1).SerializeToString())
+    code, error = comity("models", "check", str(bad), "--name=elsewhere")
+    assert (code, error["error"]["reason"]) == (1, "MODEL_REFUSED")
+    code, told = comity("models", "check", str(files[0]), "--name=elsewhere", "--last=5")
+    assert (code, [one["seen"] for one in told["models"]]) == (0, [None])
+    assert told["decisions"] <= 5
+    first, second = (comity("models", "register", str(file), "--name=elsewhere")[1]["model_version"] for file in files)
+    assert comity("models", "rollback", "elsewhere")[1]["error"]["reason"] == "NOTHING_TO_ROLL_BACK_TO"
+    for version in (first, second):
+        assert comity("models", "activate", version[:24]) == (0, {"model_version": version})
+    code, told = comity("models", "compare", first, "--last=5")
+    assert (code, [one["model_version"] for one in told["models"]]) == (0, [first, second])
+    assert comity("models", "rollback", "elsewhere") == (0, {"model_version": first})
+    code, told = comity("models", "show", "elsewhere")
+    assert (code, told["sha256"], told["active"]) == (0, first.partition("@")[2], True)
+    assert told["activated_at"] is not None
+
+
+async def columns_count(stack: Stack) -> int:
+    """How many columns a model of the site reads."""
+    async with Services(stack.addresses) as services:
+        described = await services.features.DescribeFeatureSet(features_pb.DescribeFeatureSetRequest(), timeout=CALL_S)
+    return len(described.feature_set.columns)
 
 
 @pytest.mark.usefixtures("site_restored")

@@ -140,6 +140,10 @@ class ConsentHandlers:
         # 1.001 s times 1000 is a hair below 1001.
         return int(round(self._drain_s * 1000, 3))
 
+    async def purposes(self) -> list[str]:
+        """Names of the declared purposes, in order."""
+        return sorted((await self._policies.policy()).purposes)
+
     async def record(self, who: Who, command: RecordCommand) -> Changed:
         """Record answers: all of them, or none.
 

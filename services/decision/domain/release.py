@@ -7,6 +7,9 @@ from datetime import datetime
 from services.decision.domain.plan import CompiledSite
 from services.decision.domain.site import Item
 
+# Thousands of trees fit; what is larger is not a ranker that answers in milliseconds.
+MODEL_BYTES_MAX = 32 * 2**20
+
 
 @dataclass(frozen=True, slots=True)
 class DeclaredSite:
@@ -58,6 +61,7 @@ class Model:
     Args:
         erased_subjects_count: of the people it was trained on, how many were erased since.
         retrain_since: when the first of them was; None: none was.
+        activated_at: when it was last let decide; None: never.
     """
 
     name: str
@@ -68,6 +72,7 @@ class Model:
     metrics: Mapping[str, float]
     erased_subjects_count: int = 0
     retrain_since: datetime | None = None
+    activated_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

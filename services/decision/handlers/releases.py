@@ -7,13 +7,11 @@ from typing import TypeAlias
 
 from services.chassis.errors import Kind, ServiceError, invalid
 from services.decision.domain.plan import CompiledSite
-from services.decision.domain.release import Model, NewModel
+from services.decision.domain.release import MODEL_BYTES_MAX, Model, NewModel
 from services.decision.domain.training_members import fingerprint
 from services.decision.handlers.ports import ModelLoader, ModelStore
 from services.decision.handlers.refresh import Refresher
 
-# Thousands of trees fit; what is larger is not a ranker that answers in milliseconds.
-MODEL_BYTES_MAX = 32 * 2**20
 # A set of them takes some hundred megabytes while a model is registered.
 TRAINING_MEMBERS_MAX = 2_000_000
 
@@ -75,6 +73,24 @@ class ActivateModel:
         await self._models.activate(name, sha256, site.layout.feature_set.version)
         await self._refresher.refresh()
         return f"{name}@{sha256}"
+
+
+class GetModel:
+    """A registered model's file."""
+
+    def __init__(self, models: ModelStore) -> None:
+        self._models = models
+
+    async def __call__(self, name: str, sha256: str) -> bytes:
+        """The ONNX file.
+
+        Raises:
+            ServiceError: NOT_FOUND (MODEL_UNKNOWN).
+        """
+        model = await self._models.data(name, sha256)
+        if model is None:
+            raise ServiceError(Kind.NOT_FOUND, "MODEL_UNKNOWN", "name, sha256: no such model was registered")
+        return model.onnx
 
 
 class ListModels:

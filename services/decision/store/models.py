@@ -11,7 +11,13 @@ from services.chassis.ids import uuid7
 from services.chassis.postgres import Connection, Pool, acquire, transaction
 from services.decision.domain.release import Model, NewModel
 from services.decision.store.model_members import remember_in
-from services.decision.wire.facts import MODEL_ACTIVATED, MODEL_REGISTERED, model_activated, model_registered
+from services.decision.wire.facts import (
+    MODEL_ACTIVATED,
+    MODEL_REGISTERED,
+    activated_of,
+    model_activated,
+    model_registered,
+)
 
 # Registering and activating a name take turns: its stream has no holes.
 LOCK_SQL = "SELECT pg_advisory_xact_lock(hashtext($1))"
@@ -31,6 +37,13 @@ LIST_SQL = """
 SELECT m.name, m.sha256, m.feature_set_version, m.metrics, m.registered_at, m.erased_subjects_count, m.retrain_since,
        a.sha256 IS NOT NULL AS active
 FROM models m LEFT JOIN active_models a USING (name, sha256) ORDER BY m.registered_at, m.name
+"""
+
+
+# In order, so that the last of a model is the one that stays.
+ACTIVATIONS_SQL = """
+SELECT stream_id, payload, occurred_at FROM events WHERE stream_id = ANY($1::text[]) AND type = $2
+ORDER BY stream_id, version
 """
 
 
@@ -87,6 +100,9 @@ class PostgresModels:
         """See handlers.ports.ModelStore."""
         async with acquire(self._pool) as connection:
             rows = await connection.fetch(LIST_SQL)
+            streams = list({_stream_of(row["name"]) for row in rows})
+            facts = await connection.fetch(ACTIVATIONS_SQL, streams, MODEL_ACTIVATED)
+        activated_at = {(fact["stream_id"], activated_of(fact["payload"])): fact["occurred_at"] for fact in facts}
         return [
             Model(
                 name=row["name"],
@@ -97,6 +113,7 @@ class PostgresModels:
                 metrics=_metrics(row["metrics"]),
                 erased_subjects_count=row["erased_subjects_count"],
                 retrain_since=row["retrain_since"],
+                activated_at=activated_at.get((_stream_of(row["name"]), row["sha256"])),
             )
             for row in rows
         ]

@@ -101,6 +101,11 @@ def model_activated(name: str, sha256: str) -> bytes:
     return events_pb.ModelActivated(name=name, sha256=sha256).SerializeToString()
 
 
+def activated_of(payload: bytes) -> str:
+    """SHA-256 of the model that the fact says decides from then on."""
+    return events_pb.ModelActivated.FromString(payload).sha256
+
+
 def _parts(items: Iterable[bytes]) -> Iterator[list[bytes]]:
     part: list[bytes] = []
     size = 0

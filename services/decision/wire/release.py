@@ -30,6 +30,8 @@ def model_to_pb(model: Model) -> pb.RegisteredModel:
         metrics=model.metrics,
         erased_subjects_count=model.erased_subjects_count,
     )
+    if model.activated_at is not None:
+        message.activated_at.CopyFrom(to_timestamp(model.activated_at))
     if model.retrain_since is not None:
         message.retrain_since.CopyFrom(to_timestamp(model.retrain_since))
     return message

@@ -78,6 +78,16 @@ async def test_verdicts_say_how_long_a_decide_revoke_waits_for(consent: Any) -> 
     assert response.decide_budget_ms == described.decide_budget_ms == int(DRAIN_S * 1000)
 
 
+async def test_declared_purposes_are_named_where_they_are_asked_for(consent: Any) -> None:
+    """Whoever waits for consent every moment does not ask, and costs no read."""
+    named, plain = [
+        (await consent.service.DescribeConsent(pb.DescribeConsentRequest(with_purposes=asked), timeout=10)).purposes
+        for asked in (True, False)
+    ]
+    assert {"ads", "measurement"} <= set(named)
+    assert list(plain) == []
+
+
 async def test_all_answers_are_recorded_or_none(consent: Any) -> None:
     """One that is wrong refuses the others too, and names the purposes there are."""
     error = await refusal(consent.record("r1", who(ALICE), ads="GRANTED", fun="GRANTED"))

@@ -228,6 +228,28 @@ async def test_models_are_listed_with_the_active_one_marked(deciding: Deciding) 
     assert len(await facts(deciding, "ModelActivated")) == 1
 
 
+async def test_a_registered_model_is_given_out_and_when_it_was_activated(deciding: Deciding) -> None:
+    """The very bytes; of models that decided in turn the order is known, of one that never did that it did not."""
+    sent = linear(WIDTH).SerializeToString()
+    first = (await deciding.learn()).partition("@")[2]
+    second = (await deciding.learn(linear(WIDTH, weights=[2.0] * WIDTH))).partition("@")[2]
+    await deciding.register(linear(WIDTH, weights=[3.0] * WIDTH))
+    request = pb.GetModelRequest(name="ranker", sha256=first)
+    assert b"".join([part.chunk async for part in deciding.release.GetModel(request)]) == sent
+    request.sha256 = "0" * 64
+    assert (await refusal(anext(aiter(deciding.release.GetModel(request))))).reason == "MODEL_UNKNOWN"
+
+    async def activated() -> dict[str, int]:
+        listed = (await deciding.release.ListModels(pb.ListModelsRequest(), timeout=TIMEOUT_S)).models
+        return {model.sha256: model.activated_at.ToNanoseconds() for model in listed}
+
+    before = await activated()
+    assert sorted(before.values())[0] == 0 < before[first] < before[second]
+    again = pb.ActivateModelRequest(name="ranker", sha256=first)
+    await deciding.release.ActivateModel(again, timeout=TIMEOUT_S)
+    assert (await activated())[first] > before[second]
+
+
 @pytest.mark.parametrize(
     ("header", "field", "said"),
     [

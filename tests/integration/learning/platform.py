@@ -36,6 +36,7 @@ class Platform:
         self.headers: list[decision_pb2.ModelHeader] = []
         self.model: bytes = b""
         self.active = ""
+        self.models: dict[str, tuple[decision_pb2.ModelHeader, bytes]] = {}
         self.refuse_track = False
         self.fails: Callable[[str], bool] = lambda _: False
         self._known: set[str] = set()
@@ -136,7 +137,34 @@ class Platform:
         parts = [request async for request in requests]
         self.headers.append(parts[0].header)
         self.model = b"".join(part.chunk for part in parts[1:])
+        self.models[parts[0].header.sha256] = (parts[0].header, self.model)
         return decision_pb2.RegisterModelResponse(model_version=f"{parts[0].header.name}@{parts[0].header.sha256}")
+
+    async def ListModels(self, request: Any, context: Any) -> decision_pb2.ListModelsResponse:  # noqa: N802
+        """What was registered."""
+        response = decision_pb2.ListModelsResponse()
+        for sha256, (header, _) in self.models.items():
+            response.models.add(
+                name=header.name,
+                sha256=sha256,
+                feature_set_version=header.feature_set_version,
+                active=sha256 == self.active,
+                metrics=dict(header.metrics),
+            )
+        return response
+
+    async def GetModel(  # noqa: N802
+        self, request: decision_pb2.GetModelRequest, context: Any
+    ) -> AsyncIterator[decision_pb2.GetModelResponse]:
+        """In two parts."""
+        onnx = self.models[request.sha256][1]
+        for part in (onnx[:100], onnx[100:]):
+            yield decision_pb2.GetModelResponse(chunk=part)
+
+    async def ListItems(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+        """Not called: it stands here because it streams."""
+        raise AssertionError("learning does not call ListItems")
+        yield
 
     async def ActivateModel(  # noqa: N802
         self, request: decision_pb2.ActivateModelRequest, context: Any

@@ -3,12 +3,15 @@
 import hashlib
 import itertools
 import random
+from datetime import UTC, datetime
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 
+from learning.compare import contender, figures, list_models
+from learning.dataset import replay_examples
 from learning.errors import LearningError
 from learning.pipeline import Services, TrainRequest, train
 from learning.ranklens import Click, Film, Ranking, RankLens, RankLensEvents, RankLensRequest, RankLensSite
@@ -74,7 +77,7 @@ async def test_ranklens_is_run_by_its_protocol(platform: Platform, channels: Cha
     assert all(event.decision_id for event in platform.tracked)
 
 
-async def figures(channels: Channels) -> dict[str, Any]:
+async def reported(channels: Channels) -> dict[str, Any]:
     """What a run on sixty rankings reports."""
     events = invented(60)
     at = boundary(events, 40)
@@ -86,11 +89,11 @@ async def test_slow_answers_change_no_figure(
 ) -> None:
     """Every third call is answered too late, whether or not it had its effect: each is made again."""
     monkeypatch.setattr(rpc_client, "PAUSE_S", 0.0)
-    undisturbed = await figures(channels)
+    undisturbed = await reported(channels)
     platform.__init__()  # type: ignore[misc]
     calls = itertools.count(1)
     platform.fails = lambda _: next(calls) % 3 == 0
-    assert await figures(channels) == undisturbed
+    assert await reported(channels) == undisturbed
     assert next(calls) > 30
 
 
@@ -103,14 +106,14 @@ async def test_a_run_that_broke_off_goes_on_to_the_same_figures(
 ) -> None:
     """Whichever call ended it: what is there already changes nothing, and nothing later is seen by what is missing."""
     monkeypatch.setattr(rpc_client, "TRIES_MAX", 1)
-    undisturbed = await figures(channels)
+    undisturbed = await reported(channels)
     platform.__init__()  # type: ignore[misc]
     calls = itertools.count(1)
     platform.fails = lambda called: called == method and next(calls) > after
     with pytest.raises(ServiceError, match=method):
-        await figures(channels)
+        await reported(channels)
     platform.fails = lambda _: False
-    assert await figures(channels) == undisturbed
+    assert await reported(channels) == undisturbed
 
 
 async def test_what_happens_after_a_ranking_changes_none_of_its_features(
@@ -191,3 +194,75 @@ async def test_nothing_to_learn_from_registers_nothing(platform: Platform, chann
     with pytest.raises(LearningError, match="No decision"):
         await train(services, TrainRequest(name="films_ranker"))
     assert platform.headers == []
+
+
+async def browsed(platform: Platform, channels: Channels) -> tuple[Services, list[int]]:
+    """A hundred and sixty answered rankings on the platform, and no model; their times."""
+    events = invented(160)
+    at = boundary(events, 150)
+    await RankLens(channels, SITE, RankLensEvents(events), RankLensRequest(at, at, plan=PLAN)).run()
+    platform.active = ""
+    platform.models.clear()
+    services = Services.over(channels["feedback"], channels["features"], channels["decision"])
+    return services, [made.decided_at.ToMilliseconds() for made in platform.decisions.values()]
+
+
+def asked(until_ms: int | None = None, *, activate: bool | None = None, is_coarse: bool = False) -> TrainRequest:
+    """A training; a coarse model tells hardly more than two kinds of films apart."""
+    until = None if until_ms is None else datetime.fromtimestamp(until_ms / 1000, UTC)
+    params = {"min_data_in_leaf": 5, **({"max_bin": 3, "num_leaves": 2} if is_coarse else {})}
+    plan = TrainPlan(params=params, rounds_max=20, rounds_min=10)
+    return TrainRequest(name="films_ranker", until=until, plan=plan, activate=activate)
+
+
+async def test_the_first_model_of_a_name_is_activated(platform: Platform, channels: Channels) -> None:
+    """There is nothing to compare it with; the same one again is what decides already."""
+    services, _ = await browsed(platform, channels)
+    for _ in range(2):
+        report = await train(services, asked())
+        assert (report.active, report.compared, platform.active) == (True, None, report.sha256)
+
+
+@pytest.mark.parametrize("is_better", [True, False])
+async def test_a_model_that_is_worse_than_the_active_one_waits_to_be_activated(
+    platform: Platform, channels: Channels, is_better: bool
+) -> None:
+    """Both are scored on decisions that neither had seen; whoever wants it all the same says so."""
+    services, times = await browsed(platform, channels)
+    first = await train(services, asked(until_ms=times[100], is_coarse=is_better))
+    second = await train(services, asked(is_coarse=not is_better))
+    assert second.compared is not None
+    assert second.compared.active_version == first.model_version
+    assert 20 <= second.compared.decisions <= 32
+    assert second.compared.new is not None
+    assert second.compared.active is not None
+    assert (second.compared.new > second.compared.active) is is_better
+    assert second.active is is_better
+    assert platform.active == (second if is_better else first).sha256
+    forced = await train(services, asked(is_coarse=not is_better, activate=True))
+    assert (forced.active, forced.compared, platform.active) == (True, None, second.sha256)
+
+
+async def test_a_model_that_cannot_be_compared_waits_to_be_activated(platform: Platform, channels: Channels) -> None:
+    """What the active model was trained on says nothing about which of the two is better."""
+    services, _ = await browsed(platform, channels)
+    first = await train(services, asked())
+    second = await train(services, asked(is_coarse=True))
+    assert second.compared is not None
+    assert (second.compared.decisions, second.compared.new, second.active) == (0, None, False)
+    assert platform.active == first.sha256 != second.sha256
+
+
+async def test_registered_models_are_scored_on_the_same_decisions(platform: Platform, channels: Channels) -> None:
+    """As the decision service loads them; how many each may have been trained on is told."""
+    services, times = await browsed(platform, channels)
+    await train(services, asked(until_ms=times[100]))
+    await train(services, asked(is_coarse=True))
+    examples = await replay_examples(services.feedback, columns=("clicks",), feature_set="features-1")
+    newest = examples.tail(len(examples.groups) - 40)
+    models = await list_models(services.release)
+    told = figures([await contender(services.release, model, 1) for model in models], newest)
+    assert [one.seen_count for one in told] == [0, 40]
+    assert told[0].value is not None
+    assert told[1].value is not None
+    assert told[0].value > told[1].value

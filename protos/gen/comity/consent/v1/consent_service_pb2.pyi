@@ -742,12 +742,17 @@ Global___ConsentRecord: _TypeAlias = ConsentRecord  # noqa: Y015
 class DescribeConsentRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    WITH_PURPOSES_FIELD_NUMBER: _builtins.int
+    with_purposes: _builtins.bool
+    """Also the declared purposes, which takes a read."""
     def __init__(
         self,
+        *,
+        with_purposes: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["with_purposes", b"with_purposes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -759,21 +764,27 @@ class DescribeConsentResponse(_message.Message):
 
     DECIDE_BUDGET_MS_FIELD_NUMBER: _builtins.int
     JOURNAL_FIELD_NUMBER: _builtins.int
+    PURPOSES_FIELD_NUMBER: _builtins.int
     decide_budget_ms: _builtins.int
     """As in EvaluateResponse."""
     @_builtins.property
     def journal(self) -> Global___JournalStatus:
         """Unset: none is kept."""
 
+    @_builtins.property
+    def purposes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the declared purposes, where they were asked for; a replica of the release before tells none."""
+
     def __init__(
         self,
         *,
         decide_budget_ms: _builtins.int = ...,
         journal: Global___JournalStatus | None = ...,
+        purposes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["journal", b"journal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decide_budget_ms", b"decide_budget_ms", "journal", b"journal"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decide_budget_ms", b"decide_budget_ms", "journal", b"journal", "purposes", b"purposes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

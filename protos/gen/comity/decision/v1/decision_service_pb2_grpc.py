@@ -552,6 +552,11 @@ class ReleaseServiceStub:
                 request_serializer=comity_dot_decision_dot_v1_dot_decision__service__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=comity_dot_decision_dot_v1_dot_decision__service__pb2.ListModelsResponse.FromString,
                 _registered_method=True)
+        self.GetModel = channel.unary_stream(
+                '/comity.decision.v1.ReleaseService/GetModel',
+                request_serializer=comity_dot_decision_dot_v1_dot_decision__service__pb2.GetModelRequest.SerializeToString,
+                response_deserializer=comity_dot_decision_dot_v1_dot_decision__service__pb2.GetModelResponse.FromString,
+                _registered_method=True)
 
 
 class ReleaseServiceServicer:
@@ -577,6 +582,13 @@ class ReleaseServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetModel(self, request, context):
+        """The ONNX file of a registered model, in order.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ReleaseServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -594,6 +606,11 @@ def add_ReleaseServiceServicer_to_server(servicer, server):
                     servicer.ListModels,
                     request_deserializer=comity_dot_decision_dot_v1_dot_decision__service__pb2.ListModelsRequest.FromString,
                     response_serializer=comity_dot_decision_dot_v1_dot_decision__service__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'GetModel': grpc.unary_stream_rpc_method_handler(
+                    servicer.GetModel,
+                    request_deserializer=comity_dot_decision_dot_v1_dot_decision__service__pb2.GetModelRequest.FromString,
+                    response_serializer=comity_dot_decision_dot_v1_dot_decision__service__pb2.GetModelResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -678,6 +695,33 @@ class ReleaseService:
             '/comity.decision.v1.ReleaseService/ListModels',
             comity_dot_decision_dot_v1_dot_decision__service__pb2.ListModelsRequest.SerializeToString,
             comity_dot_decision_dot_v1_dot_decision__service__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/comity.decision.v1.ReleaseService/GetModel',
+            comity_dot_decision_dot_v1_dot_decision__service__pb2.GetModelRequest.SerializeToString,
+            comity_dot_decision_dot_v1_dot_decision__service__pb2.GetModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

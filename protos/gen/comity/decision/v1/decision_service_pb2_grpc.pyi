@@ -138,6 +138,8 @@ class ReleaseServiceStub:
     """The first message holds the header, the others the ONNX file in order. A model that does not fit is refused whole."""
     ActivateModel: _aio.UnaryUnaryMultiCallable[_decision_service_pb2.ActivateModelRequest, _decision_service_pb2.ActivateModelResponse]
     ListModels: _aio.UnaryUnaryMultiCallable[_decision_service_pb2.ListModelsRequest, _decision_service_pb2.ListModelsResponse]
+    GetModel: _aio.UnaryStreamMultiCallable[_decision_service_pb2.GetModelRequest, _decision_service_pb2.GetModelResponse]
+    """The ONNX file of a registered model, in order."""
 
 class ReleaseServiceServicer(metaclass=_abc_1.ABCMeta):
     """Models and which of them decides."""
@@ -163,5 +165,13 @@ class ReleaseServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _decision_service_pb2.ListModelsRequest,
         context: _aio.ServicerContext[_decision_service_pb2.ListModelsRequest, _abc.Awaitable[_decision_service_pb2.ListModelsResponse]],
     ) -> _abc.Awaitable[_decision_service_pb2.ListModelsResponse]: ...
+
+    @_abc_1.abstractmethod
+    def GetModel(
+        self,
+        request: _decision_service_pb2.GetModelRequest,
+        context: _aio.ServicerContext[_decision_service_pb2.GetModelRequest, _abc.AsyncIterator[_decision_service_pb2.GetModelResponse]],
+    ) -> _abc.AsyncIterator[_decision_service_pb2.GetModelResponse]:
+        """The ONNX file of a registered model, in order."""
 
 def add_ReleaseServiceServicer_to_server(servicer: ReleaseServiceServicer, server: _aio.Server) -> None: ...
