@@ -68,6 +68,9 @@ def decide(
     template_version: Annotated[
         str, typer.Option(metavar="VERSION", help="Of the page or template that asks; kept with the decision.")
     ] = "",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be answered and record nothing: it is no exposure.")
+    ] = False,
     request_id: Annotated[str, typer.Option(help="The same id gives the same decisions.")] = "",
     deadline_ms: Annotated[int, typer.Option(min=1, help="Deadline of the call.")] = 250,
     data_dir: DataDir = DEFAULT_DATA_DIR,
@@ -96,13 +99,15 @@ def decide(
         activation=events_pb.ACTIVATION_DEFERRED if deferred else events_pb.ACTIVATION_IMMEDIATE,
         template_version=template_version,
     )
-    answer = run(_decide(request, deadline_ms / 1000, data_dir, address), as_json=as_json)
+    answer = run(_decide(request, deadline_ms / 1000, data_dir, address, dry_run=dry_run), as_json=as_json)
     if as_json:
-        print_json(MessageToDict(answer, preserving_proto_field_name=True, always_print_fields_with_no_presence=True))
+        told = MessageToDict(answer, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+        print_json(told | {"dry_run": dry_run})
         return
     for decision in answer.decisions:
         _show_decision(decision)
-    console.print(f"[dim]spent {answer.spent_ms} of {answer.budget_ms} ms[/]")
+    recorded = "; a dry run: nothing was recorded" if dry_run else ""
+    console.print(f"[dim]spent {answer.spent_ms} of {answer.budget_ms} ms{recorded}[/]")
 
 
 def track(
@@ -162,10 +167,14 @@ def track(
 
 
 async def _decide(
-    request: decision_pb.DecideRequest, deadline_s: float, data_dir: Path, address: list[str]
+    request: decision_pb.DecideRequest, deadline_s: float, data_dir: Path, address: list[str], *, dry_run: bool
 ) -> decision_pb.DecideResponse:
     async with Services(resolve_addresses(data_dir, address)) as services:
         await services.warm("decision")
+        if dry_run:
+            asked = decision_pb.PreviewRequest(request=request)
+            preview: decision_pb.PreviewResponse = await call(services.decision.Preview, asked, deadline_s)
+            return preview.answer
         answer: decision_pb.DecideResponse = await call(services.decision.Decide, request, deadline_s)
         return answer
 

@@ -46,6 +46,10 @@ class DecisionService(pb_grpc.DecisionServiceServicer):
         """Decide for each placement."""
         return answers_to_pb(await self._decide(decide_from_pb(request)))
 
+    async def Preview(self, request: pb.PreviewRequest, context: Context) -> pb.PreviewResponse:  # noqa: N802
+        """Say what Decide would answer."""
+        return pb.PreviewResponse(answer=answers_to_pb(await self._decide.preview(decide_from_pb(request.request))))
+
     async def RecordDecisions(  # noqa: N802
         self, request: pb.RecordDecisionsRequest, context: Context
     ) -> pb.RecordDecisionsResponse:

@@ -45,8 +45,10 @@ def test_a_decision_from_the_shell_and_why(comity: Any) -> None:
     who = f"--identity=user_id:{uuid.uuid4().hex}"
     purposes = ("--purpose=profile_personalization", "--purpose=measurement")
     assert comity("consent", "grant", who, *purposes, "--notice-version=2026-10", "--language=en")[0] == 0
+    code, decided = comity("decide", "home_hero", who, "--context=hour=20", "--deadline-ms=5000", "--dry-run")
+    assert (code, decided["dry_run"], decided["decisions"][0]["decision_id"]) == (0, True, "")
     code, decided = comity("decide", "home_hero", who, "--context=hour=20", "--deadline-ms=5000")
-    assert code == 0
+    assert (code, decided["dry_run"]) == (0, False)
     (hero,) = decided["decisions"]
     assert hero["reason"] in ("REASON_RANKED", "REASON_HOLDOUT")
     code, why = comity("why", hero["decision_id"])

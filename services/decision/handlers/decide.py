@@ -69,27 +69,44 @@ class Decide:
             ServiceError: INVALID for what only the caller can mend; ALREADY_EXISTS (REQUEST_ID_REUSED);
                 FAILED_PRECONDITION (SITE_NOT_APPLIED).
         """
-        budget = Budget.begin(self._budget_s_max)
         with self._load.active():
-            serving = self._serving()
-            site, plans = admit(serving, request)
-            now = self._clock.now()
-            known = await self._people.know(
-                request.identities,
-                budget,
-                purposes=_purposes(site, plans, request.signals),
-                signals=request.signals,
-                feature_set_version=site.layout.feature_set.version,
-                as_of=now,
-            )
-            call = Call(request, serving, site, budget, now, known)
-            drafts = await self._draft_all(call, plans)
+            call, drafts = await self._draft(request, recorded=True)
             if len(drafts) == 1:
                 answers = [await self._conclude(drafts[0], call)]
             else:
                 answers = list(await asyncio.gather(*(self._conclude(draft, call) for draft in drafts)))
-            _tell(answers, known)
-            return Answers(tuple(answers), int(budget.seconds * 1000), int(budget.spent_s() * 1000))
+            _tell(answers, call.known)
+            return _answers(answers, call.budget)
+
+    async def preview(self, request: DecideRequest) -> Answers:
+        """What would be answered now; nothing is recorded, counted or minted, and the answers prove nothing.
+
+        Raises:
+            ServiceError: as of a call, but REQUEST_ID_REUSED.
+        """
+        with self._load.active():
+            call, drafts = await self._draft(request, recorded=False)
+            shown = [(draft.record, self._answer(draft.record, draft.record.choice, in_log=False)) for draft in drafts]
+            answers = [replace(answer, decision_id="", layer=record.layer) for record, answer in shown]
+            return _answers(answers, call.budget)
+
+    async def _draft(self, request: DecideRequest, *, recorded: bool) -> tuple[Call, list[Draft]]:
+        """The decisions as they are before they are recorded, if they will be."""
+        budget = Budget.begin(self._budget_s_max)
+        serving = self._serving()
+        site, plans = admit(serving, request)
+        now = self._clock.now()
+        known = await self._people.know(
+            request.identities,
+            budget,
+            purposes=_purposes(site, plans, request.signals),
+            signals=request.signals,
+            feature_set_version=site.layout.feature_set.version,
+            as_of=now,
+            recorded=recorded,
+        )
+        call = Call(request, serving, site, budget, now, known)
+        return call, await self._draft_all(call, plans)
 
     async def _draft_all(self, call: Call, plans: Sequence[Plan]) -> list[Draft]:
         """Placement by placement: what an earlier one shows is excluded from the later ones."""
@@ -196,6 +213,10 @@ class Decide:
             # What is answered instead of what the log holds used nothing of the person.
             layer=record.layer if in_log else Level.UNSPECIFIED,
         )
+
+
+def _answers(answers: Sequence[Answer], budget: Budget) -> Answers:
+    return Answers(tuple(answers), int(budget.seconds * 1000), int(budget.spent_s() * 1000))
 
 
 def admit(serving: Serving, request: DecideRequest) -> tuple[CompiledSite, list[Plan]]:

@@ -79,8 +79,12 @@ class People:
         signals: Signals | None,
         feature_set_version: str,
         as_of: datetime,
+        recorded: bool = True,
     ) -> Known:
         """What is known of the person; no *purposes*: only who it is, because nothing of the profile will be used.
+
+        Args:
+            recorded: something will be recorded about the person, and needs a data key.
 
         Raises:
             ServiceError: INVALID when identity refuses the identities: only the caller can mend those.
@@ -98,7 +102,7 @@ class People:
             # Nobody asks whether the person may be recognized: then nothing is recorded about them either.
             return Known(identity=StageOutcome.OK)
         # Sealing the decision needs the member's key: it comes in beside the reads and not after them.
-        held = bool(person.required_purposes) or self._log.holds_key(person.member_id)
+        held = not recorded or bool(person.required_purposes) or self._log.holds_key(person.member_id)
         key = None if held else self._log.fetch_key(person.member_id)
         if not purposes:
             if key is not None:

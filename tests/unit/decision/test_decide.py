@@ -10,6 +10,7 @@ import pytest
 
 from services.chassis.deadline import deadline_scope, remaining_s
 from services.chassis.errors import Kind, ServiceError
+from services.chassis.events import ORIGIN
 from services.chassis.exposure_token import verify
 from services.chassis.sealing import DataKey
 from services.decision.domain.plan import compile_site
@@ -461,3 +462,16 @@ async def test_the_template_that_asked_is_kept_and_told() -> None:
     answer = answers.decisions[0]
     assert (answer.versions.template, answer.versions.semantics) == ("home@7", SEMANTICS)
     assert (await harness.logged(answer.decision_id)).versions == answer.versions
+
+
+@pytest.mark.parametrize("consent", [frozenset({PROFILE}), frozenset[str]()], ids=["ranked", "refused"])
+async def test_a_preview_shows_what_decide_would_and_records_nothing(consent: frozenset[str]) -> None:
+    """No decision, no token that makes it an exposure, nothing to learn from, and no data key for whoever has none."""
+    harness = Harness()
+    harness.consent.allowed = consent
+    (preview,) = (await harness.decide.preview(request())).decisions
+    assert (preview.decision_id, preview.exposure_token, preview.learnable) == ("", b"", False)
+    assert await harness.log.store.head() == ORIGIN
+    assert harness.keys.calls == 0
+    answer = await answer_of(harness)
+    assert (preview.choice, preview.layer, preview.versions) == (answer.choice, answer.layer, answer.versions)
