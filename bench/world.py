@@ -20,6 +20,7 @@ from cli.stack import Stack
 from cli.stack.processes import Command
 from cli.stack.replicas import service_of
 from services.chassis.rpc_client import call
+from services.chassis.words import enum_word
 
 SETUP_TIMEOUT_S = 30.0
 # Longer than any Decide is given: what is measured is how long it takes, not when it is given up.
@@ -189,5 +190,5 @@ class Requests:
 def answer_label(decision: decision_pb.PlacementDecision) -> str:
     """What kind of answer it was: the reason, or the fallback reason."""
     if decision.fallback_reason:
-        return events_pb.FallbackReason.Name(decision.fallback_reason).removeprefix("FALLBACK_REASON_")
-    return events_pb.Reason.Name(decision.reason).removeprefix("REASON_")
+        return enum_word(events_pb.FallbackReason.DESCRIPTOR, decision.fallback_reason)
+    return enum_word(events_pb.Reason.DESCRIPTOR, decision.reason)

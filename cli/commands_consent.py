@@ -29,10 +29,11 @@ from cli.options import (
     Verify,
     access,
 )
-from cli.output import console, enum_word, print_json
+from cli.output import console, print_json
 from cli.parsing import AnyIdentities, Identities, SubjectId, parse_identities, parse_subject
 from services.chassis.errors import ServiceError, invalid
 from services.chassis.rpc_client import call
+from services.chassis.words import enum_word
 
 # Revoke waits for the largest Decide budget before it returns.
 TIMEOUT_S = 10.0

@@ -30,10 +30,11 @@ from cli.options import (
     Usp,
     signals,
 )
-from cli.output import console, enum_word, print_json
+from cli.output import console, print_json
 from cli.parsing import Fact, Identities, parse_facts, parse_identities
 from services.chassis.errors import FieldProblem, Kind, ServiceError
 from services.chassis.rpc_client import call
+from services.chassis.words import enum_word
 
 TRACK_TIMEOUT_S = 10.0
 NOTHING: list[str] = []

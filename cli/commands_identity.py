@@ -27,10 +27,11 @@ from cli.options import (
     access,
     signals,
 )
-from cli.output import console, enum_word, print_json
+from cli.output import console, print_json
 from cli.parsing import AnyIdentities, Identities, SubjectId, parse_identities, parse_subject
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.rpc_client import call
+from services.chassis.words import enum_word
 
 TIMEOUT_S = 10.0
 # Typer wants a default of its own for options that repeat.

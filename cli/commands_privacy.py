@@ -29,9 +29,10 @@ from cli.options import (
     Verify,
     access,
 )
-from cli.output import console, enum_word, errors, print_json, progress
+from cli.output import console, errors, print_json, progress
 from cli.parsing import AnyIdentities, SubjectId, parse_facts, parse_subject
 from services.chassis.rpc_client import call, tried_again
+from services.chassis.words import enum_word
 
 if TYPE_CHECKING:
     from cli.privacy.files import Found

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-from google.protobuf.descriptor import EnumDescriptor
 from rich import progress as bars
 from rich.console import Console
 
@@ -33,16 +32,6 @@ errors = Console(stderr=True, highlight=False, width=_width(sys.stderr))
 def print_json(value: Any) -> None:
     """Print the value as one JSON object."""
     print(json.dumps(value, indent=2, ensure_ascii=False))
-
-
-def enum_word(enum: EnumDescriptor, number: int) -> str:
-    """RANKED for REASON_RANKED; empty where none is set; the number where a newer server knows more."""
-    if not number:
-        return ""
-    found = enum.values_by_number.get(number)
-    # Every enum's zero is <PREFIX>_UNSPECIFIED, which tells the prefix of the others.
-    prefix = enum.values_by_number[0].name.removesuffix("UNSPECIFIED")
-    return str(number) if found is None else found.name.removeprefix(prefix)
 
 
 @contextmanager

@@ -32,6 +32,7 @@ from learning.ranklens.events import Moment, Ranking, RankLensEvents
 from learning.train import TrainPlan
 from services.chassis.envelope import from_position
 from services.chassis.rpc_client import call_again
+from services.chassis.words import enum_word
 
 CALL_TIMEOUT_S = 30.0
 DECISIONS_MAX = 256
@@ -252,7 +253,7 @@ class RankLens:
 
     def _judge(self, ranking: Ranking, result: decision_service_pb2.RecordedResult) -> None:
         if len(result.scores) != len(ranking.item_ids):
-            reason = decision_events_pb2.FallbackReason.Name(result.fallback_reason)
+            reason = enum_word(decision_events_pb2.FallbackReason.DESCRIPTOR, result.fallback_reason)
             raise LearningError(f"A ranking was not scored ({reason}): it cannot be left out, so there is no result.")
         self._judged.add(ranking.item_ids, self._events.liked_in(ranking), list(result.scores))
 
@@ -340,7 +341,7 @@ def _require_taken(response: feedback_pb2.TrackResponse) -> None:
     taken = (feedback_pb2.TRACK_STATUS_ACCEPTED, feedback_pb2.TRACK_STATUS_DUPLICATE)
     for result in response.results:
         if result.status not in taken:
-            status = feedback_pb2.TrackStatus.Name(result.status)
+            status = enum_word(feedback_pb2.TrackStatus.DESCRIPTOR, result.status)
             raise LearningError(f"An event was not taken in: {status} {result.field} {result.problem}".rstrip())
 
 

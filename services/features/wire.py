@@ -61,13 +61,13 @@ _KINDS: Mapping[str, Callable[[Any], declared.Kind]] = {
 
 
 def features_from_pb(features: Sequence[feature_set_pb2.Feature]) -> list[Feature | None]:
-    """The declarations; None for one that names no kind."""
+    """The declarations; None for one that names no kind, or is in words of a later release: no guess is its number."""
     return [_feature(feature) for feature in features]
 
 
 def _feature(feature: feature_set_pb2.Feature) -> Feature | None:
     name = feature.WhichOneof("kind")
-    if name is None:
+    if name is None or getattr(getattr(feature, name), "transform", 0) not in feature_set_pb2.Transform.values():
         return None
     return Feature(
         name=feature.name,

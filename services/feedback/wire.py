@@ -49,6 +49,7 @@ _PROPERTY_KINDS = {
     pb.PROPERTY_KIND_STRING: PropertyKind.STRING,
     pb.PROPERTY_KIND_NUMBER: PropertyKind.NUMBER,
     pb.PROPERTY_KIND_BOOLEAN: PropertyKind.BOOLEAN,
+    pb.PROPERTY_KIND_UNSPECIFIED: PropertyKind.UNKNOWN,
 }
 _PROPERTY_KINDS_BACK = {kind: value for value, kind in _PROPERTY_KINDS.items()}
 _REPLAY_KINDS = {
@@ -293,7 +294,8 @@ def schema_from_pb(message: pb.EventSchema) -> EventSchema:
         retention_days=message.retention_days,
         item_required=message.item_required,
         properties=tuple(
-            EventProperty(entry.name, _PROPERTY_KINDS[entry.kind], entry.required) for entry in message.properties
+            EventProperty(entry.name, _PROPERTY_KINDS.get(entry.kind, PropertyKind.UNKNOWN), entry.required)
+            for entry in message.properties
         ),
         reward=message.reward,
         anonymize_without_consent=message.anonymize_without_consent,

@@ -141,18 +141,14 @@ def _message(fact: Fact) -> Message:
             return events_pb.SubjectErased(erasure_id=fact.erasure_id, member_ids=fact.member_ids)
 
 
-# An answer that has expired is no refusal, and neither is none at all.
-_NO = (
-    consent_pb.CONSENT_STATE_DENIED,
-    consent_pb.CONSENT_STATE_REVOKED,
-    consent_pb.CONSENT_STATE_OBJECTED,
-)
+# An answer that has expired is no refusal, and neither is none at all; a word of a later release may be one.
+_NOTHING = (consent_pb.CONSENT_STATE_UNSPECIFIED, consent_pb.CONSENT_STATE_EXPIRED)
 
 
 def _word(verdict: consent_pb.PurposeVerdict) -> Word:
     if verdict.allowed:
         return Word.YES
-    return Word.NO if verdict.state in _NO else Word.NOTHING
+    return Word.NOTHING if verdict.state in _NOTHING else Word.NO
 
 
 def _members(members: Sequence[SubjectMember]) -> list[common_pb.Member]:

@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from enum import IntEnum
+
+from services.chassis.words import Word
 
 # A consent that does not expire says so: the latest time there is, not the absence of one.
 NEVER = datetime.max.replace(tzinfo=UTC)
@@ -12,7 +13,7 @@ NEVER = datetime.max.replace(tzinfo=UTC)
 EVERY_PURPOSE = ""
 
 
-class State(IntEnum):
+class State(Word):
     """Where a purpose stands; the numbers are those of comity.consent.v1.ConsentState."""
 
     UNSPECIFIED = 0

@@ -27,6 +27,8 @@ from services.consent.domain.signals.mapping import SignalMapping
 
 _EVER = datetime.min.replace(tzinfo=UTC)
 _STRICTNESS = {State.GRANTED: 0, State.EXPIRED: 1, State.DENIED: 2, State.REVOKED: 3, State.OBJECTED: 4}
+# Of an answer in a word of a later release: whatever it says, nothing that is known here is stricter.
+_STRICTEST = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +206,7 @@ def combine(answers: Sequence[MemberAnswer], now: datetime) -> Standing | None:
         return answers[0][1] if answers else None
 
     def strictness(one: Standing) -> int:
-        return _STRICTNESS[state_at(one, now)]
+        return _STRICTNESS.get(state_at(one, now), _STRICTEST)
 
     current: Standing | None = None
     merges = sorted({at or _EVER for at, _ in answers})

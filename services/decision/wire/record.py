@@ -249,7 +249,7 @@ def _inputs_from_pb(inputs: pb.DecisionInputs) -> Inputs:
         popularity=_floats(inputs.popularity),
         budget_too_short=inputs.budget_too_short,
         cut=Cut(inputs.cut_from, inputs.cut_by) if inputs.cut_from else None,
-        default_left_out=dict(zip(inputs.default_left_out, map(Exclusion, inputs.default_exclusions), strict=True)),
+        default_left_out=dict(zip(inputs.default_left_out, map(Exclusion, inputs.default_exclusions), strict=False)),
     )
 
 

@@ -277,7 +277,7 @@ def _declared_names(schema: EventSchema) -> str:
 def value_problem(entry: EventProperty, value: PropertyValue) -> FieldProblem | None:
     """Why the value is none of this property; None when it is one."""
     field_name = f"properties.{entry.name}"
-    if _kind_of(value) is not entry.kind:
+    if entry.kind not in (_kind_of(value), PropertyKind.UNKNOWN):
         return FieldProblem(field_name, f"must be a {entry.kind.value}")
     if isinstance(value, float) and not math.isfinite(value):
         return FieldProblem(field_name, "must be a finite number")

@@ -27,6 +27,8 @@ class PropertyKind(StrEnum):
     STRING = "string"
     NUMBER = "number"
     BOOLEAN = "boolean"
+    # Declared to a replica of a later release; this one takes what comes.
+    UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True)

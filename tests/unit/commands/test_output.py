@@ -9,7 +9,7 @@ from comity.decision.v1 import decision_events_pb2 as decision_pb
 from rich.console import Console
 
 from cli import output
-from cli.output import enum_word
+from services.chassis.words import enum_word
 from tests.waiting import eventually
 
 
