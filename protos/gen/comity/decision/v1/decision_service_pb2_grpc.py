@@ -40,6 +40,11 @@ class DecisionServiceStub:
                 request_serializer=comity_dot_decision_dot_v1_dot_decision__service__pb2.DecideRequest.SerializeToString,
                 response_deserializer=comity_dot_decision_dot_v1_dot_decision__service__pb2.DecideResponse.FromString,
                 _registered_method=True)
+        self.Preview = channel.unary_unary(
+                '/comity.decision.v1.DecisionService/Preview',
+                request_serializer=comity_dot_decision_dot_v1_dot_decision__service__pb2.PreviewRequest.SerializeToString,
+                response_deserializer=comity_dot_decision_dot_v1_dot_decision__service__pb2.PreviewResponse.FromString,
+                _registered_method=True)
         self.RecordDecisions = channel.unary_unary(
                 '/comity.decision.v1.DecisionService/RecordDecisions',
                 request_serializer=comity_dot_decision_dot_v1_dot_decision__service__pb2.RecordDecisionsRequest.SerializeToString,
@@ -68,6 +73,14 @@ class DecisionServiceServicer:
 
     def Decide(self, request, context):
         """A slate or the declared fallback for each placement: never nothing, never late, never against consent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Preview(self, request, context):
+        """What Decide would answer now. Nothing is recorded: no decision, no exposure, no data key; a replica of the release
+        before refuses it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -108,6 +121,11 @@ def add_DecisionServiceServicer_to_server(servicer, server):
                     servicer.Decide,
                     request_deserializer=comity_dot_decision_dot_v1_dot_decision__service__pb2.DecideRequest.FromString,
                     response_serializer=comity_dot_decision_dot_v1_dot_decision__service__pb2.DecideResponse.SerializeToString,
+            ),
+            'Preview': grpc.unary_unary_rpc_method_handler(
+                    servicer.Preview,
+                    request_deserializer=comity_dot_decision_dot_v1_dot_decision__service__pb2.PreviewRequest.FromString,
+                    response_serializer=comity_dot_decision_dot_v1_dot_decision__service__pb2.PreviewResponse.SerializeToString,
             ),
             'RecordDecisions': grpc.unary_unary_rpc_method_handler(
                     servicer.RecordDecisions,
@@ -158,6 +176,33 @@ class DecisionService:
             '/comity.decision.v1.DecisionService/Decide',
             comity_dot_decision_dot_v1_dot_decision__service__pb2.DecideRequest.SerializeToString,
             comity_dot_decision_dot_v1_dot_decision__service__pb2.DecideResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Preview(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/comity.decision.v1.DecisionService/Preview',
+            comity_dot_decision_dot_v1_dot_decision__service__pb2.PreviewRequest.SerializeToString,
+            comity_dot_decision_dot_v1_dot_decision__service__pb2.PreviewResponse.FromString,
             options,
             channel_credentials,
             insecure,

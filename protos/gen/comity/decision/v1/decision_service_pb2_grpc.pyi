@@ -18,6 +18,10 @@ class DecisionServiceStub:
     def __init__(self, channel: _aio.Channel) -> None: ...
     Decide: _aio.UnaryUnaryMultiCallable[_decision_service_pb2.DecideRequest, _decision_service_pb2.DecideResponse]
     """A slate or the declared fallback for each placement: never nothing, never late, never against consent."""
+    Preview: _aio.UnaryUnaryMultiCallable[_decision_service_pb2.PreviewRequest, _decision_service_pb2.PreviewResponse]
+    """What Decide would answer now. Nothing is recorded: no decision, no exposure, no data key; a replica of the release
+    before refuses it.
+    """
     RecordDecisions: _aio.UnaryUnaryMultiCallable[_decision_service_pb2.RecordDecisionsRequest, _decision_service_pb2.RecordDecisionsResponse]
     """Records slates that another system showed, with the features Comity had at that moment, and says
     how the active model would have scored them. This is how a site learns from its past.
@@ -38,6 +42,16 @@ class DecisionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_decision_service_pb2.DecideRequest, _abc.Awaitable[_decision_service_pb2.DecideResponse]],
     ) -> _abc.Awaitable[_decision_service_pb2.DecideResponse]:
         """A slate or the declared fallback for each placement: never nothing, never late, never against consent."""
+
+    @_abc_1.abstractmethod
+    def Preview(
+        self,
+        request: _decision_service_pb2.PreviewRequest,
+        context: _aio.ServicerContext[_decision_service_pb2.PreviewRequest, _abc.Awaitable[_decision_service_pb2.PreviewResponse]],
+    ) -> _abc.Awaitable[_decision_service_pb2.PreviewResponse]:
+        """What Decide would answer now. Nothing is recorded: no decision, no exposure, no data key; a replica of the release
+        before refuses it.
+        """
 
     @_abc_1.abstractmethod
     def RecordDecisions(
