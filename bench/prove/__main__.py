@@ -10,14 +10,16 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from bench.prove import cancelled_reads, consent_strings, draws, erasure, kills, merges, replays
+from comity.decision.v1 import decision_service_pb2 as decision_pb
+
+from bench.prove import cancelled_reads, consent_strings, draws, erasure, kills, merges, replays, retries
 from bench.prove.faults import draw, kinds_of_all
 from bench.prove.proof import Proof
 from bench.prove.teeth import TEETH_BUDGET_MS, bite
 from bench.prove.under_faults import breakable, try_under_faults
 from bench.ranker import activate_noise
 from bench.site import PURPOSE
-from bench.world import world
+from bench.world import Requests, world
 from cli.stack import SERVICES, temporary_folder
 
 TREES_COUNT = 50
@@ -27,6 +29,10 @@ FAULTS_SEED = 7
 STRINGS_SEED = 1
 CANCELS_SEED = 1
 MERGES_SEED = 1
+RETRIES_SEED = 1
+# Retries that meet a log held up, and decisions of a trial that are replayed.
+HELD_UP_TIMES = 5
+REPLAYED_COUNT = 200
 # Of the answers outside faults: a promise that is kept by never personalizing would be worth nothing. Asked of the full
 # size only: in a quick run the first grants, and whatever else the machine does, weigh too much.
 RANKED_SHARE_MIN = 0.5
@@ -55,6 +61,7 @@ class Sizes:
         self.subjects = 60 if quick else 1_000
         self.merges = 5_000 if quick else 50_000
         self.teeth_merges = 500
+        self.attempts = 1_500 if quick else 20_000
         self.teeth_cancels = 500 if quick else 2_000
 
 
@@ -207,6 +214,32 @@ async def unmerged(sizes: Sizes) -> Proof:
     return await asyncio.to_thread(merges.prove, sizes.merges, sizes.teeth_merges, MERGES_SEED)
 
 
+async def repeated(sizes: Sizes) -> Proof:
+    """G18: what proves itself is the log's decision, whatever was retried, hedged or rendered twice."""
+    with temporary_folder() as folder:
+        async with world(folder, people_count=200, env=ENV, replicas={"decision": 2}) as ready:
+            await activate_noise(ready.services, trees_count=TREES_COUNT)
+            requests = Requests(ready.people, seed=RETRIES_SEED)
+
+            def request_of(number: int) -> decision_pb.DecideRequest:
+                return requests(number, deferred=number % 2 == 0)
+
+            trial = retries.Trial(ready.stack, ready.services, request_of, seed=RETRIES_SEED)
+            await retries.retried_while_held_up(trial, times=HELD_UP_TIMES)
+            await trial.run(sizes.attempts, retries.ALL_HARMS)
+            found = await trial.compare(replays=REPLAYED_COUNT)
+            await ready.stack.become("decision", "overriding")
+            wrong = retries.Trial(ready.stack, ready.services, request_of, seed=RETRIES_SEED)
+            await retries.retried_while_held_up(wrong, times=HELD_UP_TIMES)
+            caught = await wrong.compare(replays=0)
+    return Proof(
+        trials=found.attempts,
+        failures=found.differing + found.foreign + found.not_replaying,
+        teeth={"correction_overrides_others": caught.differing},
+        facts=found.facts(),
+    )
+
+
 PROOFS: dict[str, Callable[[Sizes], Awaitable[Proof]]] = {
     "G1_G3_G10": survive,
     "G7": revoked,
@@ -215,6 +248,7 @@ PROOFS: dict[str, Callable[[Sizes], Awaitable[Proof]]] = {
     "G13": granted_by_valid_alone,
     "G15": replayed,
     "propensity": drawn_truly,
+    "retries": repeated,
     "merge_unmerge": unmerged,
 }
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.variants.overriding import overriding
 from services.chassis.errors import ServiceError
-from services.decision.domain.attempts import Logged
 from services.decision.domain.record import DecisionRecord
 from services.decision.domain.request import Answer, Identity, Person
 from services.decision.domain.vocabulary import Activation, FallbackReason, Level, Reason
@@ -177,11 +177,6 @@ def test_any_number_of_attempts_agrees_with_the_log(attempts: list[Attempt], fat
         return list(await life.problems(await life.lived()))
 
     assert run(live()) == []
-
-
-def overriding(logged: Logged | None, attempt_id: str, answered: DecisionRecord) -> DecisionRecord | None:
-    """The design before: the correction goes over version 1, whoever wrote it."""
-    return answered if logged is not None and logged.version == 1 else None
 
 
 @pytest.mark.parametrize(
