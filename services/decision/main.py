@@ -1,5 +1,6 @@
 """The decision process: settings and wiring."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import grpc
@@ -12,6 +13,7 @@ from services.chassis.access import PostgresAccessLog
 from services.chassis.bus import NatsBus
 from services.chassis.clock import SystemClock
 from services.chassis.erasure_gate import ErasureGate, GrpcErasureLedger
+from services.chassis.errors import ServiceError
 from services.chassis.eventstore import PostgresEventStore
 from services.chassis.gather import Load
 from services.chassis.holdings import HoldingsService
@@ -98,6 +100,9 @@ async def build(settings: Settings, app: App) -> None:
     await parts.refresher.refresh()
     for channel in parts.channels:
         await warm(channel, timeout_s=1.0)
+    # A log that is held up just now warms with its first appends.
+    with suppress(ServiceError):
+        await store.warm()
     await parts.consent.check_wait()
     app.background("consent's wait", parts.consent.watch_wait)
     app.server.add(pb_grpc.add_DecisionServiceServicer_to_server, parts.decisions())

@@ -2,14 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 
 import asyncpg
 import pytest
 
 from cli.stack.servers import Servers
-from services.chassis import eventstore
+from services.chassis import eventstore, log_rows
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.events import ORIGIN, Append, Appended, LogPosition, RecordedEvent
 from services.chassis.eventstore import (
@@ -49,6 +49,18 @@ async def store(pool: Pool) -> AsyncIterator[PostgresEventStore]:
     store = PostgresEventStore(pool)
     yield store
     await store.drain()
+
+
+async def test_a_warmed_log_has_its_connections_and_statements(store: PostgresEventStore, pool: Pool) -> None:
+    """The first append of a process may have milliseconds; nothing was written for it."""
+    await store.warm()
+    assert await store.head() == ORIGIN
+    assert pool.get_size() == eventstore.WARM_CONNECTIONS
+    async with AsyncExitStack() as stack:
+        for _ in range(pool.get_size()):
+            connection = await stack.enter_async_context(acquire(pool))
+            prepared = await connection.fetch("SELECT statement FROM pg_prepared_statements")
+            assert {log_rows.APPEND_SQL, log_rows.STREAM_SQL} <= {row["statement"] for row in prepared}
 
 
 async def read_by_position(pool: Pool, after: LogPosition, limit: int) -> list[RecordedEvent]:
