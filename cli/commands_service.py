@@ -14,7 +14,7 @@ from cli.stack.state import DataDir as Folder
 from cli.stack.unit import environment_file, unit
 from services.chassis.errors import invalid
 
-commands = typer.Typer(help="Let systemd keep the stack of a data directory up.", no_args_is_help=True)
+commands = typer.Typer(help="Let systemd keep the stack of a data directory up.")
 
 
 def register(app: typer.Typer) -> None:

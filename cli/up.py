@@ -3,8 +3,8 @@
 import os
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +17,7 @@ from cli.options import DEFAULT_DATA_DIR, AsJson, DataDir
 from cli.output import console, errors, print_json, progress
 from cli.stack import SERVICES, USUAL_PORTS, Part, Stack, StackStatus, addresses, look
 from services.chassis.errors import ServiceError
+from services.chassis.logs import setup_logs
 
 COLORS = {"up": "green", "external": "green", "down": "dim", "crashed": "red", "silent": "red", "unreachable": "red"}
 
@@ -46,26 +47,40 @@ def up(
     it began on: where these variables name others, or none any more, it is not started.
     """
     started_s = time.monotonic()
-    with progress(quiet=as_json) as tell:
-        stack = Stack(data_dir, tied=False, watched=not foreground, move_servers=move_servers, progress=tell)
-        run(until_terminated(_started(stack, foreground=foreground)), as_json=as_json)
-    found = run(look(data_dir), as_json=as_json)
-    show(found, as_json=as_json)
-    if not as_json:
-        for line in moved(found):
-            errors.print(line, markup=False)
-        errors.print(f"up in {time.monotonic() - started_s:.1f} s; stop it with `comity down`")
-    if foreground:
-        from cli.stack.watch import Watch
 
+    telling = ExitStack()
+
+    def tell_up(found: StackStatus) -> None:
+        telling.close()
+        show(found, as_json=as_json)
+        if not as_json:
+            for line in moved(found):
+                errors.print(line, markup=False)
+            errors.print(f"up in {time.monotonic() - started_s:.1f} s; stop it with `comity down`")
         sys.stdout.flush()
-        run(Watch(stack).run(), as_json=as_json)
+
+    with telling:
+        tell = telling.enter_context(progress(quiet=as_json))
+        stack = Stack(data_dir, tied=False, watched=not foreground, move_servers=move_servers, progress=tell)
+        work = _stay(stack, tell_up) if foreground else stack.start()
+        run(until_terminated(work), as_json=as_json)
+    if not foreground:
+        tell_up(run(look(data_dir), as_json=as_json))
 
 
-async def _started(stack: Stack, *, foreground: bool) -> None:
+async def _stay(stack: Stack, tell_up: Callable[[StackStatus], None]) -> None:
+    """Start the stack and be its supervisor, from the first moment to the last."""
+    from cli.stack.watch import Watch
+
+    setup_logs("supervisor", "info")
     await stack.start()
-    if foreground:
-        stack.watch_here()
+    stack.watch_here()
+    try:
+        tell_up(await look(stack.data_dir.path))
+        await Watch(stack).run()
+    except BaseException:
+        await stack.stop()
+        raise
 
 
 def down(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJson = False) -> None:

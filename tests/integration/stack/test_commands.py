@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
-from cli.stack import look
+from cli.failures import INTERRUPTED
+from cli.stack import DataDir, look
 from cli.stack.processes import start_time
+from cli.stack.state import SUPERVISOR
 from tests.waiting import eventually
 
 STAND_IN = Path(__file__).with_name("stand_in.py")
@@ -92,26 +94,30 @@ async def test_supervisor_outlives_up_and_mends(data_dir: Path) -> None:
     assert [part.name for part in (await look(data_dir)).parts if part.restarts] == []
 
 
-@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
-async def test_foreground_stays_and_stops_everything_at_its_end(data_dir: Path, end: signal.Signals) -> None:
-    """`up --foreground` is the supervisor itself: a second one is refused, and its end ends all, with exit code 0."""
+@pytest.mark.parametrize(("end", "early"), [(signal.SIGTERM, False), (signal.SIGINT, True)])
+async def test_foreground_stays_and_stops_everything_at_its_end(
+    data_dir: Path, end: signal.Signals, early: bool
+) -> None:
+    """`up --foreground` is the supervisor itself: a second one is refused, and its end ends all, however early."""
     environment = {**os.environ, "COMITY_DATA_DIR": str(data_dir)}
     command = [sys.executable, "-c", COMITY, str(STAND_IN), "up", "--foreground"]
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as staying:
         try:
 
             async def supervises() -> bool:
-                return (await look(data_dir)).parts[-1].pid == staying.pid
+                state = DataDir(data_dir).read()
+                return state is not None and SUPERVISOR in state.processes
 
             await eventually(supervises, within_s=60)
             pids = [part.pid for part in (await look(data_dir)).parts if part.pid]
-            second = comity("up", "--foreground", "--json", data_dir=data_dir)
-            assert json.loads(second.stderr)["error"]["reason"] == "SUPERVISED_ALREADY"
-            assert staying.poll() is None
+            if not early:
+                second = comity("up", "--foreground", "--json", data_dir=data_dir)
+                assert json.loads(second.stderr)["error"]["reason"] == "SUPERVISED_ALREADY"
+                assert staying.poll() is None
         finally:
             staying.send_signal(end)
             code = staying.wait(60)
-    assert code == 0
+    assert code in ((0, INTERRUPTED) if early else (0,))
     assert [pid for pid in pids if start_time(pid) is not None] == []
     assert (await look(data_dir)).summary == "down"
 
@@ -145,6 +151,7 @@ async def test_serve_takes_the_place_of_the_background_service(data_dir: Path) -
         (["serve"], "SERVICE"),
         (["serve", "nope"], "identity, consent, features, decision, feedback"),
         (["trace"], "comity trace --help"),
+        (["service"], "comity service --help"),
     ],
 )
 def test_wrong_arguments_end_in_one_line(arguments: list[str], says: str) -> None:
