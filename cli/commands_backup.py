@@ -42,9 +42,7 @@ def backup(
     console.print(
         f"{manifest.size_bytes:,} bytes in {escape(str(to))}: keep it as safe as the stack, it holds the keys"
     )
-    console.print(
-        f"what is refused from now on is in {escape(manifest.journal or 'no journal')}, which is not part of it"
-    )
+    console.print(f"what is refused from now on is in {escape(manifest.journal)}, which is not part of the backup")
 
 
 def restore(

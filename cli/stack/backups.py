@@ -40,8 +40,8 @@ class Manifest:
         versions: of the servers whose files these are.
         size_bytes: of the archive.
         sha256: of the archive, hex.
-        journal: file of consent's journal then; empty: there was none.
-        journal_entries: how many lines it had.
+        journal: file of consent's journal; empty: consent was never started.
+        journal_entries: how many lines it had then.
     """
 
     taken_at: str
@@ -133,13 +133,14 @@ def back_up(data_dir: Path, to: Path, advance: Advance) -> Manifest:
         to.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _removed_unless_done(to):
             sha256 = _pack(held, to / ARCHIVE, advance)
-            known = look_into_journal(folder.journal_key, [folder.journal()], 0)
+            key = folder.journal_key
+            known = look_into_journal(key, [folder.journal()], 0)
             manifest = Manifest(
                 taken_at=datetime.now(UTC).isoformat(timespec="seconds"),
                 versions=dict(state.versions),
                 size_bytes=(to / ARCHIVE).stat().st_size,
                 sha256=sha256,
-                journal=str(known.journal or ""),
+                journal=str(folder.journal() / file_name(key)) if key is not None else "",
                 journal_entries=known.entries,
             )
             (to / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n")

@@ -131,7 +131,7 @@ class JournalFile:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold it against another leader, such as one that lost its lead without noticing.
+        """Hold it, made if missing, against another leader, such as one that lost its lead without noticing.
 
         Raises:
             OSError: somebody else holds it, or the folder cannot be written to.
@@ -139,6 +139,8 @@ class JournalFile:
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with (self.path.parent / lock_name(self._key)).open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # An empty one says that nobody refused anything yet; none at all, that nobody knows.
+            self.path.touch(mode=0o600)
             yield
 
     def append(self, end: Mark, entries: list[Entry]) -> Mark:

@@ -134,6 +134,9 @@ def test_restore_asks_where_the_journal_is_missing_or_broken(data_dir: Path, fol
     backup, target = folder / "backup", folder / "other"
     comity("backup", f"--to={backup}", data_dir=data_dir)
     assert comity("restore", f"--from={backup}", data_dir=target) == "JOURNAL_MISSING"
+    journal_of(data_dir).touch()
+    assert comity("restore", f"--from={backup}", data_dir=folder / "nobody-refused")["entries"] == 0
+    journal_of(data_dir).unlink()
     result = CliRunner().invoke(app, ["restore", f"--from={backup}", f"--data-dir={target}"])
     assert result.exit_code == 1
     assert len(result.stderr.splitlines()) == 1
