@@ -73,10 +73,10 @@ class FeatureService(pb_grpc.FeatureServiceServicer):
         self, request: pb.PublishFeatureSetRequest, context: Context
     ) -> pb.PublishFeatureSetResponse:
         """Compile, and unless only asked to validate, keep and activate."""
-        feature_set = checked_set(features_from_pb(request.features))
+        feature_set = await self._books.named(checked_set(features_from_pb(request.features)))
         message = feature_set_to_pb(feature_set, request.features)
         if not request.validate_only:
-            await self._books.publish(feature_set, message)
+            await self._books.publish(message)
             await self._columns.columns(feature_set.version)
         return pb.PublishFeatureSetResponse(feature_set=message)
 

@@ -95,9 +95,20 @@ def feature_set_to_pb(
 
 
 def feature_set_from_bytes(data: bytes) -> FeatureSet:
-    """A stored set, compiled again from what it declares."""
+    """A stored set, compiled again from what it declares; its name is the one it is stored under."""
     stored = feature_set_pb2.FeatureSet.FromString(data)
-    return compile_features([feature for feature in features_from_pb(stored.features) if feature is not None])
+    features = [feature for feature in features_from_pb(stored.features) if feature is not None]
+    return compile_features(features, stored.version)
+
+
+def without_words(feature_set: feature_set_pb2.FeatureSet) -> bytes:
+    """The set without what changes no number: releases before hash all that is stored, and must find its version."""
+    bare = feature_set_pb2.FeatureSet()
+    bare.CopyFrom(feature_set)
+    for feature in bare.features:
+        for words in ("description", "owner", "reason", "retention_days"):
+            feature.ClearField(words)
+    return bare.SerializeToString(deterministic=True)
 
 
 def encode_published(feature_set: feature_set_pb2.FeatureSet) -> bytes:

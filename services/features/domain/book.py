@@ -20,6 +20,15 @@ class Book:
     sets: Mapping[str, FeatureSet] = field(default_factory=dict)
     active: str = ""
 
+    def version_of(self, feature_set: FeatureSet) -> str:
+        """The version that a set which computes the same was published under, the active one's first; else its own.
+
+        Releases before hashed the words too: what their sets' models read goes on fitting.
+        """
+        published = [*self.sets.values(), *filter(None, [self.sets.get(self.active)])]
+        same = [known.version for known in published if known.computed == feature_set.computed]
+        return same[-1] if same else feature_set.version
+
     @cached_property
     def _counted(self) -> list[Counted]:
         """What was counted after each first publication."""

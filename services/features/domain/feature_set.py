@@ -8,7 +8,7 @@ needs to know nothing of what the features mean.
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TypeAlias
 
 from services.chassis.errors import FieldProblem, Kind, ServiceError
@@ -99,7 +99,8 @@ class FeatureSet:
     """What the declared features become.
 
     Args:
-        version: content hash of all that was declared.
+        version: content hash of all that was declared and changes a number, or the name that a set which computes the
+            same was published under before.
         places: one a feature, in the order declared.
         counted: what must be counted for it.
     """
@@ -112,9 +113,17 @@ class FeatureSet:
     places: tuple[Place, ...]
     counted: Counted
 
+    @property
+    def computed(self) -> tuple[Feature, ...]:
+        """What is computed: sets in which this is the same give the same numbers."""
+        return tuple(map(without_words, self.features))
 
-def compile_features(features: Sequence[Feature]) -> FeatureSet:
+
+def compile_features(features: Sequence[Feature], version: str = "") -> FeatureSet:
     """The feature set of these declarations; the same ones always give the same set.
+
+    Args:
+        version: that it was published under; empty: its content hash.
 
     Raises:
         ServiceError: INVALID (FEATURES_INVALID) with every problem found: the field, the feature, how to mend it.
@@ -146,13 +155,24 @@ def compile_features(features: Sequence[Feature]) -> FeatureSet:
             problem = f"together they make the {what} {width} values wide, {width_max} are allowed; use fewer buckets"
             raise _refusal([FieldProblem("features", problem)])
     return FeatureSet(
-        version_of(features), tuple(features), subject_width, item_width, tuple(columns), tuple(places), counted
+        version or version_of(features),
+        tuple(features),
+        subject_width,
+        item_width,
+        tuple(columns),
+        tuple(places),
+        counted,
     )
 
 
+def without_words(feature: Feature) -> Feature:
+    """The declaration without what people read: no number changes with it."""
+    return replace(feature, description="", owner="", reason="", retention_days=0)
+
+
 def version_of(features: Sequence[Feature]) -> str:
-    """Content hash of the declarations."""
-    declared = [[type(feature.kind).__name__, asdict(feature)] for feature in features]
+    """Content hash of what changes a number; models and data sets are bound to it."""
+    declared = [[type(feature.kind).__name__, asdict(without_words(feature))] for feature in features]
     return content_hash(json.dumps([SEMANTICS, declared], sort_keys=True).encode())
 
 

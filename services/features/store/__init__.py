@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 from comity.features.v1 import feature_set_pb2
@@ -26,7 +26,13 @@ from services.features.domain.item_counts import decode as decode_block
 from services.features.domain.item_counts import encode as encode_block
 from services.features.domain.members import MemberState, UnreadableStateError, decode, empty, encode
 from services.features.domain.requests import Source
-from services.features.wire import FEATURE_SET_PUBLISHED, encode_published, feature_set_from_bytes, item_from_bytes
+from services.features.wire import (
+    FEATURE_SET_PUBLISHED,
+    encode_published,
+    feature_set_from_bytes,
+    item_from_bytes,
+    without_words,
+)
 
 # Durable name at both sources.
 CONSUMER = "features"
@@ -39,7 +45,11 @@ FROM feature_sets s WHERE s.sequence > $1 ORDER BY s.sequence
 ACTIVE_SQL = "SELECT version FROM active_feature_set"
 LOCK_SETS_SQL = "LOCK TABLE feature_sets IN SHARE ROW EXCLUSIVE MODE"
 STREAM_VERSION_SQL = "SELECT coalesce(max(version), 0) FROM events WHERE stream_id = $1"
-PUT_SET_SQL = "INSERT INTO feature_sets (version, feature_set) VALUES ($1, $2) ON CONFLICT (version) DO NOTHING"
+DECLARED_SQL = "SELECT coalesce(declared, feature_set) FROM feature_sets WHERE version = $1"
+PUT_SET_SQL = """
+INSERT INTO feature_sets (version, feature_set, declared) VALUES ($1, $2, $3)
+ON CONFLICT (version) DO UPDATE SET declared = excluded.declared
+"""
 ACTIVATE_SQL = """
 INSERT INTO active_feature_set (version) VALUES ($1) ON CONFLICT (one) DO UPDATE SET version = excluded.version
 """
@@ -119,14 +129,20 @@ class Books:
         async with acquire(self._pool) as own:
             return await self._read(own)
 
-    async def publish(self, feature_set: FeatureSet, message: feature_set_pb2.FeatureSet) -> Book:
-        """Keep the set and make it the active one; publishing the active one again changes nothing."""
+    async def named(self, feature_set: FeatureSet) -> FeatureSet:
+        """The set under the version that one which computes the same was published under, if there is one."""
+        return replace(feature_set, version=(await self.refresh()).version_of(feature_set))
+
+    async def publish(self, message: feature_set_pb2.FeatureSet) -> Book:
+        """Keep the set and make it the active one; publishing the active one again, word for word, changes nothing."""
+        declared = message.SerializeToString(deterministic=True)
         async with transaction(self._pool) as connection:
             await connection.execute(LOCK_SETS_SQL)
-            if await connection.fetchval(ACTIVE_SQL) == feature_set.version:
+            active = await connection.fetchval(ACTIVE_SQL)
+            if active == message.version and await connection.fetchval(DECLARED_SQL, active) == declared:
                 return await self._read(connection)
-            await connection.execute(PUT_SET_SQL, feature_set.version, message.SerializeToString(deterministic=True))
-            await connection.execute(ACTIVATE_SQL, feature_set.version)
+            await connection.execute(PUT_SET_SQL, message.version, without_words(message), declared)
+            await connection.execute(ACTIVATE_SQL, message.version)
             now = self._clock.now()
             event = NewEvent(uuid7(now), FEATURE_SET_PUBLISHED, encode_published(message), now)
             version = await connection.fetchval(STREAM_VERSION_SQL, STREAM)
@@ -134,10 +150,10 @@ class Books:
         return await self.refresh()
 
     async def message(self, version: str) -> bytes | None:
-        """The set as it was published."""
+        """The set as it was last published, with its words."""
         async with acquire(self._pool) as connection:
-            rows = await connection.fetch(BOOK_SQL, 0)
-        return next((row["feature_set"] for row in rows if row["version"] == version), None)
+            found: bytes | None = await connection.fetchval(DECLARED_SQL, version)
+        return found
 
     async def _read(self, connection: Connection) -> Book:
         rows = await connection.fetch(BOOK_SQL, self._sequence)

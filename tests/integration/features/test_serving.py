@@ -1,6 +1,8 @@
 """Features over real Postgres and Valkey: what is folded is read, whatever happens to the cache."""
 
+import json
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -14,10 +16,11 @@ from services.chassis.cache import RedisCache
 from services.chassis.clock import SystemClock
 from services.chassis.errors import ServiceError
 from services.chassis.events import LogPosition, RecordedEvent
-from services.chassis.ids import uuid7
+from services.chassis.ids import content_hash, uuid7
 from services.chassis.memory import MemoryKeys
 from services.chassis.postgres import Pool, create_pool, transaction
 from services.chassis.sealing import Sealer
+from services.features.domain.feature_set import SEMANTICS
 from services.features.domain.item_counts import decode
 from services.features.domain.requests import FeatureQuery
 from services.features.handlers import ItemColumns, ReadFeatures, Settled, checked_set
@@ -55,8 +58,8 @@ class Features:
 
     async def publish(self, features: list[feature_set_pb2.Feature]) -> None:
         """Make these features the active set."""
-        feature_set = checked_set(features_from_pb(features))
-        await self.books.publish(feature_set, feature_set_to_pb(feature_set, features))
+        feature_set = await self.books.named(checked_set(features_from_pb(features)))
+        await self.books.publish(feature_set_to_pb(feature_set, features))
         self.version = feature_set.version
 
     async def take(self, *events: RecordedEvent) -> None:
@@ -183,3 +186,52 @@ async def test_behavior_of_nobody_counts_for_the_item_and_for_no_member(features
     blocks = await features.pool.fetch("SELECT state FROM item_blocks WHERE item_id = 'book'")
     layout = features.books.book.item_layout
     assert sum(decode(layout, row["state"]).counts.sum() for row in blocks) == 2.0
+
+
+def hash_of_all(data: bytes) -> str:
+    """The version that a release before gives what is stored."""
+    features = [one for one in features_from_pb(feature_set_pb2.FeatureSet.FromString(data).features) if one]
+    declared = [[type(one.kind).__name__, asdict(one)] for one in features]
+    return content_hash(json.dumps([SEMANTICS, declared], sort_keys=True).encode())
+
+
+async def test_corrected_words_are_told_under_the_version_that_stands(features: Features) -> None:
+    """The set keeps its version and says the new words; that is a fact, and the same words again are none."""
+    before = features.version
+    corrected = [feature_set_pb2.Feature() for _ in FEATURES]
+    for changed, feature in zip(corrected, FEATURES, strict=True):
+        changed.CopyFrom(feature)
+        changed.description = "as people should read it"
+    for _ in range(2):
+        await features.publish(corrected)
+        assert features.version == before
+    told = feature_set_pb2.FeatureSet.FromString(await features.books.message(before) or b"")
+    assert list(told.features) == corrected
+    published = "SELECT count(*) FROM events WHERE stream_id = 'feature_sets'"
+    assert await features.pool.fetchval(published) == 2
+    stored = await features.pool.fetchval("SELECT feature_set FROM feature_sets WHERE version = $1", before)
+    assert hash_of_all(stored) == before, "a replica of the release before finds the set under its version"
+
+
+async def test_a_set_of_a_release_before_keeps_its_version(features: Features) -> None:
+    """Its version is a hash of its words, too; published again by this release, with other words, it stays the same."""
+    feature = feature_set_pb2.Feature(
+        name="clicks",
+        description="old",
+        purposes=["profile"],
+        subject_count=feature_set_pb2.SubjectCount(event_type="click"),
+    )
+    stored = feature_set_pb2.FeatureSet(features=[feature], subject_width=1)
+    stored.version = hash_of_all(stored.SerializeToString())
+    put = "INSERT INTO feature_sets (version, feature_set) VALUES ($1, $2)"
+    await features.pool.execute(put, stored.version, stored.SerializeToString())
+    await features.pool.execute("UPDATE active_feature_set SET version = $1", stored.version)
+    await features.publish([feature])
+    assert features.version == stored.version
+    feature.description = "new"
+    await features.publish([feature])
+    assert features.version == stored.version
+    fresh = await Books(features.pool, SystemClock()).refresh()
+    assert (fresh.active, fresh.sets[stored.version].version) == (stored.version, stored.version)
+    await features.take(await features.click(1))
+    assert await features.clicks() == 1.0

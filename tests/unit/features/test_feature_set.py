@@ -1,10 +1,11 @@
 """Declared features compiled to a layout."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 
 from services.chassis.errors import Kind, ServiceError
+from services.features.domain.book import Book
 from services.features.domain.catalog import CatalogItem, bucket_counts, bucket_of
 from services.features.domain.declared import (
     CategoryAffinity,
@@ -53,11 +54,39 @@ def test_the_layout_follows_the_declarations() -> None:
     assert {column.purposes for column in compiled.columns} == {("profile",)}
 
 
-def test_the_version_is_the_content() -> None:
-    """The same declarations have the same version; a word of the description more is another."""
-    assert compile_features(EVERYTHING).version == everything().version
-    changed = [replace(EVERYTHING[0], description="another"), *EVERYTHING[1:]]
+WORDS = {"description": "another", "owner": "another", "reason": "another", "retention_days": 7}
+NUMBERS = {"name": "another", "kind": ItemCount("another"), "purposes": ("another",), "freshness_s": 7}
+
+
+def test_every_field_of_a_feature_is_either_words_or_numbers() -> None:
+    """A field that is added says by this whether it changes a version."""
+    assert {field.name for field in fields(Feature)} == {*WORDS, *NUMBERS}
+
+
+@pytest.mark.parametrize("field", sorted(WORDS))
+def test_correcting_words_keeps_the_version(field: str) -> None:
+    """What changes no number leaves models and data sets what they were trained on."""
+    changed = [replace(one, **{field: WORDS[field]}) for one in EVERYTHING]
+    assert compile_features(changed).version == everything().version
+
+
+@pytest.mark.parametrize("field", sorted(NUMBERS))
+def test_what_changes_a_number_changes_the_version(field: str) -> None:
+    """Also the order: it is the order of the model's columns."""
+    changed = [replace(EVERYTHING[0], **{field: NUMBERS[field]}), *EVERYTHING[1:]]
     assert compile_features(changed).version != everything().version
+    assert compile_features(EVERYTHING[::-1]).version != everything().version
+
+
+def test_a_set_that_computes_the_same_keeps_its_published_name() -> None:
+    """Releases before hashed the words, too: what was published then is found again, the active one first."""
+    older, active = compile_features(EVERYTHING, "older"), compile_features(EVERYTHING, "active")
+    newer, other = compile_features(EVERYTHING, "newer"), compile_features(EVERYTHING[1:])
+    sets = {known.version: known for known in (older, active, newer, other)}
+    corrected = compile_features([replace(one, description="another") for one in EVERYTHING])
+    assert Book(sets, "active").version_of(corrected) == "active"
+    assert Book(sets, other.version).version_of(corrected) == "newer"
+    assert Book({other.version: other}, other.version).version_of(corrected) == corrected.version
 
 
 @pytest.mark.parametrize(

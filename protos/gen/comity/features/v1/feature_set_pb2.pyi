@@ -457,7 +457,9 @@ class FeatureSet(_message.Message):
     ITEM_WIDTH_FIELD_NUMBER: _builtins.int
     COLUMNS_FIELD_NUMBER: _builtins.int
     version: _builtins.str
-    """Content hash of the declared features."""
+    """Content hash of what the declared features compute; descriptions, owners, reasons and retention change no number and
+    no version. A set that computes the same as one that was published before keeps that one's version.
+    """
     subject_width: _builtins.int
     """float32 values in a subject's vector."""
     item_width: _builtins.int
