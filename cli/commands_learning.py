@@ -85,7 +85,7 @@ def show_listed(found: list[dict[str, Any]], *, as_json: bool) -> None:
         table.add_row(
             f"{model['name']}@{model['sha256'][:12]}",
             model["registered_at"],
-            "yes" if model["active"] else "",
+            "yes" if model["active"] else "other features" if model["stopped_fitting"] else "",
             str(model["erased_subjects_count"] or ""),
             model["retrain_before"] or "",
         )
@@ -157,6 +157,7 @@ def listed(model: "RegisteredModel") -> dict[str, Any]:
         "feature_set_version": model.feature_set_version,
         "registered_at": model.registered_at.ToDatetime(tzinfo=UTC).isoformat(timespec="seconds"),
         "active": model.active,
+        "stopped_fitting": model.stopped_fitting,
         "metrics": dict(model.metrics),
         "erased_subjects_count": model.erased_subjects_count,
         "retrain_since": None if since is None else since.isoformat(timespec="seconds"),

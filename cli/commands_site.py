@@ -60,14 +60,16 @@ def apply(
     retire_missing: Annotated[
         bool, typer.Option("--retire-missing", help="Retire what the catalog has and the bundle has not.")
     ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Also where models that rank now stop fitting.")] = False,
     data_dir: DataDir = DEFAULT_DATA_DIR,
     address: Address = NO_ADDRESSES,
     as_json: AsJson = False,
 ) -> None:
     """Check a site bundle, have every service validate it, then publish it; the site comes last and activates it.
 
-    Nothing is published when any service refuses. What is as it was before keeps its version. Items that are no
-    longer in the bundle stay in the catalog and are shown, which is told; --retire-missing retires them.
+    Nothing is published when any service refuses, or when a model that ranks now would stop fitting. What is as it was
+    before keeps its version. Items that are no longer in the bundle stay in the catalog and are shown, which is told;
+    --retire-missing retires them.
     """
     from cli.bundle import check_bundle
 
@@ -77,7 +79,8 @@ def apply(
         if as_json:
             print_json({"ok": False, "problems": [problem.as_json() for problem in problems]})
         raise typer.Exit(1)
-    applied = run(_apply(bundle, data_dir, address, retire_missing=retire_missing, quiet=as_json), as_json=as_json)
+    applying = _apply(bundle, data_dir, address, retire_missing=retire_missing, force=force, quiet=as_json)
+    applied = run(applying, as_json=as_json)
     if as_json:
         print_json(
             {
@@ -87,6 +90,7 @@ def apply(
                 "missing": list(applied.missing),
                 "retired": list(applied.retired),
                 "offers": offered.as_json(applied.offers),
+                "stopped_fitting": list(applied.stopped_fitting),
                 "allowed": _allowed(bundle),
             }
         )
@@ -96,13 +100,13 @@ def apply(
 
 
 async def _apply(
-    bundle: "Bundle", data_dir: Path, address: Sequence[str], *, retire_missing: bool, quiet: bool
+    bundle: "Bundle", data_dir: Path, address: Sequence[str], *, retire_missing: bool, force: bool, quiet: bool
 ) -> "Applied":
     from cli.bundle import apply_bundle
 
     with progress(quiet=quiet) as tell:
         async with Services(resolve_addresses(data_dir, address)) as services:
-            return await apply_bundle(bundle, services, retire_missing=retire_missing, progress=tell)
+            return await apply_bundle(bundle, services, retire_missing=retire_missing, force=force, progress=tell)
 
 
 def _show_problems(problems: "Sequence[Problem]", *, as_json: bool) -> None:
@@ -145,6 +149,8 @@ def _show_applied(applied: "Applied") -> None:
     for part, version in applied.versions.items():
         table.add_row(part, version, words[applied.changed[part]])
     console.print(table)
+    for name in applied.stopped_fitting:
+        console.print(f"[yellow]stopped fitting[/]: {escape(name)} reads other features; comity train {escape(name)}")
     if applied.missing:
         text = f"{_count(applied.missing)} in the catalog, not in the bundle, and shown all the same"
         console.print(f"[yellow]items[/]: {escape(text)}; --retire-missing retires them", soft_wrap=True)

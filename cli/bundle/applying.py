@@ -39,6 +39,7 @@ class Applied:
         missing: ids of items that the catalog has and shows and the bundle has not.
         retired: ids of those that were retired, which are not shown any more.
         offers: how much of what is eligible a request without candidates chooses from, one a placement.
+        stopped_fitting: models that ranked and do not any more, because they read other features.
     """
 
     versions: Mapping[str, str]
@@ -46,23 +47,32 @@ class Applied:
     missing: Sequence[str]
     retired: Sequence[str]
     offers: Sequence[decision_pb.PlacementOffer]
+    stopped_fitting: Sequence[str]
 
 
 async def apply_bundle(
-    bundle: Bundle, services: Services, *, retire_missing: bool = False, progress: Progress = lambda _: None
+    bundle: Bundle,
+    services: Services,
+    *,
+    retire_missing: bool = False,
+    force: bool = False,
+    progress: Progress = lambda _: None,
 ) -> Applied:
     """Validate on every service, then publish; returns when the site decides, with all its items.
 
     Args:
         retire_missing: retire what the catalog has and the bundle has not: it is not shown any more.
+        force: also where active models stop fitting.
 
     Raises:
-        ServiceError: INVALID (BUNDLE_REFUSED) with the problems of every service that refuses it, and nothing was
-            published; or as a service raised it.
+        ServiceError: INVALID (BUNDLE_REFUSED) with the problems of every service that refuses it, or
+            FAILED_PRECONDITION (MODELS_STOP_FITTING), and nothing was published; or as a service raised it.
     """
     progress("validating on every service")
     before = await _described(services)
-    await _validate(bundle, services)
+    stopped_fitting = await _stop_fitting(bundle, services, await _validate(bundle, services))
+    if stopped_fitting and not force:
+        raise _stops_fitting(stopped_fitting)
     missing = await _missing(bundle, services)
     retiring = [_retired(item) for item in missing] if retire_missing else []
     progress("publishing")
@@ -105,6 +115,28 @@ async def apply_bundle(
         missing=[] if retire_missing else ids,
         retired=ids if retire_missing else [],
         offers=described.offers,
+        stopped_fitting=stopped_fitting,
+    )
+
+
+async def _stop_fitting(bundle: Bundle, services: Services, feature_set_version: str) -> list[str]:
+    """Names of the models that rank now, that policies of the bundle name, and that read other features than these."""
+    named = {policy.message.ranker.model for policy in bundle.policies}
+    listed = await call_again(services.release.ListModels, decision_pb.ListModelsRequest(), CALL_TIMEOUT_S)
+    return [
+        model.name
+        for model in listed.models
+        if model.active and model.name in named and model.feature_set_version != feature_set_version
+    ]
+
+
+def _stops_fitting(names: Sequence[str]) -> ServiceError:
+    return ServiceError(
+        Kind.FAILED_PRECONDITION,
+        "MODELS_STOP_FITTING",
+        f"nothing was published: features.yaml makes other numbers than {', '.join(names)} learned from, and popular "
+        "items are shown where no model fits. Keep the features as they were, or apply with --force and train again: "
+        f"{'; '.join(f'comity train {name}' for name in names)}",
     )
 
 
@@ -138,8 +170,12 @@ async def _described(services: Services) -> decision_pb.DescribeSiteResponse:
         raise
 
 
-async def _validate(bundle: Bundle, services: Services) -> None:
-    """Ask every service, also after one has refused, so that a person mends everything at once."""
+async def _validate(bundle: Bundle, services: Services) -> str:
+    """Ask every service, also after one has refused, so that a person mends everything at once.
+
+    Returns:
+        The version that the features would have.
+    """
     refused = _Refused()
     purposes = await refused.ask(services.consent.PublishPurposes, bundle.consent(validate_only=True))
     await refused.ask(services.identity.PublishPlaceholders, bundle.identity(validate_only=True))
@@ -153,6 +189,8 @@ async def _validate(bundle: Bundle, services: Services) -> None:
         site = _site(bundle, features.feature_set, version, validate_only=True)
         await refused.ask(services.catalog.ApplySite, site)
     refused.raise_any()
+    assert features is not None, "nobody refused"
+    return str(features.feature_set.version)
 
 
 class _Refused:

@@ -29,6 +29,7 @@ from services.decision.wire.site import item_columns_from_pb
 # A batch serves many calls, each with its own time: this only keeps one that nobody waits for from lingering.
 BATCH_TIMEOUT_S = 1.0
 COLUMNS_TIMEOUT_S = 10.0
+DESCRIBE_TIMEOUT_S = 10.0
 # How soon a consent that waits for too short is noticed where nobody asks it about people.
 WAIT_LOOK_EVERY_S = 5.0
 
@@ -120,7 +121,7 @@ Question = tuple[str, Person, datetime]
 
 
 class FeaturesClient:
-    """handlers.ports.FeatureReader and ColumnsReader over features."""
+    """handlers.ports.FeatureReader, ColumnsReader and FeatureSetReader over features."""
 
     def __init__(self, channel: grpc.aio.Channel, load: Load) -> None:
         self._stub = features_service_pb2_grpc.FeatureServiceStub(channel)
@@ -145,6 +146,17 @@ class FeaturesClient:
                 raise ServiceError(Kind.INTERNAL, "COLUMNS_MISFIT", "the item columns do not fit the layout") from error
         # What changed does not fit what is held: begin again with all of it.
         return await self.newest(feature_set_version, item_width, None)
+
+    async def published(self, version: str) -> bytes | None:
+        """See handlers.ports.FeatureSetReader."""
+        request = features_service_pb2.DescribeFeatureSetRequest(version=version)
+        try:
+            described = await call(self._stub.DescribeFeatureSet, request, DESCRIBE_TIMEOUT_S)
+        except ServiceError as error:
+            if error.reason == "FEATURE_SET_UNKNOWN":
+                return None
+            raise
+        return described.feature_set.SerializeToString(deterministic=True)
 
     async def _chunks(
         self, request: features_service_pb2.GetItemColumnsRequest

@@ -196,7 +196,7 @@ class _Parts:
     def catalogs(self) -> CatalogService:
         """The face of the catalog."""
         return CatalogService(
-            apply=ApplySite(self.sites, self.refresher),
+            apply=ApplySite(self.sites, self.features, self.refresher),
             upsert=UpsertItems(self.catalog, self.refresher),
             describe=DescribeSite(self.sites, self.refresher),
             listing=ListItems(self.catalog),
@@ -208,7 +208,7 @@ class _Parts:
         return ReleaseService(
             register=RegisterModel(self.models, self.loader, self.refresher),
             activate=ActivateModel(self.models, self.refresher),
-            models=ListModels(self.models),
+            models=ListModels(self.models, self.refresher),
             get=GetModel(self.models),
         )
 

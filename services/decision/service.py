@@ -24,7 +24,7 @@ from services.decision.wire.calls import (
     past_result_to_pb,
     replayed_to_pb,
 )
-from services.decision.wire.facts import declared_items, declared_site, described_to_pb, items_to_pb
+from services.decision.wire.facts import declared_items, described_to_pb, items_to_pb, sent_site
 from services.decision.wire.record import record_to_pb
 from services.decision.wire.release import announced_from_pb, model_to_pb
 
@@ -88,7 +88,7 @@ class CatalogService(pb_grpc.CatalogServiceServicer):
 
     async def ApplySite(self, request: pb.ApplySiteRequest, context: Context) -> pb.ApplySiteResponse:  # noqa: N802
         """Let a site decide."""
-        version, changed = await self._apply(declared_site(request), validate_only=request.validate_only)
+        version, changed = await self._apply(sent_site(request), validate_only=request.validate_only)
         return pb.ApplySiteResponse(site_version=version, changed=changed)
 
     async def UpsertItems(self, request: pb.UpsertItemsRequest, context: Context) -> pb.UpsertItemsResponse:  # noqa: N802

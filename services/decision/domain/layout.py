@@ -4,17 +4,23 @@ The layout is the feature set's (services/features compiles it from the declared
 it, vectorized: a columnar gather and a few small dot products, no object a candidate.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from services.chassis.errors import FieldProblem
 from services.decision.domain.site import Context
 from services.decision.domain.vocabulary import ValueState
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.intp]
+
+# As much as features compiles at most.
+WIDTH_MAX = 2048
+COLUMNS_MAX = 512
 
 _PRESENT = bytes([ValueState.PRESENT])
 
@@ -88,6 +94,37 @@ class Subject:
 
     vector: Floats
     states: bytes
+
+
+def misplaced(feature_set: FeatureSet) -> Iterator[FieldProblem]:
+    """What would be read from outside of vector and row, and widths that no feature set has."""
+    for name, width, width_max in (
+        ("subject_width", feature_set.subject_width, WIDTH_MAX),
+        ("item_width", feature_set.item_width, WIDTH_MAX),
+        ("columns", len(feature_set.columns), COLUMNS_MAX),
+    ):
+        if width > width_max:
+            yield FieldProblem(f"feature_set.{name}", f"is above {width_max}; send the set that features published")
+    for k, column in enumerate(feature_set.columns):
+        if any(end > width for end, width in _ends(feature_set, column.source)):
+            problem = "reads beyond the subject's vector or the item's row; send the set that features published"
+            yield FieldProblem(f"feature_set.columns[{k}]", problem)
+
+
+def _ends(feature_set: FeatureSet, source: Source) -> list[tuple[int, int]]:
+    """Where what a column reads ends, and how much there is."""
+    match source:
+        case SubjectColumn(offset):
+            return [(offset + 1, feature_set.subject_width)]
+        case ItemColumn(offset):
+            return [(offset + 1, feature_set.item_width)]
+        case DotColumn(subject_offset, item_offset, width):
+            return [
+                (subject_offset + width, feature_set.subject_width),
+                (item_offset + width, feature_set.item_width),
+            ]
+        case ContextColumn():
+            return []
 
 
 class Layout:

@@ -1,10 +1,10 @@
 """A site made ready to decide: its rules compiled, its names resolved against the feature set, its mistakes listed."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from services.chassis.errors import FieldProblem, Kind, ServiceError
-from services.decision.domain.layout import FeatureSet, Layout
+from services.decision.domain.layout import FeatureSet, Layout, misplaced
 from services.decision.domain.rules import Rule, RuleError, compile_audience, compile_eligibility
 from services.decision.domain.site import Layer, Placement, Policy, Site
 from services.decision.domain.vocabulary import Level
@@ -48,14 +48,19 @@ def compile_site(site: Site, feature_set: FeatureSet) -> CompiledSite:
     Raises:
         ServiceError: INVALID (SITE_INVALID) with a problem for each mistake, each naming the field and the remedy.
     """
+    # Before a layout is made of it: that costs what the widths say.
+    _refuse(list(misplaced(feature_set)))
     layout = Layout(feature_set)
-    problems = list(_problems(site, layout))
-    if problems:
-        text = "; ".join(f"{problem.field}: {problem.problem}" for problem in problems[:3])
-        raise ServiceError(Kind.INVALID, "SITE_INVALID", f"the site is not valid: {text}", problems=tuple(problems))
+    _refuse(list(_problems(site, layout)))
     policies = {policy.id: policy for policy in site.policies}
     plans = {p.id: _plan(p, policies[p.policy_id], layout) for p in site.placements}
     return CompiledSite(site, layout, plans)
+
+
+def _refuse(problems: Sequence[FieldProblem]) -> None:
+    if problems:
+        text = "; ".join(f"{problem.field}: {problem.problem}" for problem in problems[:3])
+        raise ServiceError(Kind.INVALID, "SITE_INVALID", f"the site is not valid: {text}", problems=tuple(problems))
 
 
 def _plan(placement: Placement, policy: Policy, layout: Layout) -> Plan:

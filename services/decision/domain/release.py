@@ -1,6 +1,6 @@
 """Sites, items and models as they are kept, and which of them decide now."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -18,6 +18,19 @@ class DeclaredSite:
     compiled: CompiledSite
     site: bytes
     feature_set: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SentSite:
+    """A site as it was sent, and the feature set that it names.
+
+    Args:
+        bound_to: gives the site bound to this feature set; None: to the one that was sent, which may hide whose data a
+            column reads. Raises ServiceError INVALID, with a problem for each mistake.
+    """
+
+    feature_set_version: str
+    bound_to: Callable[[bytes | None], DeclaredSite]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +72,8 @@ class Model:
     """A registered model, without its bytes.
 
     Args:
+        active: it ranks wherever a policy names it; the store knows only that it is the one chosen for its name.
+        stopped_fitting: it is the one chosen for its name, and reads another feature set than the site's.
         erased_subjects_count: of the people it was trained on, how many were erased since.
         retrain_since: when the first of them was; None: none was.
         activated_at: when it was last let decide; None: never.
@@ -73,6 +88,7 @@ class Model:
     erased_subjects_count: int = 0
     retrain_since: datetime | None = None
     activated_at: datetime | None = None
+    stopped_fitting: bool = False
 
 
 @dataclass(frozen=True, slots=True)

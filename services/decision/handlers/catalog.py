@@ -4,24 +4,39 @@ from collections.abc import AsyncIterator, Sequence
 
 from services.chassis.errors import Kind, ServiceError, invalid
 from services.chassis.events import ORIGIN, LogPosition
-from services.decision.domain.release import DeclaredItem, DeclaredSite
+from services.decision.domain.release import DeclaredItem, SentSite
 from services.decision.domain.serving import Serving
-from services.decision.handlers.ports import CatalogStore, SiteStore
+from services.decision.handlers.ports import CatalogStore, FeatureSetReader, SiteStore
 from services.decision.handlers.refresh import Refresher
 
 
 class ApplySite:
-    """Lets a site decide; the one before stays, for replays and for a way back."""
+    """Lets a site decide; the one before stays, for replays and for a way back.
 
-    def __init__(self, sites: SiteStore, refresher: Refresher) -> None:
+    It decides with the feature set that features published: that says whose consent each column needs.
+    """
+
+    def __init__(self, sites: SiteStore, feature_sets: FeatureSetReader, refresher: Refresher) -> None:
         self._sites = sites
+        self._feature_sets = feature_sets
         self._refresher = refresher
 
-    async def __call__(self, declared: DeclaredSite, *, validate_only: bool) -> tuple[str, bool]:
+    async def __call__(self, sent: SentSite, *, validate_only: bool) -> tuple[str, bool]:
         """The site's version, and whether it is another one than before.
 
         When this returns, this replica decides by the site; the others follow within a second.
+
+        Raises:
+            ServiceError: INVALID, a problem for each mistake; FAILED_PRECONDITION (FEATURE_SET_UNKNOWN); outages.
         """
+        published = await self._feature_sets.published(sent.feature_set_version)
+        if published is None and not validate_only:
+            raise ServiceError(
+                Kind.FAILED_PRECONDITION,
+                "FEATURE_SET_UNKNOWN",
+                "feature_set.version: features has published no such set; publish it first",
+            )
+        declared = sent.bound_to(published)
         version = declared.compiled.site.version
         if validate_only:
             await self._refresher.refresh()

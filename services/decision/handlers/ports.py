@@ -73,6 +73,18 @@ class ColumnsReader(Protocol):
         ...
 
 
+class FeatureSetReader(Protocol):
+    """Feature sets as features published them."""
+
+    async def published(self, version: str) -> bytes | None:
+        """The whole set; None when none of this version was published.
+
+        Raises:
+            ServiceError: an outage.
+        """
+        ...
+
+
 class DecisionLog(Protocol):
     """The decisions that were made."""
 

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import TypeAlias
 
 from services.chassis.errors import Kind, ServiceError, invalid
@@ -96,12 +97,19 @@ class GetModel:
 class ListModels:
     """The registered models."""
 
-    def __init__(self, models: ModelStore) -> None:
+    def __init__(self, models: ModelStore, refresher: Refresher) -> None:
         self._models = models
+        self._refresher = refresher
 
     async def __call__(self) -> list[Model]:
-        """Every registered model, oldest first."""
-        return await self._models.all()
+        """Every registered model, oldest first; active is what ranks now."""
+        models, site = await self._models.all(), self._refresher.serving().compiled
+        return [
+            replace(model, active=False, stopped_fitting=True)
+            if model.active and site is not None and model.feature_set_version != site.layout.feature_set.version
+            else model
+            for model in models
+        ]
 
 
 async def _receive(parts: AsyncIterator[Part], sha256: str) -> tuple[bytes, frozenset[bytes]]:

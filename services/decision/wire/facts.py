@@ -1,14 +1,17 @@
 """What the catalog and the releases tell the world, as messages; and what they keep of what was declared."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 
 from comity.decision.v1 import decision_events_pb2 as events_pb
 from comity.decision.v1 import decision_service_pb2 as pb
 from comity.decision.v1 import site_pb2
+from comity.features.v1 import feature_set_pb2
 
 from services.chassis.errors import invalid
+from services.chassis.ids import content_hash
 from services.decision.domain.candidates import Offer
-from services.decision.domain.release import DeclaredItem, DeclaredSite
+from services.decision.domain.release import DeclaredItem, DeclaredSite, SentSite
 from services.decision.domain.serving import Serving
 from services.decision.wire.site import compiled_from_pb, item_from_pb
 
@@ -21,19 +24,25 @@ MODEL_ACTIVATED = events_pb.ModelActivated.DESCRIPTOR.full_name
 EVENT_BYTES = 150 * 2**10
 
 
-def declared_site(request: pb.ApplySiteRequest) -> DeclaredSite:
+def sent_site(request: pb.ApplySiteRequest) -> SentSite:
     """The site of the request.
 
     Raises:
-        ServiceError: INVALID, with a problem for each mistake.
+        ServiceError: INVALID when it names no feature set.
     """
-    if not request.HasField("feature_set"):
+    if not request.feature_set.version:
         raise invalid("feature_set", "is missing; send the feature set that FeatureService published")
-    return DeclaredSite(
-        compiled=compiled_from_pb(request.site, request.feature_set),
-        site=request.site.SerializeToString(deterministic=True),
-        feature_set=request.feature_set.SerializeToString(deterministic=True),
-    )
+    return SentSite(request.feature_set.version, partial(_bound_to, request))
+
+
+def _bound_to(request: pb.ApplySiteRequest, published: bytes | None) -> DeclaredSite:
+    """See SentSite.bound_to."""
+    feature_set = request.feature_set.SerializeToString(deterministic=True) if published is None else published
+    site = site_pb2.Site()
+    site.CopyFrom(request.site)
+    site.feature_set_digest = content_hash(feature_set)
+    compiled = compiled_from_pb(site, feature_set_pb2.FeatureSet.FromString(feature_set))
+    return DeclaredSite(compiled, site.SerializeToString(deterministic=True), feature_set)
 
 
 def declared_items(request: pb.UpsertItemsRequest) -> list[DeclaredItem]:

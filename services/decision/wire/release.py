@@ -29,6 +29,7 @@ def model_to_pb(model: Model) -> pb.RegisteredModel:
         active=model.active,
         metrics=model.metrics,
         erased_subjects_count=model.erased_subjects_count,
+        stopped_fitting=model.stopped_fitting,
     )
     if model.activated_at is not None:
         message.activated_at.CopyFrom(to_timestamp(model.activated_at))

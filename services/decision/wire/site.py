@@ -25,7 +25,10 @@ from services.decision.domain.vocabulary import Level
 
 
 def site_version(site: pb.Site, feature_set: feature_set_pb2.FeatureSet) -> str:
-    """Content hash of the site and of the feature set it was checked against."""
+    """Content hash of the site, whose digest is of the whole feature set, and of that set's version.
+
+    Releases before compute it in the same way; their sites have no digest.
+    """
     return content_hash(site.SerializeToString(deterministic=True) + feature_set.version.encode())
 
 

@@ -119,7 +119,7 @@ class StandIns(
 
     Link = Unlink = DescribeSubject = PublishPlaceholders = staticmethod(not_asked)
     Record = Revoke = History = PublishPurposes = staticmethod(not_asked)
-    DescribeFeatureSet = PublishFeatureSet = AwaitPosition = staticmethod(not_asked)
+    PublishFeatureSet = AwaitPosition = staticmethod(not_asked)
 
     def __init__(self) -> None:
         self.keys = MemoryKeys()
@@ -128,6 +128,8 @@ class StandIns(
         self.columns = 1
         self.item_ids = [item.id for item in items()]
         self.batches: list[int] = []
+        # Feature sets that features has published, by version.
+        self.published = {FEATURE_SET.version: FEATURE_SET}
         # How long consent says that Revoke waits.
         self.waits_ms = BUDGET_MS
 
@@ -179,6 +181,14 @@ class StandIns(
     ) -> consent_pb2.DescribeConsentResponse:
         self._up("consent")
         return consent_pb2.DescribeConsentResponse(decide_budget_ms=self.waits_ms)
+
+    async def DescribeFeatureSet(  # noqa: N802
+        self, request: features_service.DescribeFeatureSetRequest, context: Any
+    ) -> features_service.DescribeFeatureSetResponse:
+        self._up("features")
+        if request.version not in self.published:
+            raise ServiceError(Kind.FAILED_PRECONDITION, "FEATURE_SET_UNKNOWN", "no such feature set")
+        return features_service.DescribeFeatureSetResponse(feature_set=self.published[request.version])
 
     async def GetFeatures(  # noqa: N802
         self, request: features_service.GetFeaturesRequest, context: Any

@@ -9,10 +9,14 @@ from comity.common.v1.types_pb2 import LogPosition
 from comity.decision.v1 import decision_events_pb2 as events_pb
 from comity.decision.v1 import decision_service_pb2 as pb
 from comity.decision.v1 import site_pb2
+from comity.features.v1.feature_set_pb2 import FeatureSet
 
+from services.chassis.errors import Kind
 from services.chassis.eventstore import recorded
+from services.chassis.ids import content_hash
 from tests.integration.decision.conftest import (
     FEATURE_SET,
+    PROFILE,
     TIMEOUT_S,
     Deciding,
     Start,
@@ -48,7 +52,9 @@ async def facts(deciding: Deciding, kind: str) -> list[Any]:
 async def test_a_site_is_applied_once_and_described(deciding: Deciding) -> None:
     """The same site again changes nothing; another one is another version, and both are facts."""
     described = await deciding.catalog.DescribeSite(pb.DescribeSiteRequest(), timeout=TIMEOUT_S)
-    assert (described.site, described.items_count) == (site(), 8)
+    bound = site()
+    bound.feature_set_digest = content_hash(FEATURE_SET.SerializeToString(deterministic=True))
+    assert (described.site, described.items_count) == (bound, 8)
     assert not (await deciding.apply(site())).changed
     changed = await deciding.apply(site(epsilon=0.5))
     assert changed.changed
@@ -96,6 +102,62 @@ async def test_a_site_without_its_feature_set_is_refused(deciding: Deciding) -> 
     """There is nothing to check it against."""
     error = await refusal(deciding.catalog.ApplySite(pb.ApplySiteRequest(site=site()), timeout=TIMEOUT_S))
     assert error.problems[0].field == "feature_set"
+
+
+async def test_a_feature_set_that_was_not_published_is_not_used(deciding: Deciding) -> None:
+    """Without its purposes a column would be read of people who revoked them: the published set decides."""
+    deciding.around.refused.add(PROFILE)
+    cleared = FeatureSet()
+    cleared.CopyFrom(FEATURE_SET)
+    for column in cleared.columns:
+        del column.purposes[:]
+    request = pb.ApplySiteRequest(site=site(epsilon=0.0), feature_set=cleared)
+    applied = await deciding.catalog.ApplySite(request, timeout=TIMEOUT_S)
+    assert applied.site_version == (await deciding.apply(site(epsilon=0.0))).site_version
+    stored = await asyncpg.connect(deciding.url)
+    kept = await stored.fetchval("SELECT feature_set FROM sites WHERE site_version = $1", applied.site_version)
+    await stored.close()
+    assert FeatureSet.FromString(kept) == FEATURE_SET
+    cleared.version = "features-2"
+    of_another = site()
+    of_another.feature_set_version = cleared.version
+    request = pb.ApplySiteRequest(site=of_another, feature_set=cleared)
+    error = await refusal(deciding.catalog.ApplySite(request, timeout=TIMEOUT_S))
+    assert (error.kind, error.reason) == (Kind.FAILED_PRECONDITION, "FEATURE_SET_UNKNOWN")
+    deciding.around.down.add("features")
+    error = await refusal(deciding.catalog.ApplySite(request, timeout=TIMEOUT_S))
+    assert error.kind is Kind.UNAVAILABLE
+
+
+async def test_the_whole_feature_set_is_part_of_the_sites_version(deciding: Deciding) -> None:
+    """A set that says something else under the same version makes another site, and the one before still loads."""
+    before = await deciding.apply(site(epsilon=0.0))
+    corrected = FeatureSet()
+    corrected.CopyFrom(FEATURE_SET)
+    corrected.features.add(name="clicks", description="as people should read it")
+    deciding.around.published[FEATURE_SET.version] = corrected
+    after = await deciding.apply(site(epsilon=0.0))
+    assert after.changed
+    assert after.site_version != before.site_version
+    assert (await deciding.decide()).versions.site == after.site_version
+
+
+async def test_a_model_of_another_feature_set_is_not_active(deciding: Deciding) -> None:
+    """It stays the one that was chosen for its name, and the list says that it stopped fitting."""
+    await deciding.learn()
+    other = FeatureSet()
+    other.CopyFrom(FEATURE_SET)
+    other.version = "features-2"
+    deciding.around.published[other.version] = other
+    changed = site()
+    changed.feature_set_version = other.version
+    request = pb.ApplySiteRequest(site=changed, feature_set=other)
+    await deciding.catalog.ApplySite(request, timeout=TIMEOUT_S)
+    (model,) = (await deciding.release.ListModels(pb.ListModelsRequest(), timeout=TIMEOUT_S)).models
+    assert (model.active, model.stopped_fitting) == (False, True)
+    await deciding.apply(site())
+    (model,) = (await deciding.release.ListModels(pb.ListModelsRequest(), timeout=TIMEOUT_S)).models
+    assert (model.active, model.stopped_fitting) == (True, False)
 
 
 async def test_items_enter_change_and_retire(deciding: Deciding) -> None:

@@ -37,8 +37,9 @@ class FakeServices:
         self.held: list[site_pb.Item] = []
         self.items: dict[str, site_pb.Item] = {}
         self.described = decision_pb.DescribeSiteResponse()
-        self.identity = self.consent = self.feedback = self.features = self.catalog = self
+        self.identity = self.consent = self.feedback = self.features = self.catalog = self.release = self
         self.placeholders: list[str] = []
+        self.models: list[decision_pb.RegisteredModel] = []
 
     @property
     def published(self) -> list[str]:
@@ -86,6 +87,9 @@ class FakeServices:
     async def AwaitItemColumns(self, request: Any, timeout: float) -> Any:  # noqa: N802
         self.awaited = request.catalog_position.position
         return decision_pb.AwaitItemColumnsResponse()
+
+    async def ListModels(self, request: Any, timeout: float) -> Any:  # noqa: N802
+        return decision_pb.ListModelsResponse(models=self.models)
 
     async def ApplySite(self, request: Any, timeout: float) -> Any:  # noqa: N802
         self._ask("site", request)
@@ -158,6 +162,31 @@ async def test_a_bundle_without_items_says_nothing_about_those_there_are() -> No
     services.held = [site_pb.Item(id="tea-towel")]
     applied = await apply_bundle(replace(load_bundle(SHOP), items=(), items_given=False), services, retire_missing=True)
     assert (applied.missing, applied.retired, services.items) == ([], [], {})
+
+
+async def test_a_model_that_would_stop_fitting_is_a_refusal_unless_forced() -> None:
+    """Nothing is published, and what to do is said; forced, the model is named in what apply did."""
+    services: Any = FakeServices()
+    name = next(policy.message.ranker.model for policy in load_bundle(SHOP).policies if policy.message.ranker.model)
+    services.models = [
+        decision_pb.RegisteredModel(name=name, feature_set_version="f0", active=True),
+        decision_pb.RegisteredModel(name="unnamed", feature_set_version="f0", active=True),
+        decision_pb.RegisteredModel(name=name, feature_set_version="f0"),
+    ]
+    with pytest.raises(ServiceError, match=f"comity train {name}") as caught:
+        await apply_bundle(load_bundle(SHOP), services)
+    assert caught.value.reason == "MODELS_STOP_FITTING"
+    assert services.published == []
+    assert (await apply_bundle(load_bundle(SHOP), services, force=True)).stopped_fitting == [name]
+    assert services.published != []
+
+
+async def test_a_model_that_fits_is_no_refusal() -> None:
+    """It reads the features that the bundle declares."""
+    services: Any = FakeServices()
+    name = next(policy.message.ranker.model for policy in load_bundle(SHOP).policies if policy.message.ranker.model)
+    services.models = [decision_pb.RegisteredModel(name=name, feature_set_version="f1", active=True)]
+    assert (await apply_bundle(load_bundle(SHOP), services)).stopped_fitting == []
 
 
 @pytest.mark.parametrize("refusing", PARTS)

@@ -67,3 +67,9 @@ def test_a_rollback_goes_to_the_model_that_decided_before() -> None:
     with pytest.raises(ServiceError) as refused:
         previous([MODELS[2], MODELS[3]], "ranker")
     assert refused.value.reason == "NOTHING_TO_ROLL_BACK_TO"
+
+
+def test_a_model_that_stopped_fitting_is_not_active() -> None:
+    """It was chosen for its name, and reads other features than the site's."""
+    told = listed(RegisteredModel(name="ranker", sha256="a" * 64, stopped_fitting=True))
+    assert (told["active"], told["stopped_fitting"]) == (False, True)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from services.chassis.errors import Kind, ServiceError
+from services.decision.domain.layout import Column, DotColumn, ItemColumn, SubjectColumn
 from services.decision.domain.plan import compile_site
 from services.decision.domain.site import DefaultEntry, Site
 from tests.unit.decision.world import FEATURE_SET, PLACEMENT, POLICY, site
@@ -36,6 +37,31 @@ def test_a_policy_that_cannot_work_is_refused(changes: dict[str, Any], field: st
     """The refusal names the field of the policy and the remedy."""
     problems = refusal(replace(SITE, policies=(replace(POLICY, **changes),)))
     assert remedy in problems[f"site.policies[0].{field}"]
+
+
+FAR, WIDE = 2**31, 2**32 - 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"subject_width": WIDE}, "feature_set.subject_width"),
+        ({"item_width": WIDE}, "feature_set.item_width"),
+        ({"columns": FEATURE_SET.columns * 103}, "feature_set.columns"),
+        ({"columns": (Column("a", "a", (), ItemColumn(FAR)),)}, "feature_set.columns[0]"),
+        ({"columns": (Column("a", "a", (), ItemColumn(4)),)}, "feature_set.columns[0]"),
+        ({"columns": (Column("a", "a", (), SubjectColumn(FAR)),)}, "feature_set.columns[0]"),
+        ({"columns": (Column("a", "a", (), DotColumn(0, 0, WIDE)),)}, "feature_set.columns[0]"),
+        ({"columns": (Column("a", "a", (), DotColumn(1, FAR, 2)),)}, "feature_set.columns[0]"),
+        ({"columns": (Column("a", "a", (), DotColumn(2, 1, 2)),)}, "feature_set.columns[0]"),
+    ],
+)
+def test_a_feature_set_that_reads_beyond_its_widths_is_refused(changes: dict[str, Any], field: str) -> None:
+    """Before anything is made of it: offsets and widths of 32 bits would cost a gigabyte."""
+    with pytest.raises(ServiceError) as caught:
+        compile_site(SITE, replace(FEATURE_SET, **changes))
+    assert (caught.value.kind, caught.value.reason) == (Kind.INVALID, "SITE_INVALID")
+    assert field in {problem.field for problem in caught.value.problems}
 
 
 def test_every_mistake_is_named_at_once() -> None:

@@ -1,6 +1,7 @@
 """Declared features compiled to a layout."""
 
 from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 
@@ -54,8 +55,8 @@ def test_the_layout_follows_the_declarations() -> None:
     assert {column.purposes for column in compiled.columns} == {("profile",)}
 
 
-WORDS = {"description": "another", "owner": "another", "reason": "another", "retention_days": 7}
-NUMBERS = {"name": "another", "kind": ItemCount("another"), "purposes": ("another",), "freshness_s": 7}
+WORDS: dict[str, Any] = {"description": "another", "owner": "another", "reason": "another", "retention_days": 7}
+NUMBERS: dict[str, Any] = {"name": "another", "kind": ItemCount("another"), "purposes": ("another",), "freshness_s": 7}
 
 
 def test_every_field_of_a_feature_is_either_words_or_numbers() -> None:
