@@ -310,7 +310,8 @@ def previous(registered: "list[RegisteredModel]", name: str) -> "RegisteredModel
     Raises:
         ServiceError: FAILED_PRECONDITION (NOTHING_TO_ROLL_BACK_TO).
     """
-    before = [m for m in registered if m.name == name and not m.active and m.HasField("activated_at")]
+    others = [model for model in registered if model.name == name and not (model.active or model.stopped_fitting)]
+    before = [model for model in others if model.HasField("activated_at")]
     if not before:
         raise _refused(
             "NOTHING_TO_ROLL_BACK_TO",

@@ -64,6 +64,9 @@ def test_what_names_no_model_or_several_is_refused(reference: str, reason: str) 
 def test_a_rollback_goes_to_the_model_that_decided_before() -> None:
     """One that never decided is not gone back to, nor one of another name."""
     assert previous(MODELS, "ranker") == MODELS[1]
+    unfit = RegisteredModel(name="ranker", sha256="e" * 64, stopped_fitting=True)
+    unfit.activated_at.FromSeconds(20)
+    assert previous([*MODELS, unfit], "ranker") == MODELS[1]
     with pytest.raises(ServiceError) as refused:
         previous([MODELS[2], MODELS[3]], "ranker")
     assert refused.value.reason == "NOTHING_TO_ROLL_BACK_TO"
