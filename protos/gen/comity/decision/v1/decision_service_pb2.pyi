@@ -621,7 +621,9 @@ class ApplySiteRequest(_message.Message):
     def site(self) -> _site_pb2.Site: ...
     @_builtins.property
     def feature_set(self) -> _feature_set_pb2.FeatureSet:
-        """The features that the site is checked against, as FeatureService published them."""
+        """Names, by its version, the feature set that the site decides with. The set itself is fetched from FeatureService;
+        what is sent here is looked at only where nothing is applied (validate_only) and no set of that version is published.
+        """
 
     def __init__(
         self,
@@ -1149,14 +1151,18 @@ class RegisteredModel(_message.Message):
     ERASED_SUBJECTS_COUNT_FIELD_NUMBER: _builtins.int
     RETRAIN_SINCE_FIELD_NUMBER: _builtins.int
     ACTIVATED_AT_FIELD_NUMBER: _builtins.int
+    STOPPED_FITTING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     sha256: _builtins.str
     feature_set_version: _builtins.str
     active: _builtins.bool
+    """It is the one chosen for its name and reads the site's feature set: it ranks wherever a policy names it."""
     erased_subjects_count: _builtins.int
     """How many of the people it was trained on were erased since, and when the first was: it is to be trained again
     within 30 days of that.
     """
+    stopped_fitting: _builtins.bool
+    """It is the one chosen for its name, but reads another feature set than the site's: nothing ranks by that name."""
     @_builtins.property
     def registered_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -1179,10 +1185,11 @@ class RegisteredModel(_message.Message):
         erased_subjects_count: _builtins.int = ...,
         retrain_since: _timestamp_pb2.Timestamp | None = ...,
         activated_at: _timestamp_pb2.Timestamp | None = ...,
+        stopped_fitting: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["activated_at", b"activated_at", "registered_at", b"registered_at", "retrain_since", b"retrain_since"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activated_at", b"activated_at", "active", b"active", "erased_subjects_count", b"erased_subjects_count", "feature_set_version", b"feature_set_version", "metrics", b"metrics", "name", b"name", "registered_at", b"registered_at", "retrain_since", b"retrain_since", "sha256", b"sha256"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activated_at", b"activated_at", "active", b"active", "erased_subjects_count", b"erased_subjects_count", "feature_set_version", b"feature_set_version", "metrics", b"metrics", "name", b"name", "registered_at", b"registered_at", "retrain_since", b"retrain_since", "sha256", b"sha256", "stopped_fitting", b"stopped_fitting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
