@@ -71,7 +71,14 @@ def left_out(
     shown: Collection[str],
 ) -> dict[str, Exclusion]:
     """Which entries of the default are not shown, and why: it keeps to every exclusion that candidates keep to."""
-    exclusions = screen(plan, view, default, context, excluded=excluded, shown=shown)
+    exclusions, rule = default.exclusions, plan.eligibility
+    # Mostly the request has nothing to say about the few entries, and every Decide asks.
+    if any(item_id in excluded or item_id in shown for item_id in default.item_ids) or (
+        rule is not None and rule.scope is not Scope.ITEM
+    ):
+        exclusions = screen(plan, view, default, context, excluded=excluded, shown=shown)
+    if not exclusions.any():
+        return {}
     return {default.item_ids[k]: Exclusion(exclusions[k]) for k in np.flatnonzero(exclusions).tolist()}
 
 
