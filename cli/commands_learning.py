@@ -199,8 +199,10 @@ async def check_request(services: Services, request: "TrainRequest") -> None:
     from services.chassis.rpc_client import call_again
 
     site = (await call_again(services.catalog.DescribeSite, pb.DescribeSiteRequest(), LIST_TIMEOUT_S)).site
-    declared = consent_pb.DescribeConsentRequest(with_purposes=True)
-    purposes = (await call_again(services.consent.DescribeConsent, declared, LIST_TIMEOUT_S)).purposes
+    purposes = []
+    if "consent" in services.addresses:  # else its address was not given: training needs it for nothing else
+        declared = consent_pb.DescribeConsentRequest(with_purposes=True)
+        purposes = (await call_again(services.consent.DescribeConsent, declared, LIST_TIMEOUT_S)).purposes
     named = {policy.ranker.model for policy in site.policies if policy.ranker.model}
     _require_known("MODEL", request.name, named, "is in no policy", "policies name")
     if request.placement_id:

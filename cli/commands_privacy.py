@@ -29,7 +29,7 @@ from cli.options import (
     Verify,
     access,
 )
-from cli.output import console, errors, print_json, progress
+from cli.output import console, print_json, progress, progress_bar
 from cli.parsing import AnyIdentities, SubjectId, parse_facts, parse_subject
 from services.chassis.rpc_client import call, tried_again
 from services.chassis.words import enum_word
@@ -285,9 +285,6 @@ async def _erase(
 
 
 async def _scan(wanted: list[dict[str, bytes]], data_dir: Path, *, settle: bool, quiet: bool) -> "Found":
-    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
     from cli.privacy.files import scan_files, sizes
     from cli.privacy.scan import Scanner
     from cli.privacy.settling import folders_of, settled
@@ -298,8 +295,7 @@ async def _scan(wanted: list[dict[str, bytes]], data_dir: Path, *, settle: bool,
             with progress(quiet=quiet) as tell:
                 await stack.enter_async_context(settled(data_dir, tell))
         paths = sizes(folders)
-        columns = (TextColumn("scanning"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-        with Bar(*columns, console=errors, transient=True, disable=quiet) as bar:
+        with progress_bar(quiet=quiet, of_bytes=True) as bar:
             task = bar.add_task("scanning", total=sum(paths.values()))
             return scan_files(Scanner(wanted), sorted(paths), lambda count: bar.advance(task, count))
 

@@ -60,12 +60,12 @@ def progress(*, quiet: bool = False) -> Iterator[Progress]:
         beat.stop()
 
 
-def progress_bar(*, quiet: bool = False) -> bars.Progress:
+def progress_bar(*, quiet: bool = False, of_bytes: bool = False) -> bars.Progress:
     """Bars on standard error that count on a terminal, lines elsewhere; *quiet* as of `progress`."""
     columns = (
         bars.TextColumn("{task.description}"),
         bars.BarColumn(),
-        bars.MofNCompleteColumn(),
+        bars.DownloadColumn() if of_bytes else bars.MofNCompleteColumn(),
         bars.TimeRemainingColumn(),
     )
     if errors.is_terminal:
