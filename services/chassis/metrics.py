@@ -19,6 +19,9 @@ RPC_SERVER_LATENCY_S = Histogram(
 )
 RPC_CLIENT_FAILURES = Counter("comity_rpc_client_failures", "Calls to other services that failed.", ("code",))
 DECISIONS = Counter("comity_decisions", "Decisions by why they came out as they did.", ("reason", "fallback_reason"))
+CORRECTIONS_LOST = Counter(
+    "comity_corrections_lost", "Defaults that were answered and that the log was not told of, by why.", ("why",)
+)
 LINKS = Counter("comity_links", "Links that were made or taken back, by what that did.", ("effect",))
 PLACEHOLDERS = Counter(
     "comity_identity_placeholders", "Identities that were ignored because their value names nobody.", ("namespace",)

@@ -6,6 +6,7 @@ import structlog
 
 from services.chassis.deadline import carry_deadline
 from services.chassis.errors import ServiceError
+from services.chassis.metrics import CORRECTIONS_LOST
 from services.decision.domain.attempts import settled
 from services.decision.domain.record import DecisionRecord
 from services.decision.handlers.ports import DecisionLog
@@ -31,7 +32,7 @@ class Corrections:
     def add(self, answered: DecisionRecord, attempt_id: str) -> None:
         """Have the log say what this attempt answered, as far as it has to, soon; see domain.attempts."""
         if len(self._pending) >= PENDING_MAX:
-            _log.warning("correction dropped", decision_id=answered.decision_id)
+            _lost("too_many", answered)
             return
         task = asyncio.create_task(self._correct(answered, attempt_id))
         self._pending.add(task)
@@ -42,6 +43,7 @@ class Corrections:
         if self._pending:
             _, late = await asyncio.wait(self._pending, timeout=DRAIN_S)
             for task in late:
+                CORRECTIONS_LOST.labels("stopped").inc()
                 task.cancel()
 
     async def _correct(self, answered: DecisionRecord, attempt_id: str) -> None:
@@ -58,7 +60,7 @@ class Corrections:
                 last = error
             if pause_s is not None:
                 await asyncio.sleep(pause_s)
-        _log.warning("correction given up", decision_id=answered.decision_id, reason=last.reason)
+        _lost(last.reason, answered)
 
     async def _settle(self, answered: DecisionRecord, attempt_id: str) -> None:
         logged = await self._log.find(answered.decision_id)
@@ -70,3 +72,9 @@ class Corrections:
             await self._log.add(record)
         else:
             await self._log.amend(logged, record)
+
+
+def _lost(why: str, answered: DecisionRecord) -> None:
+    """What is in the log may be a slate that was not shown, and nothing says so."""
+    CORRECTIONS_LOST.labels(why).inc()
+    _log.warning("correction lost", decision_id=answered.decision_id, reason=why)

@@ -1,6 +1,7 @@
 """The log is told what was answered instead, for as long as it can be expected to listen."""
 
 import pytest
+from prometheus_client import REGISTRY
 
 from services.chassis.deadline import deadline_scope, remaining_s
 from services.chassis.errors import Kind, ServiceError
@@ -66,12 +67,18 @@ async def test_a_correction_waits_for_others_and_for_the_log() -> None:
     assert log.left_s == [None, None, None]
 
 
+def lost() -> float:
+    """Corrections that an outage kept from the log."""
+    return REGISTRY.get_sample_value("comity_corrections_lost_total", {"why": "DOWN"}) or 0.0
+
+
 @pytest.mark.parametrize(("refusals", "tries"), [((ERASED,), 1), ((DEAD, DEAD, DEAD, DEAD), 3)])
 async def test_a_correction_that_cannot_be_is_given_up(refusals: tuple[ServiceError, ...], tries: int) -> None:
-    """Of somebody who was erased at once, else after the last try."""
-    log = Log(*refusals)
+    """Of somebody who was erased at once, and that is no loss; else after the last try, and counted."""
+    log, before = Log(*refusals), lost()
     behind = Corrections(log)
     behind.add(await record(), "attempt")
     await behind.drain()
     assert not log.corrected
     assert len(log.left_s) == tries
+    assert lost() - before == (tries == 3)
