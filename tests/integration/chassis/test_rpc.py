@@ -175,7 +175,7 @@ async def test_an_oversize_request_is_refused_with_its_limit(served: Served, siz
     request.subject.identities.add(namespace="user_id", value="v" * size)
     error = await refusal_of(rpc_client.call(served.stub.History, request, 5.0))
     assert (error.kind, error.reason) == (Kind.INVALID, "REQUEST_TOO_LARGE")
-    assert error.problems[0].field == "EvaluateRequest"
+    assert error.problems[0].field == "HistoryRequest"
     assert "at most 262,144 are allowed" in error.problems[0].problem
 
 
