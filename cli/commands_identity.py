@@ -98,7 +98,9 @@ def link(
         request_id=request_id or uuid.uuid4().hex, identities=_identities(identity), consent_signals=said
     )
     answer = _ask("Link", request, data_dir, address, as_json=as_json)
-    _show(answer, [answer.subject], f"link {answer.link_id}{' merged' if answer.merged else ''}", as_json=as_json)
+    left = f", {len(answer.gave_way_member_ids)} of the oldest gave way" if answer.gave_way_member_ids else ""
+    told = f"link {answer.link_id}{' merged' if answer.merged else ''}{left}"
+    _show(answer, [answer.subject], told, as_json=as_json)
 
 
 def unlink(

@@ -6,7 +6,8 @@ appear behind them.
 """
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from uuid import UUID
@@ -19,6 +20,7 @@ from services.chassis.group_commit import IN_FLIGHT_MAX, GroupCommit
 from services.chassis.log_rows import (
     APPEND_SQL,
     COMMAND_EXISTS_SQL,
+    COMMAND_OF_SQL,
     COMMAND_SQL,
     HEAD_SQL,
     LOG_SQL,
@@ -39,7 +41,15 @@ from services.chassis.postgres import (
     transaction,
 )
 
-__all__ = ["PostgresEventStore", "append_in", "command_applied", "find_command", "recorded"]
+__all__ = [
+    "PostgresEventStore",
+    "append_in",
+    "command_applied",
+    "find_command",
+    "own_request_id",
+    "recorded",
+    "scoped_request_id",
+]
 
 SUBJECT_ERASED = "SUBJECT_ERASED"
 APPENDS_MAX = 500
@@ -94,11 +104,38 @@ async def find_command(connection: Connection, request_id: str, digest: bytes) -
     return Appended(row["version"], position_of(row), duplicate=True)
 
 
-def command_applied(request_id: str) -> Verify:
-    """For `transaction(pool, verify=...)`: whether the command with this request id is in the log."""
+async def own_request_id(
+    connection: Connection,
+    request_id: str,
+    digest: bytes,
+    *,
+    member_id: str,
+    whose: Callable[[str], Awaitable[str | None]],
+) -> str:
+    """The request id that a command about this member has in the log: the caller's, unless it is another's there.
+
+    A request id is its person's own. It is scoped only where two people meet, so that a replica of the version before,
+    which knows no scopes, finds what was applied.
+
+    Args:
+        whose: the member that the commands of a stream are about.
+    """
+    row = await connection.fetchrow(COMMAND_OF_SQL, request_id)
+    if row is None or row["digest"] == digest or await whose(row["stream_id"]) == member_id:
+        return request_id
+    return scoped_request_id(request_id, member_id)
+
+
+def scoped_request_id(request_id: str, member_id: str) -> str:
+    """A member's own form of a request id that is another person's in the log, too: 64 hex digits."""
+    return hashlib.sha256(f"{member_id}\0{request_id}".encode()).hexdigest()
+
+
+def command_applied(digest: bytes, *request_ids: str) -> Verify:
+    """For `transaction(pool, verify=...)`: whether the command is in the log, under one of these request ids."""
 
     async def verify(connection: Connection) -> bool:
-        return bool(await connection.fetchval(COMMAND_EXISTS_SQL, request_id))
+        return bool(await connection.fetchval(COMMAND_EXISTS_SQL, list(request_ids), digest))
 
     return verify
 
@@ -330,7 +367,7 @@ def _reused() -> ServiceError:
     return ServiceError(
         Kind.ALREADY_EXISTS,
         "REQUEST_ID_REUSED",
-        "This request_id was used for another command: use a new one for a new command.",
+        "This request_id was used for another command; nothing was done now: use a new one for a new command.",
     )
 
 

@@ -74,7 +74,8 @@ SELECT c.digest, e.version, e.epoch, e.xid, e.position
 FROM commands c JOIN events e ON e.stream_id = c.stream_id AND e.version = c.version
 WHERE c.request_id = $1
 """
-COMMAND_EXISTS_SQL = "SELECT EXISTS (SELECT FROM commands WHERE request_id = $1)"
+COMMAND_OF_SQL = "SELECT digest, stream_id FROM commands WHERE request_id = $1"
+COMMAND_EXISTS_SQL = "SELECT EXISTS (SELECT FROM commands WHERE request_id = ANY($1::text[]) AND digest = $2)"
 
 STREAM_SQL = """
 SELECT epoch, xid, position, event_id, stream_id, version, type, subject_id, occurred_at,

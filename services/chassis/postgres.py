@@ -112,7 +112,7 @@ async def transaction(pool: Pool, *, verify: Verify | None = None) -> AsyncItera
     When its answer is lost, *verify* is asked on a fresh connection; only a yes counts as committed.
 
     Args:
-        verify: whether this transaction's effect is there (eventstore.command_applied(request_id) is one).
+        verify: whether this transaction's effect is there (eventstore.command_applied(digest, request_id) is one).
 
     Raises:
         ServiceError: UNAVAILABLE; OUTCOME_UNKNOWN when the COMMIT was sent and neither it nor *verify* said yes.

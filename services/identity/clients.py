@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import grpc
 from comity.consent.v1 import consent_service_pb2_grpc as pb_grpc
+from comity.consent.v1.consent_service_pb2 import EvaluateRequest
 
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.rpc_client import call
@@ -25,8 +26,17 @@ class GrpcConsentReader:
 
     async def words(self, asked: Sequence[Side], purposes: Sequence[str], signals: Signals) -> list[Mapping[str, Word]]:
         """See handlers.ConsentReader."""
+        return await self._words(wire.evaluate_request(asked, purposes, signals))
+
+    async def refusing(self, member_ids: Sequence[str]) -> frozenset[str]:
+        """See handlers.ConsentReader."""
+        if not member_ids:
+            return frozenset()
+        words = await self._words(wire.refusals_request(member_ids))
+        return frozenset(one for one, said in zip(member_ids, words, strict=True) if Word.NO in said.values())
+
+    async def _words(self, request: EvaluateRequest) -> list[Mapping[str, Word]]:
         try:
-            request = wire.evaluate_request(asked, purposes, signals)
             response = await call(self._stub.Evaluate, request, self._timeout_s)
         except ServiceError as error:
             if error.kind not in (Kind.UNAVAILABLE, Kind.DEADLINE):
@@ -38,7 +48,7 @@ class GrpcConsentReader:
                 retry_after_s=1.0,
             ) from error
         words = wire.words_of(response)
-        if len(words) != len(asked):
+        if len(words) != len(request.queries):
             # A side that was left out must not pass for one that refused nothing.
             raise ServiceError(Kind.INTERNAL, "VERDICTS_MIXED_UP", "consent answered for other persons than were asked")
         return words

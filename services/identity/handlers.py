@@ -35,7 +35,8 @@ from services.identity.domain.permission import (
 )
 from services.identity.domain.presented import NOBODY, Placeholders, presented
 from services.identity.domain.resolution import ERASED, Found, Query, Resolved, Sought, answer, seek, seek_strongest
-from services.identity.domain.subjects import LinkNote, People
+from services.identity.domain.room import crowd
+from services.identity.domain.subjects import MEMBERS_MAX, LinkNote, People
 
 # A person who was erased and came back is looked for in this many later generations at once.
 GENERATIONS_TOGETHER = 8
@@ -75,11 +76,12 @@ class LinkStore(Protocol):
         """The subjects of these members; those that no link names are absent."""
         ...
 
-    async def link(self, command: LinkCommand, asked: frozenset[Side]) -> Linked:
+    async def link(self, command: LinkCommand, asked: frozenset[Side], gave_way: frozenset[str]) -> Linked:
         """Make the link, or find that it stands already.
 
         Args:
             asked: whom it may join: those who were asked.
+            gave_way: members that leave the person to make room.
 
         Raises:
             ServiceError: CONFLICT (PEOPLE_MOVED) when it would join others than those; FAILED_PRECONDITION
@@ -102,6 +104,14 @@ class ConsentReader(Protocol):
 
     async def words(self, asked: Sequence[Side], purposes: Sequence[str], signals: Signals) -> list[Mapping[str, Word]]:
         """What stands for each person and purpose, by the ledger and the signals; read after this call began.
+
+        Raises:
+            ServiceError: UNAVAILABLE (CONSENT_UNAVAILABLE).
+        """
+        ...
+
+    async def refusing(self, member_ids: Sequence[str]) -> frozenset[str]:
+        """Those of these members whose own ledger holds a refusal or an objection that stands, to whatever purpose.
 
         Raises:
             ServiceError: UNAVAILABLE (CONSENT_UNAVAILABLE).
@@ -267,11 +277,30 @@ class IdentityHandlers:
             asked = sides(command.named, people)
             await self._require_permission(command, asked, signals)
             try:
-                return await self._links.link(command, asked)
+                return await self._links.link(command, asked, await self._make_room(command, people))
             except ServiceError as error:
                 if error.reason != PEOPLE_MOVED or not tries_left:
                     raise
         raise AssertionError("the last try returns or raises")
+
+    async def _make_room(self, command: LinkCommand, people: People) -> frozenset[str]:
+        """Who has to leave the person; as a rule nobody, and then nobody is asked.
+
+        A refusal that is recorded while the link is made is of somebody who has left: as though it came a moment later.
+        """
+        crowded = crowd(command.named, people)
+        if crowded is None:
+            return frozenset()
+        leaving = crowded.leaving(await self._consent.refusing(crowded.may_leave))
+        if leaving is None:
+            raise ServiceError(
+                Kind.FAILED_PRECONDITION,
+                "SUBJECT_FULL",
+                f"a person has at most {MEMBERS_MAX} identities, and too few of theirs may give way (none that is "
+                "strong, came first or has refused something): leave session ids out of links, or take old links back",
+            )
+        LINKS.labels("gave_way").inc(len(leaving))
+        return leaving
 
     async def _require_permission(self, command: LinkCommand, asked: frozenset[Side], signals: Signals) -> None:
         """Refuse a link that those whom it would join do not allow.

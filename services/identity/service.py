@@ -27,7 +27,12 @@ class IdentityService(pb_grpc.IdentityServiceServicer):
         signals = request.consent_signals if request.HasField("consent_signals") else None
         identities = wire.identities_of(request.identities)
         linked, subject = await self._handlers.link(request.request_id, identities, signals)
-        return pb.LinkResponse(subject=wire.resolved(subject), merged=linked.merged, link_id=linked.link_id)
+        return pb.LinkResponse(
+            subject=wire.resolved(subject),
+            merged=linked.merged,
+            link_id=linked.link_id,
+            gave_way_member_ids=linked.gave_way,
+        )
 
     async def Unlink(self, request: pb.UnlinkRequest, context: Any) -> pb.UnlinkResponse:  # noqa: N802
         """Take a link back."""

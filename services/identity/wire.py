@@ -84,6 +84,13 @@ def _bounded(signals: Signals) -> common_pb.ConsentSignals | None:
     return common_pb.ConsentSignals(do_not_personalize=signals.do_not_personalize, **texts)
 
 
+def refusals_request(member_ids: Sequence[str]) -> consent_pb.EvaluateRequest:
+    """What consent is asked about members, each for itself: everything that stands."""
+    return consent_pb.EvaluateRequest(
+        queries=[consent_pb.EvaluateQuery(members=[common_pb.Member(subject_id=one)]) for one in member_ids]
+    )
+
+
 def words_of(response: consent_pb.EvaluateResponse) -> list[Mapping[str, Word]]:
     """What each person has said, by purpose."""
     return [{one.purpose: _word(one) for one in evaluation.verdicts} for evaluation in response.evaluations]
@@ -104,7 +111,7 @@ def linked_of(payload: bytes) -> IdentityLinked:
     """An IdentityLinked payload as the fact."""
     message = events_pb.IdentityLinked.FromString(payload)
     named = (Pseudonym(NAMESPACES[one.namespace], one.identity_hash, one.member_id) for one in message.identities)
-    return IdentityLinked(message.link_id, message.subject_id, tuple(named))
+    return IdentityLinked(message.link_id, message.subject_id, tuple(named), tuple(message.gave_way_member_ids))
 
 
 IDENTITY_LINKED = events_pb.IdentityLinked.DESCRIPTOR.full_name
@@ -120,7 +127,12 @@ def _message(fact: Fact) -> Message:
                 )
                 for one in fact.named
             ]
-            return events_pb.IdentityLinked(link_id=fact.link_id, subject_id=fact.subject_id, identities=identities)
+            return events_pb.IdentityLinked(
+                link_id=fact.link_id,
+                subject_id=fact.subject_id,
+                identities=identities,
+                gave_way_member_ids=fact.gave_way,
+            )
         case SubjectsMerged():
             return events_pb.SubjectsMerged(
                 link_id=fact.link_id,

@@ -70,6 +70,7 @@ def identified_of(outcome: Outcome, *, request_id: str) -> Identified:
         merged=answer.merged,
         link_id=answer.link_id,
         subject_id=answer.subject.subject_id,
+        gave_way_count=len(answer.gave_way_member_ids),
     )
 
 

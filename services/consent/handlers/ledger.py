@@ -1,7 +1,7 @@
 """The ledger: answers recorded and taken back, verdicts, histories, purposes."""
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from services.chassis.clock import Clock
@@ -45,7 +45,8 @@ class Ledger(Protocol):
     async def change(self, member_id: str, request_id: str, digest: bytes, decide: Decide) -> Change:
         """Decide under the member's lock, append what was decided and update what stands, in one transaction.
 
-        A request id that was applied before is answered from the ledger, without deciding.
+        A request id is the member's own: one that was applied before is answered from the ledger, without deciding, and
+        another person's counts for nothing.
 
         Raises:
             ServiceError: what *decide* raises; ALREADY_EXISTS (REQUEST_ID_REUSED); UNAVAILABLE, OUTCOME_UNKNOWN
@@ -172,7 +173,7 @@ class ConsentHandlers:
             return changed
 
     async def evaluate(self, queries: Sequence[Query]) -> tuple[list[Evaluation], str]:
-        """The verdicts on each query, in order, and the policy version they follow from.
+        """The verdicts on each query, in order, and the policy version they follow from; no purposes: all of the site.
 
         Raises:
             ServiceError: UNAVAILABLE: nobody may take that for a yes.
@@ -180,8 +181,9 @@ class ConsentHandlers:
         with span("consent.evaluate", {COMITY_BATCH_SIZE: len(queries)}):
             snapshot = await self._ledger.snapshot(list({one.member_id for query in queries for one in query.members}))
             set_attributes({COMITY_CONSENT_POLICY_VERSION: snapshot.policy.version})
-            now = self._clock.now()
-            evaluations = [evaluate(query, snapshot.standings, snapshot.policy, now) for query in queries]
+            now, every = self._clock.now(), tuple(sorted(snapshot.policy.purposes))
+            asked = [query if query.purposes else replace(query, purposes=every) for query in queries]
+            evaluations = [evaluate(query, snapshot.standings, snapshot.policy, now) for query in asked]
             _count_verdicts(evaluations)
             return evaluations, snapshot.policy.version
 

@@ -24,8 +24,8 @@ from services.consent.handlers.privacy_ports import Description, Page, Ports
 EXPORT_METHOD = "comity.consent.v1.PrivacyService/Export"
 RECTIFY_METHOD = "comity.consent.v1.PrivacyService/Rectify"
 RECEIPT_METHOD = "comity.consent.v1.PrivacyService/GetReceipt"
-# A request id stands for one erasure whoever it is for: after it the same identities mean somebody else, and a digest
-# of the identities themselves would be kept longer than they.
+# The digest of an erasure's request holds nothing of the person: after it the same identities mean somebody else, and a
+# digest of the identities themselves would be kept longer than they.
 ERASE_DIGEST = hashlib.sha256(b"erase").digest()
 
 _log = structlog.get_logger(__name__)
@@ -152,6 +152,7 @@ class PrivacyHandlers:
     async def _begun_or_begin(self, request_id: str, who: Who, access: Access) -> str:
         erasure_id = await self._ports.erasures.begun(request_id, ERASE_DIGEST)
         if erasure_id is not None:
+            await self._refuse_another(erasure_id, who)
             return erasure_id
         try:
             return await self._begin(request_id, who, access)
@@ -160,7 +161,29 @@ class PrivacyHandlers:
             erasure_id = await self._ports.erasures.begun(request_id, ERASE_DIGEST)
             if erasure_id is None:
                 raise error
+            await self._refuse_another(erasure_id, who)
             return erasure_id
+
+    async def _refuse_another(self, erasure_id: str, who: Who) -> None:
+        """Refuse a request id that began the erasure of somebody else, who would pass for erased.
+
+        Identities of the erased name a new person, of whom nothing is held: that is taken for a retry, and rightly, for
+        there is nothing to erase of whoever it is.
+
+        Raises:
+            ServiceError: ALREADY_EXISTS (REQUEST_ID_REUSED); see IdentityReader.person and Participant.export.
+        """
+        erased = (await self.erasure(erasure_id)).member_ids
+        if who.subject_id in erased:
+            return
+        person = None if who.subject_id else await self._ports.identity.person(who)
+        if person is not None and (person.member_id in erased or not await self._holds_anything(person.member_ids)):
+            return
+        raise ServiceError(
+            Kind.ALREADY_EXISTS,
+            "REQUEST_ID_REUSED",
+            "request_id: began the erasure of somebody else; nothing of this person was erased now: use a new one",
+        )
 
     async def _begin(self, request_id: str, who: Who, access: Access) -> str:
         person = await self._person(who)

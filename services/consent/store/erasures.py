@@ -93,7 +93,7 @@ class PostgresErasures:
         self, erasure_id: str, person: Person, request_id: str, digest: bytes, access: Access
     ) -> tuple[str, bool]:
         """See handlers.privacy_ports.ErasureLedger."""
-        async with transaction(self._pool, verify=command_applied(request_id)) as connection:
+        async with transaction(self._pool, verify=command_applied(digest, request_id)) as connection:
             await connection.execute(LOCK_SQL)
             earlier = await _begun(connection, request_id, digest)
             if earlier is not None:

@@ -15,7 +15,14 @@ import asyncpg
 
 from services.chassis.errors import ServiceError
 from services.chassis.events import Append, Appended, NewEvent
-from services.chassis.eventstore import append_in, command_applied, find_command, recorded
+from services.chassis.eventstore import (
+    append_in,
+    command_applied,
+    find_command,
+    own_request_id,
+    recorded,
+    scoped_request_id,
+)
 from services.chassis.ids import uuid7
 from services.chassis.postgres import Connection, Pool, acquire, transaction
 from services.chassis.tracing import traceparent
@@ -28,6 +35,8 @@ from services.consent.store.policies import PostgresPolicies
 # A transaction whose COMMIT was not answered may still be running: the second try waits for it at the lock, and then
 # finds its command, or applies it.
 TRIES_MAX = 2
+# The same try again: it may have been applied, or another person's command with this request id came in beside it.
+AGAIN = frozenset({"OUTCOME_UNKNOWN", "COMMAND_RACING", "REQUEST_ID_REUSED"})
 
 LOCK_SQL = "SELECT pg_advisory_xact_lock(hashtextextended('consent.member.' || $1::text, 0))"
 
@@ -96,12 +105,13 @@ class PostgresLedger:
 
     async def change(self, member_id: str, request_id: str, digest: bytes, decide: Decide) -> Change:
         """See handlers.ledger.Ledger."""
+        applied = command_applied(digest, request_id, scoped_request_id(request_id, member_id))
         for tries_left in reversed(range(TRIES_MAX)):
             try:
-                async with transaction(self._pool, verify=command_applied(request_id)) as connection:
+                async with transaction(self._pool, verify=applied) as connection:
                     return await self._change(connection, member_id, request_id, digest, decide)
             except ServiceError as error:
-                if error.reason != "OUTCOME_UNKNOWN" or not tries_left:
+                if error.reason not in AGAIN or not tries_left:
                     raise
         raise AssertionError("the last try returns or raises")
 
@@ -167,6 +177,7 @@ class PostgresLedger:
         self, connection: Connection, member_id: str, request_id: str, digest: bytes, decide: Decide
     ) -> Change:
         await connection.execute(LOCK_SQL, member_id)
+        request_id = await own_request_id(connection, request_id, digest, member_id=member_id, whose=_whose)
         done = await find_command(connection, request_id, digest)
         if done is not None:
             return await _repeated(connection, member_id, done)
@@ -261,3 +272,7 @@ def _event(member_id: str, answer: Answer, now: datetime) -> NewEvent:
 
 def _stream_id(member_id: str) -> str:
     return f"consent-{member_id}"
+
+
+async def _whose(stream_id: str) -> str:
+    return stream_id.removeprefix("consent-")

@@ -9,11 +9,12 @@ from services.identity.domain.identities import Pseudonym
 
 @dataclass(frozen=True, slots=True)
 class IdentityLinked:
-    """Identities were stated to belong to one person."""
+    """Identities were stated to belong to one person; *gave_way*: members that left the person to make room."""
 
     link_id: str
     subject_id: str
     named: tuple[Pseudonym, ...]
+    gave_way: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ def named_in(fact: Fact) -> tuple[str, ...]:
     """The members that a fact about links names."""
     match fact:
         case IdentityLinked():
-            return (fact.subject_id, *(one.member_id for one in fact.named))
+            return (fact.subject_id, *(one.member_id for one in fact.named), *fact.gave_way)
         case SubjectsMerged() | SubjectsUnmerged():
             return (fact.subject_id, *fact.member_ids)
         case _:

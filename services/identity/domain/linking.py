@@ -11,6 +11,8 @@ from services.identity.domain.subjects import Effect, Link, People, apply, chang
 # A device in a library is linked to everyone who logs in there. Past this it names nobody, and taking back one of
 # its links would fold all of them.
 LINKS_MAX = 256
+# A user id or an address is one person's, with a new browser at every login if need be: a day's for 13 years.
+LINKS_STRONG_MAX = 5_000
 # Links that hang together through shared identities, all of which are folded when one of them is taken back.
 LINKS_FOLDED_MAX = 10_000
 
@@ -43,10 +45,16 @@ class LinkCommand:
 
 @dataclass(frozen=True, slots=True)
 class Linked:
-    """What became of a LinkCommand; *merged*: two persons became one."""
+    """What became of a LinkCommand.
+
+    Args:
+        merged: two persons became one.
+        gave_way: members that left the person to make room.
+    """
 
     link_id: str
     merged: bool
+    gave_way: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +90,7 @@ def link(new: Link, named: tuple[Pseudonym, ...], people: People) -> Change:
     effect: Effect = apply(new, people)
     after = {**people, **effect.people}
     subject = after[named[0].member_id]
-    linked = IdentityLinked(new.link_id, subject.subject_id, named)
+    linked = IdentityLinked(new.link_id, subject.subject_id, named, tuple(sorted(new.gave_way)))
     return Change(after, (linked, *_consequences(new.link_id, people, after)), effect.merged, effect.is_full)
 
 
@@ -103,7 +111,14 @@ def without(links: Iterable[Link], member_ids: frozenset[str]) -> list[Link]:
     A link that names a single member states nothing, and stays: it says since when that member is known, so that who is
     earliest, and with that the name and the holdout bucket of those who stay, does not change.
     """
-    left = [replace(link, named=tuple(one for one in link.named if one.member_id not in member_ids)) for link in links]
+    left = [
+        replace(
+            link,
+            named=tuple(one for one in link.named if one.member_id not in member_ids),
+            gave_way=link.gave_way - member_ids,
+        )
+        for link in links
+    ]
     return [link for link in left if link.named]
 
 

@@ -20,6 +20,7 @@ IDENTITY_LINKING = "identity_linking"
 # A trial link is later than every other; who joins whom does not hang on how much later.
 _TRIAL_ORDER = 2**62
 _TRIAL_AT = datetime.max.replace(tzinfo=UTC)
+_UNBOUNDED = 2**31
 
 # What the browser or consent platform says with the request: carried to consent as it came, and read and kept nowhere.
 Signals: TypeAlias = Any
@@ -59,10 +60,15 @@ def sides(named: Sequence[Pseudonym], people: People) -> frozenset[Side]:
     A person whom the link leaves alone (the owner of a shared device) has no say in it, and nothing that they said can
     be learned from whether it is made.
     """
-    ids = tuple(Named(one.namespace, one.member_id) for one in named)
-    effect = apply(Link("", _TRIAL_ORDER, _TRIAL_AT, ids), people)
-    joined = effect.people[named[0].member_id]
+    joined = tried(named, people)
     return frozenset(_side(people.get(one.member_id), one.member_id) for one in joined.members)
+
+
+def tried(named: Sequence[Pseudonym], people: People) -> Subject:
+    """The person whom a link of these identities would make, however many members that has."""
+    ids = tuple(Named(one.namespace, one.member_id) for one in named)
+    effect = apply(Link("", _TRIAL_ORDER, _TRIAL_AT, ids), people, members_max=_UNBOUNDED)
+    return effect.people[named[0].member_id]
 
 
 def denial(purposes: Sequence[str], words: Sequence[Mapping[str, Word]]) -> Denial | None:

@@ -10,6 +10,8 @@ A link states that identities belong to one person. What follows from it:
     to it, moves nothing when a second one is, and never makes them one;
   - a strong one (e-mail, phone) brings its subject along unless both sides have a user id: two user ids are two people,
     also when a family shares an e-mail address.
+- Where a person would have more than MEMBERS_MAX members, those that the link says give way leave first: weak ones,
+  never the earliest, persons of their own from then on. Who that is was decided when the link was made (room.py).
 - A link that moved nothing still stands: it takes effect when the link that was in its way is taken back.
 - The earliest member names the subject and decides its holdout bucket. Members that an earlier link names are earlier.
   Of those that a link names first, weak ones are earlier than strong ones (a visitor is anonymous before the first
@@ -51,12 +53,14 @@ class Link:
     Args:
         order: of two links the later one has the higher.
         named: distinct members, in any order.
+        gave_way: members that left the person to make room for it.
     """
 
     link_id: str
     order: int
     linked_at: datetime
     named: tuple[Named, ...]
+    gave_way: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +144,7 @@ def subject_of(members: Iterable[Member]) -> Subject:
     return Subject(tuple(sorted(members, key=lambda one: (one.merged_at is not None, one.merged_at or _EVER, one.age))))
 
 
-def apply(link: Link, people: People) -> Effect:
+def apply(link: Link, people: People, *, members_max: int = MEMBERS_MAX) -> Effect:
     """What follows from a link, given the subjects of the members it names (others may be in *people* too)."""
     anchor, *others = sorted(link.named, key=lambda one: one.rank)
     after = {one.member_id: people.get(one.member_id) or _alone(one, link.order) for one in link.named}
@@ -152,12 +156,14 @@ def apply(link: Link, people: People) -> Effect:
             ours, theirs, other, is_linked_strongly=is_linked_strongly
         ):
             continue
-        if len(ours.members) + len(theirs.members) > MEMBERS_MAX:
+        stay = [one for one in (*ours.members, *theirs.members) if one.member_id not in link.gave_way]
+        if len(stay) > members_max:
             is_full = True
             continue
         joined = _join(ours, theirs, link.linked_at)
         after |= dict.fromkeys((member.member_id for member in joined.members), joined)
         merged = True
+    after |= _apart(after[anchor.member_id], link.gave_way)
     return Effect(after, merged, is_full)
 
 
@@ -196,6 +202,15 @@ def _join(one: Subject, other: Subject, at: datetime) -> Subject:
     """The older subject with the younger one's members, which join it now."""
     older, younger = sorted((one, other), key=lambda subject: subject.members[0].age)
     return subject_of((*older.members, *(replace(member, merged_at=at) for member in younger.members)))
+
+
+def _apart(subject: Subject, gave_way: frozenset[str]) -> dict[str, Subject]:
+    """Those who give way as persons of their own, and the others without them; the earliest never gives way."""
+    leaving = [one for one in subject.members[1:] if one.member_id in gave_way]
+    stays = Subject(tuple(one for one in subject.members if one not in leaving))
+    return {one.member_id: stays for one in stays.members} | {
+        one.member_id: Subject((replace(one, merged_at=None),)) for one in leaving
+    }
 
 
 def _alone(named: Named, order: int) -> Subject:

@@ -238,12 +238,15 @@ async def _state_again(connection: Connection, link: Link, stated: Sequence[Pseu
     Somebody on the suppress list whose rows are still here is another erasure's to delete, which finds the link by its
     notes. The log would refuse a fact about them, and of two who shared a device each erasure would wait for the other.
     """
-    await note_streams(connection, link.link_id, [one.member_id for one in link.named])
+    await note_streams(connection, link.link_id, [*(one.member_id for one in link.named), *link.gave_way])
     people = await read_people(connection, [one.member_id for one in link.named])
     named = tuple(one for one in stated if one.member_id in people)
     if named:
         anchor = min(named, key=lambda one: one.rank)
-        fact = IdentityLinked(link.link_id, people[anchor.member_id].subject_id, named)
+        # Of an erasure of theirs, too, whoever gave way is not named again.
+        others = await read_people(connection, sorted(link.gave_way))
+        gave_way = tuple(sorted(link.gave_way.intersection(others)))
+        fact = IdentityLinked(link.link_id, people[anchor.member_id].subject_id, named, gave_way)
         await append_in(connection, [Append(stream_id_of(link.link_id), 0, (event_of(fact, link.linked_at),))])
 
 

@@ -9,17 +9,26 @@ of those ids, and of two changes to one person the later one must have the highe
 """
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from datetime import datetime
 from itertools import count
+from typing import TypeVar
 
 import asyncpg
 
 from services.chassis.erasure import erased_in
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.events import Append, NewEvent
-from services.chassis.eventstore import append_in, command_applied, find_command, subject_erased
+from services.chassis.eventstore import (
+    append_in,
+    command_applied,
+    find_command,
+    own_request_id,
+    scoped_request_id,
+    subject_erased,
+)
 from services.chassis.ids import uuid7
-from services.chassis.postgres import Connection, Pool, acquire, transaction
+from services.chassis.postgres import Connection, Pool, Verify, acquire, transaction
 from services.chassis.tracing import traceparent
 from services.identity import wire
 from services.identity.domain.facts import Fact, named_in
@@ -27,6 +36,7 @@ from services.identity.domain.identities import NAMESPACES
 from services.identity.domain.linking import (
     LINKS_FOLDED_MAX,
     LINKS_MAX,
+    LINKS_STRONG_MAX,
     Change,
     LinkCommand,
     Linked,
@@ -35,13 +45,15 @@ from services.identity.domain.linking import (
     unlink,
 )
 from services.identity.domain.permission import Side, sides
-from services.identity.domain.subjects import MEMBERS_MAX, Link, Named, People
+from services.identity.domain.subjects import Link, Named, People
 from services.identity.store.subjects import read_people
 
 # A person who is linked from many sides at once; each try waits for the one before it.
 TRIES_MAX = 8
 # A transaction whose COMMIT was not answered may still be running: the second try waits for it at its locks.
 OUTCOME_TRIES_MAX = 2
+# The same try again: it may have been applied, or another person's command with this request id came in beside it.
+AGAIN = frozenset({"OUTCOME_UNKNOWN", "COMMAND_RACING", "REQUEST_ID_REUSED"})
 
 LOCK_SHARED_SQL = "SELECT pg_advisory_xact_lock_shared(hashtextextended('identity.links', 0))"
 LOCK_ALL_SQL = "SELECT pg_advisory_xact_lock(hashtextextended('identity.links', 0))"
@@ -52,15 +64,24 @@ CANONICAL_SQL = "SELECT DISTINCT subject_id FROM subject_members WHERE member_id
 
 STANDING_SQL = "SELECT link_id FROM links WHERE statement = $1"
 LINKS_COUNT_SQL = """
-SELECT namespace FROM link_members WHERE member_id = ANY($1::text[])
-GROUP BY member_id, namespace HAVING count(*) >= $2 LIMIT 1
+SELECT namespace, count(*) AS count FROM link_members WHERE member_id = ANY($1::text[]) AND NOT gave_way
+GROUP BY member_id, namespace
+HAVING count(*) >= CASE WHEN namespace = ANY($2::text[]) THEN $3::int ELSE $4::int END LIMIT 1
 """
 INSERT_LINK_SQL = """
 INSERT INTO links (link_id, statement, linked_at) VALUES ($1, $2, clock_timestamp()) RETURNING link_order, linked_at
 """
 INSERT_LINK_MEMBERS_SQL = """
-INSERT INTO link_members (link_id, member_id, namespace) SELECT $1, m, n FROM unnest($2::text[], $3::text[]) AS a(m, n)
+INSERT INTO link_members (link_id, member_id, namespace, gave_way)
+SELECT $1, m, n, g FROM unnest($2::text[], $3::text[], $4::boolean[]) AS a(m, n, g)
 """
+# A link that named somebody who has left does not say who they are any more: the same may be stated again. No statement
+# is the hash of a link's id.
+FORGET_STATEMENTS_SQL = """
+UPDATE links SET statement = sha256(convert_to(link_id, 'UTF8'))
+WHERE link_id IN (SELECT link_id FROM link_members WHERE member_id = ANY($1::text[]) AND NOT gave_way)
+"""
+GAVE_WAY_SQL = "SELECT member_id FROM link_members WHERE link_id = $1 AND gave_way ORDER BY member_id"
 PUT_MEMBERS_SQL = """
 INSERT INTO subject_members AS s (member_id, subject_id, namespace, born, merged_at)
 SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::timestamptz[])
@@ -81,12 +102,12 @@ WITH RECURSIVE reached (link_id) AS (
     JOIN link_members mine USING (link_id)
     JOIN link_members other ON other.member_id = mine.member_id
 )
-SELECT l.link_id, l.link_order, l.linked_at, m.namespace, m.member_id
+SELECT l.link_id, l.link_order, l.linked_at, m.namespace, m.member_id, m.gave_way
 FROM (SELECT link_id FROM reached LIMIT $2) r JOIN links l USING (link_id) JOIN link_members m USING (link_id)
 """
 
 LINKS_BY_ID_SQL = """
-SELECT l.link_id, l.link_order, l.linked_at, m.namespace, m.member_id
+SELECT l.link_id, l.link_order, l.linked_at, m.namespace, m.member_id, m.gave_way
 FROM links l JOIN link_members m USING (link_id) WHERE l.link_id = ANY($1::text[])
 """
 
@@ -113,32 +134,35 @@ class PostgresLinks:
     async def made(self, command: LinkCommand) -> Linked | None:
         """See handlers.LinkStore."""
         async with acquire(self._pool) as connection:
-            return await _made(connection, command)
+            return await _made(connection, await _with_own_id(connection, command, command.named[0].member_id))
 
     async def people(self, member_ids: Sequence[str]) -> People:
         """See handlers.LinkStore."""
         async with acquire(self._pool) as connection:
             return await read_people(connection, member_ids)
 
-    async def link(self, command: LinkCommand, asked: frozenset[Side]) -> Linked:
+    async def link(self, command: LinkCommand, asked: frozenset[Side], gave_way: frozenset[str]) -> Linked:
         """See handlers.LinkStore."""
         member_ids = [one.member_id for one in command.named]
         locked: set[str] = set(member_ids)
         for attempt in count(1):
             try:
-                async with transaction(self._pool, verify=command_applied(command.request_id)) as connection:
+                async with transaction(self._pool, verify=_applied(command, command.named[0].member_id)) as connection:
                     locked |= await _lock_people(connection, member_ids, locked)
-                    return await self._link(connection, command, asked)
+                    return await self._link(connection, command, asked, gave_way)
             except _PeopleMovedError as moved:
                 locked |= moved.subject_ids
                 if attempt >= TRIES_MAX:
                     raise _contended() from moved
             except ServiceError as error:
-                if error.reason != "OUTCOME_UNKNOWN" or attempt >= OUTCOME_TRIES_MAX:
+                if error.reason not in AGAIN or attempt >= OUTCOME_TRIES_MAX:
                     raise
         raise AssertionError("the last try returns or raises")
 
-    async def _link(self, connection: Connection, command: LinkCommand, asked: frozenset[Side]) -> Linked:
+    async def _link(
+        self, connection: Connection, command: LinkCommand, asked: frozenset[Side], gave_way: frozenset[str]
+    ) -> Linked:
+        command = await _with_own_id(connection, command, command.named[0].member_id)
         made = await _made(connection, command)
         if made is not None:
             return made
@@ -153,29 +177,36 @@ class PostgresLinks:
         row = await connection.fetchrow(INSERT_LINK_SQL, command.link_id, command.statement)
         assert row is not None, "RETURNING gives the row inserted"
         named = tuple(Named(one.namespace, one.member_id) for one in command.named)
-        change = link(Link(command.link_id, row["link_order"], row["linked_at"], named), command.named, people)
-        if change.is_full:
-            raise _full()
+        new = Link(command.link_id, row["link_order"], row["linked_at"], named, gave_way)
+        change = link(new, command.named, people)
+        assert not change.is_full, "the people are those for whom room was made"
         await append_in(connection, [_append(command.link_id, 0, change, row["linked_at"], command)])
         await note_streams(connection, command.link_id, _named_in(change.facts))
+        namespaces = {one.member_id: one.namespace.name for subject in people.values() for one in subject.members}
+        leaving = sorted(gave_way)
         await connection.execute(
             INSERT_LINK_MEMBERS_SQL,
             command.link_id,
-            [one.member_id for one in named],
-            [one.namespace.name for one in named],
+            [*(one.member_id for one in named), *leaving],
+            [*(one.namespace.name for one in named), *(namespaces[one] for one in leaving)],
+            [*[False] * len(named), *[True] * len(leaving)],
         )
+        if leaving:
+            await connection.execute(FORGET_STATEMENTS_SQL, leaving)
         await put_people(connection, change.people)
-        return Linked(command.link_id, change.merged)
+        return Linked(command.link_id, change.merged, tuple(leaving))
 
     async def unlink(self, command: UnlinkCommand) -> Sequence[str]:
         """See handlers.LinkStore."""
+        async with acquire(self._pool) as connection:
+            whose = await _anchor(connection, stream_id_of(command.link_id)) or ""
         for attempt in count(1):
             try:
-                async with transaction(self._pool, verify=command_applied(command.request_id)) as connection:
+                async with transaction(self._pool, verify=_applied(command, whose)) as connection:
                     await connection.execute(LOCK_ALL_SQL)
-                    return await self._unlink(connection, command)
+                    return await self._unlink(connection, await _with_own_id(connection, command, whose))
             except ServiceError as error:
-                if error.reason != "OUTCOME_UNKNOWN" or attempt >= OUTCOME_TRIES_MAX:
+                if error.reason not in AGAIN or attempt >= OUTCOME_TRIES_MAX:
                     raise
         raise AssertionError("the last try returns or raises")
 
@@ -205,6 +236,31 @@ class _PeopleMovedError(Exception):
         self.subject_ids = subject_ids
 
 
+Command = TypeVar("Command", LinkCommand, UnlinkCommand)
+
+
+async def _with_own_id(connection: Connection, command: Command, member_id: str) -> Command:
+    """The command with the request id that it has in the log; *member_id*: the strongest that its link names."""
+
+    async def whose(stream_id: str) -> str | None:
+        return await _anchor(connection, stream_id)
+
+    own = await own_request_id(connection, command.request_id, command.digest, member_id=member_id, whose=whose)
+    return replace(command, request_id=own)
+
+
+def _applied(command: LinkCommand | UnlinkCommand, member_id: str) -> Verify:
+    return command_applied(command.digest, command.request_id, scoped_request_id(command.request_id, member_id))
+
+
+async def _anchor(connection: Connection, stream_id: str) -> str | None:
+    """The strongest member that the link of a stream names; None where there is no such link."""
+    payload = await connection.fetchval(FIRST_PAYLOAD_SQL, stream_id)
+    if payload is None:
+        return None
+    return min(wire.linked_of(payload).named, key=lambda one: one.rank).member_id
+
+
 async def _made(connection: Connection, command: LinkCommand) -> Linked | None:
     """What the command did when it was applied, or the link that says the same."""
     done = await find_command(connection, command.request_id, command.digest)
@@ -213,7 +269,8 @@ async def _made(connection: Connection, command: LinkCommand) -> Linked | None:
         if await connection.fetchval(NAMES_ERASED_SQL, _link_id(stream_id)):
             raise subject_erased()
         merged = await connection.fetchval(WAS_MERGED_SQL, stream_id, done.version, wire.SUBJECTS_MERGED)
-        return Linked(_link_id(stream_id), merged)
+        rows = await connection.fetch(GAVE_WAY_SQL, _link_id(stream_id))
+        return Linked(_link_id(stream_id), merged, tuple(row["member_id"] for row in rows))
     standing = await connection.fetchval(STANDING_SQL, command.statement)
     return None if standing is None else Linked(standing, merged=False)
 
@@ -234,12 +291,14 @@ async def _lock_people(connection: Connection, member_ids: list[str], known: set
 
 
 async def _require_room(connection: Connection, command: LinkCommand) -> None:
-    namespace = await connection.fetchval(LINKS_COUNT_SQL, [one.member_id for one in command.named], LINKS_MAX)
-    if namespace is not None:
+    strong = [one.name for one in NAMESPACES.values() if one.strong]
+    member_ids = [one.member_id for one in command.named]
+    row = await connection.fetchrow(LINKS_COUNT_SQL, member_ids, strong, LINKS_STRONG_MAX, LINKS_MAX)
+    if row is not None:
         raise ServiceError(
             Kind.FAILED_PRECONDITION,
             "IDENTITY_SHARED_TOO_OFTEN",
-            f"the {namespace} is named by {LINKS_MAX} links: it tells nothing any more, leave it out of the link",
+            f"the {row['namespace']} is named by {row['count']} links: it tells nothing any more, leave it out",
         )
 
 
@@ -286,7 +345,8 @@ def _links(rows: Sequence[asyncpg.Record]) -> list[Link]:
             name,
             members[0]["link_order"],
             members[0]["linked_at"],
-            tuple(Named(NAMESPACES[one["namespace"]], one["member_id"]) for one in members),
+            tuple(Named(NAMESPACES[one["namespace"]], one["member_id"]) for one in members if not one["gave_way"]),
+            frozenset(one["member_id"] for one in members if one["gave_way"]),
         )
         for name, members in grouped.items()
     ]
@@ -336,14 +396,6 @@ def _named_in(facts: Sequence[Fact]) -> set[str]:
 
 def _link_id(stream_id: str) -> str:
     return stream_id.removeprefix("link-")
-
-
-def _full() -> ServiceError:
-    return ServiceError(
-        Kind.FAILED_PRECONDITION,
-        "SUBJECT_FULL",
-        f"a person has at most {MEMBERS_MAX} identities: leave session ids out of links, or take old links back",
-    )
 
 
 def _moved() -> ServiceError:

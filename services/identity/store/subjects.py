@@ -24,7 +24,8 @@ SELECT member_id, NULL, NULL, NULL, NULL FROM erased_members WHERE member_id = A
 LINKS_SQL = """
 SELECT l.link_id, l.linked_at, array_agg(m.namespace ORDER BY m.namespace) AS namespaces
 FROM links l JOIN link_members m USING (link_id)
-WHERE l.link_id IN (SELECT link_id FROM link_members WHERE member_id = ANY($1::text[]))
+WHERE NOT m.gave_way
+  AND l.link_id IN (SELECT link_id FROM link_members WHERE member_id = ANY($1::text[]) AND NOT gave_way)
 GROUP BY l.link_order, l.link_id, l.linked_at ORDER BY l.link_order
 """
 

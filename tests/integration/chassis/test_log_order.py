@@ -285,9 +285,10 @@ async def test_append_in_is_part_of_the_callers_transaction(pool: Pool, store: P
     async with transaction(pool) as connection:
         assert await find_command(connection, "r", b"d") is None
         (done,) = await append_in(connection, [new_append("s", count=2, request_id="r", digest=b"d")])
-    async with transaction(pool, verify=command_applied("r")) as connection:
+    async with transaction(pool, verify=command_applied(b"d", "r")) as connection:
         assert await find_command(connection, "r", b"d") == replace(done, duplicate=True)
-        assert await command_applied("r")(connection)
+        assert await command_applied(b"d", "r")(connection)
+        assert not await command_applied(b"other", "r", "s")(connection), "another command's id proves nothing"
         with pytest.raises(ServiceError) as refusal:
             await find_command(connection, "r", b"other")
     assert refusal.value.reason == "REQUEST_ID_REUSED"

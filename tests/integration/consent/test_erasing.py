@@ -10,13 +10,15 @@ from comity.common.v1 import types_pb2 as common_pb
 from comity.consent.v1 import consent_events_pb2 as events_pb
 from comity.consent.v1 import consent_service_pb2 as consent_pb
 from comity.consent.v1 import privacy_service_pb2 as pb
+from comity.feedback.v1 import feedback_events_pb2 as feedback_pb
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.eventstore import PostgresEventStore
+from services.chassis.settings import ServiceSettings
 from services.chassis.status import from_call_error
 from services.consent.domain.erasure import SERVICES, Step
-from tests.integration.consent.rights_world import KilledError
+from tests.integration.consent.rights_world import KilledError, rights_over
 
 ALICE, BOB, CAROL = "a" * 26, "b" * 26, "c" * 26
 OTHERS = tuple(name for name in SERVICES if name != "consent")
@@ -54,6 +56,61 @@ async def alice(consent: Any, rights: Any) -> None:
     await consent.record("r3", who(BOB), ads="GRANTED")
     for service in rights.services.values():
         service.held |= {ALICE: 2, CAROL: 3, BOB: 1}
+
+
+async def test_a_call_about_a_placeholder_is_refused_and_not_taken_for_nobody(
+    stitched: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every right and every answer: who is erased or exported as "undefined" would take everybody's for their own."""
+    _, consent = stitched
+    nobody = common_pb.SubjectRef(identities=[common_pb.Identity(namespace="user_id", value="undefined")])
+    access = common_pb.Access(accessor="officer", reason="asked for it")
+    answers = [consent_pb.PurposeAnswer(purpose="ads", state=consent_pb.CONSENT_STATE_GRANTED)]
+    value = feedback_pb.PropertyValue(boolean_value=True)
+    ledger, timeout = consent.service, 10
+    settings = ServiceSettings(database_url=consent.url, nats_url="", drain_s=0.0)
+    async with rights_over(consent, settings) as rights:
+        # As the service itself asks identity.
+        monkeypatch.setattr(rights.identity, "person", consent.handlers._identity.person)
+        privacy = rights.privacy
+        calls = {
+            "Record": ledger.Record(consent_pb.RecordRequest(request_id="r", subject=nobody, answers=answers)),
+            "Revoke": ledger.Revoke(consent_pb.RevokeRequest(request_id="r", subject=nobody)),
+            "History": ledger.History(consent_pb.HistoryRequest(subject=nobody, access=access)),
+            "Erase": privacy.Erase(pb.EraseRequest(request_id="r", subject=nobody, access=access)),
+            "Export": privacy.Export(pb.ExportRequest(subject=nobody, access=access)).read(),
+            "GetReceipt": privacy.GetReceipt(pb.GetReceiptRequest(subject=nobody, consent_version=1, access=access)),
+            "Rectify": privacy.Rectify(
+                pb.RectifyRequest(
+                    request_id="r", subject=nobody, type="click", property="p", value=value, access=access
+                )
+            ),
+        }
+        for name, call in calls.items():
+            error = await refusal(asyncio.wait_for(call, timeout))
+            assert (name, error.kind, error.reason) == (name, Kind.INVALID, "NOBODY_NAMED")
+            assert "undefined, null" in error.message
+
+
+@pytest.mark.usefixtures("alice")
+async def test_a_request_id_erases_nobody_else_and_says_so(rights: Any) -> None:
+    """Bob would pass for erased; whoever names Alice again gets the erasure that was begun, also when she is new."""
+    erasure_id = await rights.erase(ALICE)
+    assert await rights.erase(ALICE) == await rights.erase(CAROL) == erasure_id
+    error = await refusal(rights.erase(BOB))
+    assert (error.kind, error.reason) == (Kind.ALREADY_EXISTS, "REQUEST_ID_REUSED")
+    assert "nothing of this person was erased" in error.message
+    for name, reason in (("d" * 26, ""), (BOB, "REQUEST_ID_REUSED")):
+        identity = common_pb.Identity(namespace="user_id", value=name)
+        request = pb.EraseRequest(
+            request_id="e1",
+            subject=common_pb.SubjectRef(identities=[identity]),
+            access=common_pb.Access(accessor="officer"),
+        )
+        if reason:
+            assert (await refusal(rights.privacy.Erase(request, timeout=10))).reason == reason
+        else:
+            assert (await rights.privacy.Erase(request, timeout=10)).erasure_id == erasure_id
 
 
 @pytest.mark.usefixtures("alice")

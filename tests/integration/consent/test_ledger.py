@@ -109,12 +109,42 @@ async def test_a_retry_is_answered_and_another_command_refused(consent: Any) -> 
     assert list(revoked.purposes) == ["ads", "measurement"]
     for other in (
         consent.record("r1", who(ALICE), ads="DENIED"),
-        consent.record("r1", who(BOB), ads="GRANTED"),
         consent.revoke("r1", who(ALICE)),
     ):
         error = await refusal(other)
         assert (error.kind, error.reason) == (Kind.ALREADY_EXISTS, "REQUEST_ID_REUSED")
     assert await consent.pool.fetchval("SELECT count(*) FROM events WHERE stream_id <> 'policy'") == 3
+
+
+async def test_a_question_without_purposes_is_about_all_of_the_site(consent: Any) -> None:
+    """Whoever only asks whether somebody has refused anything need not know what there is to refuse."""
+    await consent.record("r1", who(ALICE), measurement="DENIED")
+    verdicts = (await consent.evaluate(member(ALICE))).verdicts
+    assert [(one.purpose, one.state) for one in verdicts] == [
+        ("ads", pb.CONSENT_STATE_UNSPECIFIED),
+        ("measurement", pb.CONSENT_STATE_DENIED),
+    ]
+
+
+async def test_a_request_id_is_its_persons_own(consent: Any) -> None:
+    """Whoever numbers requests by person meets nobody else: each is recorded, and each retry is answered, once."""
+    for _ in range(2):
+        for person, state in ((ALICE, "GRANTED"), (BOB, "DENIED")):
+            recorded = await consent.record("r1", who(person), ads=state)
+            assert (recorded.subject_id, recorded.consent_version) == (person, 1)
+            assert (await consent.revoke("r2", who(person), "measurement")).consent_version == 2
+    assert await consent.states(member(ALICE), "ads") == ["GRANTED"]
+    assert await consent.states(member(BOB), "ads") == ["DENIED"]
+    for person in (ALICE, BOB):
+        assert (await refusal(consent.record("r1", who(person), ads="OBJECTED"))).reason == "REQUEST_ID_REUSED"
+
+
+async def test_one_request_id_of_many_people_at_once_is_each_persons_own(consent: Any) -> None:
+    """They race for the id in the log, and none loses its answer."""
+    people = [letter * 26 for letter in "abcdefgh"]
+    for _ in range(2):
+        recorded = await asyncio.gather(*(consent.record("r1", who(one), ads="GRANTED") for one in people))
+        assert [(one.subject_id, one.consent_version) for one in recorded] == [(one, 1) for one in people]
 
 
 async def test_a_retry_is_answered_after_its_expiry(consent: Any) -> None:

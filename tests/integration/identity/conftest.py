@@ -69,7 +69,7 @@ class ConsentStandIn(consent_pb_grpc.ConsentServiceServicer):
 
     def _evaluation(self, query: consent_pb.EvaluateQuery) -> consent_pb.Evaluation:
         evaluation = consent_pb.Evaluation()
-        for purpose in query.purposes:
+        for purpose in query.purposes or sorted({purpose for _, purpose in self.states}):
             if query.signals.gpc:
                 evaluation.verdicts.add(purpose=purpose, state=consent_pb.CONSENT_STATE_OBJECTED)
                 continue

@@ -124,6 +124,22 @@ async def test_keys_of_the_suppressed_are_read_until_they_are_destroyed(identity
     assert await identity.events(f"erased-key-{held}") == ["DataKeyDestroyed"]
 
 
+async def test_whoever_gave_way_is_erased_without_a_trace(identity: Any) -> None:
+    """Also out of the link that made them leave; the person whom they left stays as they were."""
+    for n in range(32):
+        linked = await identity.link(f"r{n}", "user_id:1", f"anonymous_id:a{n}")
+    (left,) = linked.gave_way_member_ids
+    before = await identity.resolve("user_id:1")
+    await erase(identity, [left], *STEPS)
+    assert await places(identity, left.encode()) <= {"erased_members", "data_keys", "events"}
+    named = "SELECT stream_id FROM events WHERE position(convert_to($1, 'UTF8') IN payload) > 0"
+    rows = await identity.pool.fetch(named, left)
+    assert {row["stream_id"].partition("-")[0] for row in rows} <= {"erased", "erasure"}
+    assert await identity.resolve("user_id:1") == before
+    await erase(identity, [one.subject_id for one in before.members], *STEPS)
+    assert await identity.pool.fetchval("SELECT count(*) FROM link_members") == 0
+
+
 async def test_nothing_says_who_the_erased_were(identity: Any) -> None:
     """No table holds a keyed hash of theirs, of links that were taken back neither; pseudonyms only where declared."""
     names = ("anonymous_id:a", "user_id:1")

@@ -156,7 +156,19 @@ async def test_a_late_retry_of_unlink_takes_back_nothing_new(identity: Any) -> N
     assert [who(one) for one in retried.subjects] == [who(await identity.resolve("user_id:1"))]
 
 
-async def test_a_request_id_names_one_command(identity: Any) -> None:
+async def test_a_request_id_is_its_persons_own(identity: Any) -> None:
+    """Two people may use the same one, for Link and for Unlink, and each retry is answered with its own."""
+    made = [await identity.link("r1", f"user_id:u{n}", f"anonymous_id:a{n}") for n in range(2)]
+    assert made[0].link_id != made[1].link_id
+    assert [await identity.link("r1", f"user_id:u{n}", f"anonymous_id:a{n}") for n in range(2)] == made
+    for _ in range(2):
+        for n, link in enumerate(made):
+            apart = await identity.unlink("r2", link.link_id)
+            assert who(await identity.resolve(f"user_id:u{n}")) in {who(one) for one in apart.subjects}
+    assert await identity.pool.fetchval("SELECT count(*) FROM links") == 0
+
+
+async def test_a_request_id_names_one_command_of_a_person(identity: Any) -> None:
     """The same id with other identities, or for Unlink, is refused."""
     linked = await identity.link("r1", "anonymous_id:a", "user_id:1")
     other = await refusal(identity.link("r1", "anonymous_id:b", "user_id:1"))
@@ -176,15 +188,88 @@ async def test_bad_commands_are_refused_with_the_remedy(identity: Any) -> None:
     assert await identity.pool.fetchval("SELECT count(*) FROM events") == 0
 
 
-async def test_a_person_has_at_most_32_members(identity: Any) -> None:
-    """The link that would make it more is refused as a whole, and says what to do."""
-    for start in range(0, 28, 7):
-        await identity.link(f"r{start}", "user_id:1", *(f"session_id:s{n}" for n in range(start, start + 7)))
-    await identity.link("r31", "user_id:1", "session_id:s28", "session_id:s29", "session_id:s30")
-    full = await refusal(identity.link("r32", "user_id:1", "session_id:s31"))
+async def crowded(identity: Any) -> list[str]:
+    """A person of 32 members: the user id and the anonymous ids in the order in which they were linked; those ids."""
+    names = [f"anonymous_id:a{n}" for n in range(31)]
+    for n, name in enumerate(names):
+        assert not (await identity.link(f"r{n}", "user_id:1", name)).gave_way_member_ids
+    return names
+
+
+async def members(identity: Any, name: str) -> set[str]:
+    return {one.subject_id for one in (await identity.resolve(name)).members}
+
+
+async def test_a_browser_that_forgets_its_cookie_is_linked_for_ever(identity: Any) -> None:
+    """The anonymous id linked longest ago gives way, never the first, and is a person of its own; it is told."""
+    names = await crowded(identity)
+    first = (await identity.resolve("user_id:1")).subject_id
+    alone = [(await identity.resolve(name)).member_id for name in names]
+    assert first == alone[0]
+    for week in range(31, 71):
+        linked = await identity.link(f"r{week}", "user_id:1", f"anonymous_id:a{week}")
+        assert len(linked.gave_way_member_ids) == 1
+        assert linked.merged
+        assert await identity.link(f"r{week}", "user_id:1", f"anonymous_id:a{week}") == linked
+    person = await identity.resolve("user_id:1")
+    assert (person.subject_id, len(person.members)) == (first, 32)
+    for name, member_id in list(zip(names, alone, strict=True))[1:]:
+        left = await identity.resolve(name)
+        assert (left.subject_id, len(left.members)) == (member_id, 1)
+    facts = await identity.events(f"link-{linked.link_id}")
+    assert facts == ["IdentityLinked", "SubjectsUnmerged", "SubjectsMerged"]
+
+
+async def test_whoever_gave_way_can_be_linked_again(identity: Any) -> None:
+    """The same statement is a new link; the next one gives way, and taking that link back makes it as it was."""
+    names = await crowded(identity)
+    await identity.link("r31", "user_id:1", "anonymous_id:b")
+    assert await members(identity, names[1]) != await members(identity, "user_id:1")
+    before = await members(identity, "user_id:1")
+    again = await identity.link("r32", "user_id:1", names[1])
+    assert again.gave_way_member_ids == [(await identity.resolve(names[2])).member_id]
+    assert await members(identity, names[1]) == await members(identity, "user_id:1")
+    await identity.unlink("r33", again.link_id)
+    assert await members(identity, "user_id:1") == before
+    returned = common_pb.SubjectRef(subject_id=(await identity.resolve(names[1])).member_id)
+    described = pb.DescribeSubjectRequest(subject=returned)
+    links = (await identity.service.DescribeSubject(described, timeout=10)).links
+    assert [list(one.namespaces) for one in links] == [["anonymous_id", "user_id"]]
+
+
+@pytest.mark.parametrize("state", ["DENIED", "REVOKED", "OBJECTED"])
+async def test_a_refusal_never_gives_way(identity: Any, state: str) -> None:
+    """What a member refused goes on counting for the person; an answer that has run out is no refusal."""
+    names = await crowded(identity)
+    ids = [(await identity.resolve(name)).member_id for name in names]
+    identity.consent.says(ids[1], state, "measurement")
+    identity.consent.says(ids[2], "EXPIRED", "measurement")
+    linked = await identity.link("r31", "user_id:1", "anonymous_id:b")
+    assert linked.gave_way_member_ids == [ids[2]]
+    assert ids[1] in await members(identity, "user_id:1")
+
+
+async def test_a_person_of_whom_nobody_may_leave_is_full(identity: Any) -> None:
+    """The link is refused as a whole, and says what to do; while consent is away nobody leaves."""
+    names = await crowded(identity)
+    for name in names[1:]:
+        identity.consent.says((await identity.resolve(name)).member_id, "DENIED", "measurement")
+    full = await refusal(identity.link("r31", "user_id:1", "anonymous_id:b"))
     assert (full.kind, full.reason) == (Kind.FAILED_PRECONDITION, "SUBJECT_FULL")
-    assert len((await identity.resolve("user_id:1")).members) == 32
-    assert len((await identity.resolve("session_id:s31")).members) == 1
+    assert len(await members(identity, "user_id:1")) == 32
+    assert len(await members(identity, "anonymous_id:b")) == 1
+
+
+async def test_two_persons_who_become_one_make_room(identity: Any) -> None:
+    """As many leave as are too many; no strong identity does, and none that the link names."""
+    for n in range(20):
+        await identity.link(f"u{n}", "user_id:1", f"anonymous_id:a{n}")
+        await identity.link(f"e{n}", "email_sha256:e", f"anonymous_id:b{n}")
+    linked = await identity.link("r1", "user_id:1", "email_sha256:e")
+    person = await members(identity, "user_id:1")
+    assert (len(person), len(linked.gave_way_member_ids)) == (32, 10)
+    assert {(await identity.resolve(name)).member_id for name in ("user_id:1", "email_sha256:e")} <= person
+    assert person.isdisjoint(linked.gave_way_member_ids)
 
 
 async def test_racing_links_of_one_person_all_take_effect(identity: Any) -> None:

@@ -524,7 +524,9 @@ class EvaluateQuery(_message.Message):
     @_builtins.property
     def members(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Member]: ...
     @_builtins.property
-    def purposes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def purposes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Empty: all purposes of the site. A replica of the release before refuses that."""
+
     @_builtins.property
     def signals(self) -> _types_pb2.ConsentSignals: ...
     def __init__(

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(comity/identity/v1/identity_events.proto\x12\x12\x63omity.identity.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8c\x01\n\x0eIdentityLinked\x12\x17\n\x07link_id\x18\x01 \x01(\tR\x06linkId\x12\x1d\n\nsubject_id\x18\x02 \x01(\tR\tsubjectId\x12\x42\n\nidentities\x18\x03 \x03(\x0b\x32\".comity.identity.v1.LinkedIdentityR\nidentities\"p\n\x0eLinkedIdentity\x12\x1c\n\tnamespace\x18\x01 \x01(\tR\tnamespace\x12#\n\ridentity_hash\x18\x02 \x01(\x0cR\x0cidentityHash\x12\x1b\n\tmember_id\x18\x03 \x01(\tR\x08memberId\"\xa0\x01\n\x0eSubjectsMerged\x12\x17\n\x07link_id\x18\x01 \x01(\tR\x06linkId\x12\x1d\n\nsubject_id\x18\x02 \x01(\tR\tsubjectId\x12\x1d\n\nmember_ids\x18\x03 \x03(\tR\tmemberIds\x12\x37\n\tmerged_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x08mergedAt\"+\n\x10IdentityUnlinked\x12\x17\n\x07link_id\x18\x01 \x01(\tR\x06linkId\"i\n\x10SubjectsUnmerged\x12\x17\n\x07link_id\x18\x01 \x01(\tR\x06linkId\x12\x1d\n\nsubject_id\x18\x02 \x01(\tR\tsubjectId\x12\x1d\n\nmember_ids\x18\x03 \x03(\tR\tmemberIds\"M\n\rSubjectErased\x12\x1d\n\nerasure_id\x18\x01 \x01(\tR\terasureId\x12\x1d\n\nmember_ids\x18\x02 \x03(\tR\tmemberIds\"F\n\x10\x44\x61taKeyDestroyed\x12\x1b\n\tmember_id\x18\x01 \x01(\tR\x08memberId\x12\x15\n\x06key_id\x18\x02 \x01(\tR\x05keyId\"C\n\rDataKeyMinted\x12\x1b\n\tmember_id\x18\x01 \x01(\tR\x08memberId\x12\x15\n\x06key_id\x18\x02 \x01(\tR\x05keyIdb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(comity/identity/v1/identity_events.proto\x12\x12\x63omity.identity.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbb\x01\n\x0eIdentityLinked\x12\x17\n\x07link_id\x18\x01 \x01(\tR\x06linkId\x12\x1d\n\nsubject_id\x18\x02 \x01(\tR\tsubjectId\x12\x42\n\nidentities\x18\x03 \x03(\x0b\x32\".comity.identity.v1.LinkedIdentityR\nidentities\x12-\n\x13gave_way_member_ids\x18\x04 \x03(\tR\x10gaveWayMemberIds\"p\n\x0eLinkedIdentity\x12\x1c\n\tnamespace\x18\x01 \x01(\tR\tnamespace\x12#\n\ridentity_hash\x18\x02 \x01(\x0cR\x0cidentityHash\x12\x1b\n\tmember_id\x18\x03 \x01(\tR\x08memberId\"\xa0\x01\n\x0eSubjectsMerged\x12\x17\n\x07link_id\x18\x01 \x01(\tR\x06linkId\x12\x1d\n\nsubject_id\x18\x02 \x01(\tR\tsubjectId\x12\x1d\n\nmember_ids\x18\x03 \x03(\tR\tmemberIds\x12\x37\n\tmerged_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x08mergedAt\"+\n\x10IdentityUnlinked\x12\x17\n\x07link_id\x18\x01 \x01(\tR\x06linkId\"i\n\x10SubjectsUnmerged\x12\x17\n\x07link_id\x18\x01 \x01(\tR\x06linkId\x12\x1d\n\nsubject_id\x18\x02 \x01(\tR\tsubjectId\x12\x1d\n\nmember_ids\x18\x03 \x03(\tR\tmemberIds\"M\n\rSubjectErased\x12\x1d\n\nerasure_id\x18\x01 \x01(\tR\terasureId\x12\x1d\n\nmember_ids\x18\x02 \x03(\tR\tmemberIds\"F\n\x10\x44\x61taKeyDestroyed\x12\x1b\n\tmember_id\x18\x01 \x01(\tR\x08memberId\x12\x15\n\x06key_id\x18\x02 \x01(\tR\x05keyId\"C\n\rDataKeyMinted\x12\x1b\n\tmember_id\x18\x01 \x01(\tR\x08memberId\x12\x15\n\x06key_id\x18\x02 \x01(\tR\x05keyIdb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,19 +33,19 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'comity.identity.v1.identity
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_IDENTITYLINKED']._serialized_start=98
-  _globals['_IDENTITYLINKED']._serialized_end=238
-  _globals['_LINKEDIDENTITY']._serialized_start=240
-  _globals['_LINKEDIDENTITY']._serialized_end=352
-  _globals['_SUBJECTSMERGED']._serialized_start=355
-  _globals['_SUBJECTSMERGED']._serialized_end=515
-  _globals['_IDENTITYUNLINKED']._serialized_start=517
-  _globals['_IDENTITYUNLINKED']._serialized_end=560
-  _globals['_SUBJECTSUNMERGED']._serialized_start=562
-  _globals['_SUBJECTSUNMERGED']._serialized_end=667
-  _globals['_SUBJECTERASED']._serialized_start=669
-  _globals['_SUBJECTERASED']._serialized_end=746
-  _globals['_DATAKEYDESTROYED']._serialized_start=748
-  _globals['_DATAKEYDESTROYED']._serialized_end=818
-  _globals['_DATAKEYMINTED']._serialized_start=820
-  _globals['_DATAKEYMINTED']._serialized_end=887
+  _globals['_IDENTITYLINKED']._serialized_end=285
+  _globals['_LINKEDIDENTITY']._serialized_start=287
+  _globals['_LINKEDIDENTITY']._serialized_end=399
+  _globals['_SUBJECTSMERGED']._serialized_start=402
+  _globals['_SUBJECTSMERGED']._serialized_end=562
+  _globals['_IDENTITYUNLINKED']._serialized_start=564
+  _globals['_IDENTITYUNLINKED']._serialized_end=607
+  _globals['_SUBJECTSUNMERGED']._serialized_start=609
+  _globals['_SUBJECTSUNMERGED']._serialized_end=714
+  _globals['_SUBJECTERASED']._serialized_start=716
+  _globals['_SUBJECTERASED']._serialized_end=793
+  _globals['_DATAKEYDESTROYED']._serialized_start=795
+  _globals['_DATAKEYDESTROYED']._serialized_end=865
+  _globals['_DATAKEYMINTED']._serialized_start=867
+  _globals['_DATAKEYMINTED']._serialized_end=934
 # @@protoc_insertion_point(module_scope)

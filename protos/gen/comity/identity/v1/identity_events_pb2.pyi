@@ -28,20 +28,26 @@ class IdentityLinked(_message.Message):
     LINK_ID_FIELD_NUMBER: _builtins.int
     SUBJECT_ID_FIELD_NUMBER: _builtins.int
     IDENTITIES_FIELD_NUMBER: _builtins.int
+    GAVE_WAY_MEMBER_IDS_FIELD_NUMBER: _builtins.int
     link_id: _builtins.str
     subject_id: _builtins.str
     @_builtins.property
     def identities(self) -> _containers.RepeatedCompositeFieldContainer[Global___LinkedIdentity]: ...
+    @_builtins.property
+    def gave_way_member_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Members that left the person to make room: persons of their own from here on."""
+
     def __init__(
         self,
         *,
         link_id: _builtins.str = ...,
         subject_id: _builtins.str = ...,
         identities: _abc.Iterable[Global___LinkedIdentity] | None = ...,
+        gave_way_member_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["identities", b"identities", "link_id", b"link_id", "subject_id", b"subject_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gave_way_member_ids", b"gave_way_member_ids", "identities", b"identities", "link_id", b"link_id", "subject_id", b"subject_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -189,22 +189,31 @@ class LinkResponse(_message.Message):
     SUBJECT_FIELD_NUMBER: _builtins.int
     MERGED_FIELD_NUMBER: _builtins.int
     LINK_ID_FIELD_NUMBER: _builtins.int
+    GAVE_WAY_MEMBER_IDS_FIELD_NUMBER: _builtins.int
     merged: _builtins.bool
     """Whether two subjects became one."""
     link_id: _builtins.str
     """Names this link; Unlink takes it."""
     @_builtins.property
     def subject(self) -> Global___ResolvedSubject: ...
+    @_builtins.property
+    def gave_way_member_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """A person has at most 32 members. Where the link made it more, those anonymous ones that were linked longest ago gave
+        way: what was recorded under them stays theirs, and they are persons of their own until they are linked again. Never
+        the earliest member, and never one whose ledger holds a refusal or an objection.
+        """
+
     def __init__(
         self,
         *,
         subject: Global___ResolvedSubject | None = ...,
         merged: _builtins.bool = ...,
         link_id: _builtins.str = ...,
+        gave_way_member_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["subject", b"subject"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["link_id", b"link_id", "merged", b"merged", "subject", b"subject"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gave_way_member_ids", b"gave_way_member_ids", "link_id", b"link_id", "merged", b"merged", "subject", b"subject"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
