@@ -255,6 +255,7 @@ def _show_report(report: "TrainReport") -> None:
         "fallbacks": counts.not_learnable,
         "without features": counts.without_features,
         "of another feature set": counts.other_feature_set,
+        "unreadable": counts.unreadable,
     }
     if any(left_out.values()):
         console.print("[dim]left out: " + ", ".join(f"{n} {why}" for why, n in left_out.items() if n) + "[/]")

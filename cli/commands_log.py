@@ -128,9 +128,16 @@ async def _replay_one(decision: Any, name: str, found: Replayed) -> None:
     try:
         answer = await call_again(decision.Replay, decision_pb.ReplayRequest(decision_id=name), TIMEOUT_S)
     except ServiceError as error:
-        if error.kind is not Kind.NOT_FOUND and error.reason != "NEWER_RELEASE":
+        if error.passes:
             raise
-        (found.newer if error.reason == "NEWER_RELEASE" else found.missing).append(name)
+        if error.kind is Kind.NOT_FOUND:
+            found.missing.append(name)
+        elif error.reason == "NEWER_RELEASE":
+            found.newer.append(name)
+        else:
+            # A record that cannot be read differs from what was shown, and keeps no other from being replayed.
+            found.decisions += 1
+            found.different.append((name, [f"it cannot be replayed: {error.message} [{error.reason}]"]))
         return
     found.decisions += 1
     if answer.identical:

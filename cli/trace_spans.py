@@ -7,6 +7,7 @@ it. So a decision's tree follows links out of its trace, and shows what handled 
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,9 @@ def read_spans(folder: Path, words: Iterable[str]) -> list[SpanRecord]:
             for line in lines:
                 # A line without its end is still being written.
                 if line.endswith(b"\n") and any(needle in line for needle in needles):
-                    found += _spans_of(json.loads(line))
+                    # A disk that was full leaves half a line behind: the others are read.
+                    with suppress(ValueError, KeyError, TypeError, AttributeError):
+                        found += _spans_of(json.loads(line))
     return found
 
 

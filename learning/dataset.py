@@ -37,6 +37,7 @@ class Counts:
     """What became of the decisions that were read.
 
     Args:
+        unreadable: decisions whose record is broken.
         withheld: decisions and outcomes that were not even read, because the person does not allow the purpose now.
     """
 
@@ -48,6 +49,7 @@ class Counts:
     other_feature_set: int = 0
     outcomes: int = 0
     withheld: int = 0
+    unreadable: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +161,11 @@ class ExamplesBuilder:
     def _take_simultaneous(self) -> None:
         """Take what was decided at one moment in order of content: ids are keyed, and differ between stacks."""
         for decision, member_id in sorted(self._simultaneous, key=lambda entry: _content(entry[0])):
-            self._take(decision, member_id)
+            try:
+                self._take(decision, member_id)
+            except (ValueError, IndexError, OverflowError):
+                # A record that is broken is counted, and costs the others nothing.
+                self.counts.unreadable += 1
         self._simultaneous.clear()
 
     def _take(self, decision: decision_pb2.DecisionMade, member_id: str) -> None:
@@ -190,16 +196,18 @@ class ExamplesBuilder:
         if not any(grades) and (len(shown) != 1 or self._is_listwise):
             self.counts.without_outcome += 1
             return
+        # Before anything is kept: what cannot be read leaves no part of itself.
+        rows, decided_at_ms = matrix[[row for _, row in shown]], decision.decided_at.ToMilliseconds()
         self._is_listwise |= len(shown) > 1
-        for (entry, row), label in zip(shown, grades, strict=True):
-            self._place()[:] = matrix[row]
+        for (entry, _), label, row in zip(shown, grades, rows, strict=True):
+            self._place()[:] = row
             self._labels.append(label)
             self._slots.append(entry.slot)
             self._propensities.append(entry.propensity)
             self._item_ids.append(entry.item_id)
         self._groups.append(len(shown))
         self._decision_ids.append(decision.decision_id)
-        self._decided_at_ms.append(decision.decided_at.ToMilliseconds())
+        self._decided_at_ms.append(decided_at_ms)
         self._member_ids.append(member_id)
         self._answered.append(any(grades))
         self._deferred.append(decision.activation == decision_pb2.ACTIVATION_DEFERRED)

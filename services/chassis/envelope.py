@@ -5,10 +5,12 @@ as it is. A message's `ce-watermark` is ours: everything of its service up to th
 """
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC
 from urllib.parse import quote
+from uuid import UUID
 
 from comity.common.v1 import events_pb2, types_pb2
 from google.protobuf.message import DecodeError
@@ -33,6 +35,11 @@ CE_WATERMARK = "ce-watermark"
 CONTENT_TYPE = "content-type"
 TRACEPARENT = "traceparent"
 
+# What a channel can be named after; a type of another shape is none of ours.
+_TYPE = re.compile(r"[A-Za-z0-9_.]*[A-Za-z0-9_]")
+_TRACEPARENT = re.compile(r"[0-9a-f-]{55}")
+# What integer, xid8 and bigint hold.
+_POSITION_MAX = (2**31 - 1, 2**64 - 1, 2**63 - 1)
 # Printable ASCII travels as it is, but for space, quote and percent (CloudEvents HTTP binding, 3.1.3.2).
 _SAFE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in '"%')
 
@@ -55,6 +62,23 @@ def partition(event: RecordedEvent, partitions_count: int) -> int:
 def channel_of(service: str, event_type: str, number: int) -> str:
     """The channel that events of a type travel on in a partition."""
     return f"ev.v1.{number}.{service}.{event_type.rpartition('.')[2]}"
+
+
+def sift(events: Sequence[RecordedEvent]) -> tuple[list[RecordedEvent], list[RecordedEvent]]:
+    """Those that can be published, and those that no channel or message can hold."""
+    fit: list[RecordedEvent] = []
+    unfit: list[RecordedEvent] = []
+    for event in events:
+        (fit if _can_travel(event) else unfit).append(event)
+    return fit, unfit
+
+
+def _can_travel(event: RecordedEvent) -> bool:
+    try:
+        to_event(event)
+    except (ValueError, TypeError, OverflowError):
+        return False
+    return _TYPE.fullmatch(event.type) is not None and "\x00" not in event.type
 
 
 def pack(
@@ -112,7 +136,9 @@ def headers(service: str, message: OutMessage, *, watermark: LogPosition | None 
         CE_TYPE: percent_encode(message.events[0].type),
         CONTENT_TYPE: "application/protobuf",
     }
-    traceparent = next((event.traceparent for event in message.events if event.traceparent), "")
+    # Anything else would end the header, and the message with it.
+    traceparents = (event.traceparent for event in message.events if _TRACEPARENT.fullmatch(event.traceparent))
+    traceparent = next(traceparents, "")
     if traceparent:
         found[TRACEPARENT] = traceparent
     if watermark is not None:
@@ -126,8 +152,14 @@ def watermark_of(message_headers: Mapping[str, str]) -> LogPosition | None:
     numbers = value.split("-")
     if len(numbers) != 3 or not all(number.isdecimal() for number in numbers):
         return None
-    epoch, xid, position = map(int, numbers)
-    return LogPosition(epoch, xid, position)
+    position = LogPosition(*map(int, numbers))
+    return position if _is_position(position) else None
+
+
+def _is_position(position: LogPosition) -> bool:
+    """Whether a log can have such a place."""
+    numbers = (position.epoch, position.xid, position.position)
+    return all(number <= most for number, most in zip(numbers, _POSITION_MAX, strict=True))
 
 
 def percent_encode(value: str) -> str:
@@ -190,6 +222,38 @@ def decode_batch(payload: bytes) -> list[RecordedEvent]:
     except (DecodeError, ValueError, OverflowError) as error:
         # A timestamp out of range is a ValueError or OverflowError.
         raise undecodable() from error
+
+
+def decode_each(payload: bytes) -> tuple[list[RecordedEvent], list[bytes]]:
+    """The events of a message, and those of them that cannot be read, each as a message of its own.
+
+    Raises:
+        ServiceError: INVALID (UNDECODABLE) when it is not an EventBatch.
+    """
+    try:
+        batch = events_pb2.EventBatch.FromString(payload)
+    except DecodeError as error:
+        raise undecodable() from error
+    read: list[RecordedEvent] = []
+    unread: list[bytes] = []
+    for event in batch.events:
+        try:
+            read.append(_sound(from_event(event)))
+        except (ValueError, OverflowError):
+            unread.append(_field(event))
+    return read, unread
+
+
+def _sound(event: RecordedEvent) -> RecordedEvent:
+    """The event, whose name, place and texts a database can hold.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    UUID(event.event_id)
+    if "\x00" in event.type + event.subject_id + event.stream_id or not _is_position(event.position):
+        raise ValueError("no database holds this")
+    return event
 
 
 def undecodable() -> ServiceError:

@@ -23,6 +23,9 @@ class Kind(StrEnum):
     INTERNAL = "INTERNAL"
 
 
+_PASSING = frozenset({Kind.UNAVAILABLE, Kind.DEADLINE, Kind.EXHAUSTED, Kind.CONFLICT})
+
+
 @dataclass(frozen=True, slots=True)
 class FieldProblem:
     """A field of a request, what is wrong with it and how to mend it; holds no value of the request."""
@@ -57,6 +60,11 @@ class ServiceError(Exception):
         self.message = message
         self.problems = problems
         self.retry_after_s = retry_after_s
+
+    @property
+    def passes(self) -> bool:
+        """Whether time may mend it; all else is a fault of what was read or asked, and would be the same next time."""
+        return self.kind in _PASSING
 
     def again(self) -> "ServiceError":
         """The same for another waiter: one that is raised in many tasks would collect the tracebacks of all of them."""

@@ -10,7 +10,8 @@ taxes the idle; "send when the previous returned" hardly batches at all; both we
 3. it is cut short once half of the active requests, or batch_max, wait;
 4. at most in_flight_max batches are under way; what falls due at that limit leaves with the next completion, and
    completions trigger nothing else;
-5. an item joins only a batch that has not been sent.
+5. an item joins only a batch that has not been sent;
+6. a batch that is refused is sent again in halves, until only what is refused fails.
 
 It knows nothing of what it sends, and makes no promise about batches: what two items of one batch may see is decided
 by *send*.
@@ -187,7 +188,14 @@ class Gatherer(Generic[Q, R]):
             if len(results) != len(batch):
                 raise RuntimeError(f"{self._name}: {len(results)} results for {len(batch)} queries")
         except Exception as error:
-            _fail(batch, error)
+            if len(batch) == 1 or not isinstance(error, ServiceError) or error.passes:
+                _fail(batch, error)
+                return
+            # One item may be what is refused, and the others must not fail with it: halves, one after the other, find
+            # it in a few calls. An outage is everybody's, and is never asked about again.
+            middle = len(batch) // 2
+            await self._run(batch[:middle], None)
+            await self._run(batch[middle:], None)
         except BaseException:
             # The process is going down; nobody may be left waiting.
             for waiter in batch:

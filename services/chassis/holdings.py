@@ -244,19 +244,30 @@ async def log_records(
     """
     async for page in events_of(pool, member_ids):
         for event, plain in zip(page, await open_many(page), strict=True):
-            content: dict[str, Any] = {"event_id": event.event_id}
-            message = None if isinstance(plain, ServiceError) else _message_of(event.type, plain)
-            if message is None:
-                content["unreadable"] = plain.reason if isinstance(plain, ServiceError) else "UNDECODABLE"
-            else:
-                content |= to_json(message)
-                content |= {} if tell is None else await tell(event, message)
+            content = {"event_id": event.event_id, **await _content_of(event, plain, tell)}
             yield HeldRecord(POSTGRES, "events", event.type, event.subject_id, event.occurred_at, content)
     async with acquire(pool) as connection:
         letters = await connection.fetch(LETTERS_SQL, list(member_ids))
     for row in letters:
         content = {name: row[name] for name in ("source", "type", "reason")}
         yield HeldRecord(POSTGRES, "dead_letters", "dead letter", row["subject_id"], row["received_at"], content)
+
+
+async def _content_of(event: RecordedEvent, plain: bytes | ServiceError, tell: Tell | None) -> dict[str, Any]:
+    """What an event says; of one that cannot be read that it cannot, and the others are handed out all the same."""
+    if isinstance(plain, ServiceError):
+        return {"unreadable": plain.reason}
+    try:
+        message = _message_of(event.type, plain)
+        if message is None:
+            return {"unreadable": "UNDECODABLE"}
+        return {**to_json(message), **({} if tell is None else await tell(event, message))}
+    except ServiceError as outage:
+        if outage.passes:
+            raise
+        return {"unreadable": outage.reason}
+    except Exception:  # whatever a row may hold: a time out of range, a value that no newer code writes
+        return {"unreadable": "UNREADABLE"}
 
 
 def log_holdings(

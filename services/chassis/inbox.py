@@ -8,12 +8,13 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
+from dataclasses import replace
 from uuid import UUID
 
-import asyncpg
 import structlog
 
 from services.chassis import envelope, metrics, tracing
+from services.chassis.dead_letters import After, Letter, letter_of, passes, put_aside_in, reason_of, where_of
 from services.chassis.erasure import erased_in
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.events import ORIGIN, LogPosition, RecordedEvent
@@ -39,9 +40,6 @@ KEEP_S = 14 * 86_400.0
 PRUNE_EVERY_S = 3600.0
 PRUNE_MAX = 50_000
 
-# What time may mend; all else is a fault of the event or of the handler, and would be the same next time.
-_PASSING = frozenset({Kind.UNAVAILABLE, Kind.DEADLINE, Kind.EXHAUSTED, Kind.CONFLICT})
-
 # One statement, because every message pays for it. The position moves with the effect or not at all. What is about
 # somebody who was erased is never fresh and leaves no row: so a row also says that the event had its effect.
 FRESH_SQL = """
@@ -58,15 +56,8 @@ WHERE (SELECT true FROM erased_members m WHERE m.member_id = e.subject_id FOR KE
 ON CONFLICT DO NOTHING RETURNING event_id
 """
 POSITION_SQL = "SELECT epoch, xid, position FROM inbox_positions WHERE source = $1 AND consumer = $2"
-# Of somebody who was erased nothing is kept aside either; a whole message is searched for its bytes.
-DEAD_LETTER_SQL = """
-INSERT INTO dead_letters (source, consumer, channel, event_id, type, subject_id, reason, detail, payload)
-SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9
-WHERE NOT EXISTS (
-    SELECT FROM erased_members m
-    WHERE m.member_id = $6 OR ($6 = '' AND position(convert_to(m.member_id, 'UTF8') IN $9) > 0) FOR KEY SHARE
-)
-"""
+# A letter that is retried is about to have its effect for the first time.
+FORGET_SQL = "DELETE FROM inbox WHERE source = $1 AND consumer = $2 AND event_id = ANY($3::uuid[])"
 PRUNE_SQL = f"""
 DELETE FROM inbox WHERE ctid = ANY (ARRAY(
     SELECT ctid FROM inbox WHERE received_at < now() - interval '{KEEP}' LIMIT {PRUNE_MAX}
@@ -179,10 +170,10 @@ class Subscription:
         try:
             await self._after_commit(events)
         except Exception as error:
-            if _passes(error):
+            if passes(error):
                 raise _as_outage(error) from error
             # What it feeds can be rebuilt, and waiting would not mend it.
-            _log.error("after_commit_failed", source=self._source, error=type(error).__name__, where=_where(error))
+            _log.error("after_commit_failed", source=self._source, error=type(error).__name__, where=where_of(error))
 
     async def _settle(self, verdict: Awaitable[None]) -> None:
         """Hand in a verdict; where the bus is away it forgets, and delivers again."""
@@ -194,28 +185,31 @@ class Subscription:
     async def _apply_or_put_aside(self, message: Message) -> list[RecordedEvent]:
         """The events of the message, each applied or put aside.
 
-        All at once as a rule; when something in it is poison again, event by event; and when even then the COMMIT
-        refuses (a deferred constraint), there is no telling which event it was, and all are put aside.
+        All at once as a rule; when something in it is poison again, event by event; when even then the COMMIT refuses
+        (a deferred constraint), there is no telling which event it was, and all are put aside; and what cannot even be
+        noted event by event is put aside as it came.
         """
         refusal: Exception | None = None
-        for apart in (False, True):
+        for apart, refuse_all in ((False, False), (True, False), (True, True)):
+            handle = _refuse_with(refusal) if refuse_all and refusal is not None else self._handle
             try:
-                return await self._apply(message, self._handle, apart=apart)
+                return await self._apply(message, handle, apart=apart)
             except Exception as error:
-                if _passes(error):
+                if passes(error):
                     raise _as_outage(error) from error
                 refusal = error
-        assert refusal is not None, "there were two tries"
-        return await self._apply(message, _refuse_with(refusal), apart=True)
+        assert refusal is not None, "there were three tries"
+        await self._put_message_aside(message, refusal)
+        return []
 
     async def _apply(self, message: Message, handle: Handle, *, apart: bool) -> list[RecordedEvent]:
         """Effect, inbox rows and position in one transaction; the events of the message."""
         try:
-            events = envelope.decode_batch(message.payload)
-            ids = [UUID(event.event_id) for event in events]
-        except (ServiceError, ValueError):
-            await self._put_message_aside(message)
+            events, unread = envelope.decode_each(message.payload)
+        except ServiceError as error:
+            await self._put_message_aside(message, error)
             return []
+        ids = [UUID(event.event_id) for event in events]
         watermark = self._watermark(message, events)
         reached = (None,) * 3 if watermark is None else (watermark.epoch, watermark.xid, watermark.position)
         async with asyncio.timeout(HANDLE_TIMEOUT_S), transaction(self._pool) as connection:
@@ -229,6 +223,8 @@ class Subscription:
                 await handle(connection, fresh)
             elif fresh:
                 await self._handle_apart(connection, message, fresh, handle)
+            for payload in unread:
+                await put_aside_in(connection, self._letter(message, envelope.undecodable(), payload))
         if watermark is not None:
             self._move(watermark)
         if ids:
@@ -254,54 +250,44 @@ class Subscription:
                 async with connection.transaction():
                     await handle(connection, [event])
             except Exception as error:
-                if _passes(error):
+                if passes(error):
                     raise
                 await self._put_event_aside(connection, message, event, error)
 
     async def _put_event_aside(
         self, connection: Connection, message: Message, event: RecordedEvent, error: Exception
     ) -> None:
-        reason, detail = _reason(error)
-        _log.error(
-            "event_put_aside",
-            source=self._source,
-            consumer=self._consumer,
-            event_id=event.event_id,
-            reason=reason,
-            # A bug's traceback is needed, and its text is not: it may quote the event.
-            where=_where(error),
-        )
-        metrics.DEAD_LETTERS.labels(self._source).inc()
-        await connection.execute(
-            DEAD_LETTER_SQL,
-            self._source,
-            self._consumer,
-            message.channel,
-            event.event_id,
-            event.type,
-            event.subject_id,
-            reason,
-            detail,
-            envelope.encode_batch([event]),
+        letter = letter_of(error, self._source, self._consumer, event=event, channel=message.channel)
+        await put_aside_in(connection, replace(letter, payload=envelope.encode_batch([event])))
+
+    async def _put_message_aside(self, message: Message, error: Exception) -> None:
+        """Keep a message that is no EventBatch, or whose events cannot even be put aside."""
+        async with transaction(self._pool) as connection:
+            await put_aside_in(connection, self._letter(message, error, message.payload))
+
+    def _letter(self, message: Message, error: Exception, payload: bytes) -> Letter:
+        reason, detail = reason_of(error)
+        return Letter(
+            self._source, self._consumer, reason, detail, message.channel, payload=payload, where=where_of(error)
         )
 
-    async def _put_message_aside(self, message: Message) -> None:
-        """Keep a message that is no EventBatch."""
-        _log.error("message_put_aside", source=self._source, consumer=self._consumer, reason="UNDECODABLE")
-        metrics.DEAD_LETTERS.labels(self._source).inc()
-        async with transaction(self._pool) as connection:
-            await connection.execute(
-                DEAD_LETTER_SQL,
-                self._source,
-                self._consumer,
-                message.channel,
-                None,
-                "",
-                "",
-                "UNDECODABLE",
-                "",
-                message.payload,
-            )
+    async def retry(self, connection: Connection, letter: Letter) -> After:
+        """Give a letter its effect now: a dead_letters.Retry. What came behind it has had its effect already."""
+        events = envelope.decode_batch(letter.payload)
+        ids = [UUID(event.event_id) for event in events]
+        await connection.execute(FORGET_SQL, self._source, self._consumer, ids)
+        subjects = [event.subject_id for event in events]
+        rows = await connection.fetch(FRESH_SQL, self._source, self._consumer, ids, None, None, None, subjects)
+        fresh = {row["event_id"] for row in rows}
+        taken = [event for event, event_id in zip(events, ids, strict=True) if _take_out(fresh, event_id)]
+        if taken:
+            await self._handle(connection, taken)
+
+        async def after() -> None:
+            if self._after_commit is not None and taken:
+                await self._after_commit(taken)
+
+        return after
 
     async def _read_position(self) -> None:
         async with acquire(self._pool) as connection:
@@ -343,12 +329,6 @@ def _take_out(unseen: set[UUID], event_id: UUID) -> bool:
     return False
 
 
-def _passes(error: Exception) -> bool:
-    """Whether time may mend it."""
-    known = error if isinstance(error, ServiceError) else translate(error)
-    return known is not None and known.kind in _PASSING
-
-
 def _as_outage(error: Exception) -> ServiceError:
     known = error if isinstance(error, ServiceError) else translate(error)
     assert known is not None, "what passes is known"
@@ -367,20 +347,3 @@ def _refuse_with(error: Exception) -> Handle:
 def _age_s(event_id: UUID) -> float:
     """How long ago an event was recorded, from the time in its UUIDv7."""
     return time.time() - (event_id.int >> 80) / 1000
-
-
-def _reason(error: Exception) -> tuple[str, str]:
-    """Reason code and sentence; of a bug or a database error only what kind it was, since its text may quote values."""
-    if isinstance(error, ServiceError):
-        return error.reason, error.message
-    if isinstance(error, asyncpg.PostgresError):
-        return "DATABASE_REFUSED", type(error).__name__
-    return "BUG", type(error).__name__
-
-
-def _where(error: Exception) -> str:
-    """File and line of the innermost frame."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return "" if trace is None else f"{trace.tb_frame.f_code.co_filename.rpartition('/')[2]}:{trace.tb_lineno}"

@@ -36,8 +36,14 @@ class GrpcKeyReader:
     async def keys(self, member_ids: Sequence[str], *, mint: bool) -> Mapping[str, DataKey]:
         """See sealing.KeyReader."""
         gatherer = self._mints if mint else self._reads
-        found = await asyncio.gather(*(gatherer(member_id) for member_id in member_ids))
-        return dict(zip(member_ids, found, strict=True))
+        found = await asyncio.gather(*(gatherer(member_id) for member_id in member_ids), return_exceptions=True)
+        keys = {member_id: key for member_id, key in zip(member_ids, found, strict=True) if isinstance(key, DataKey)}
+        for error in found:
+            # Who is refused alone has no key, and that is no reason to withhold the others'. A fault that everybody
+            # meets is identity's.
+            if isinstance(error, BaseException) and not _is_of_one(error, some_were_told=bool(keys)):
+                raise error
+        return keys
 
     async def _read(self, member_ids: list[str]) -> Sequence[DataKey]:
         return await self._ask(member_ids, mint=False)
@@ -53,5 +59,10 @@ class GrpcKeyReader:
         keys = {key.member_id: DataKey(key.member_id, key.key_id, key.key, key.destroyed) for key in response.keys}
         if list(keys) != distinct:
             # Sealing with another member's key would survive that member's erasure.
-            raise ServiceError(Kind.INTERNAL, "KEYS_MIXED_UP", "Identity answered with keys of other members.")
+            # Nobody's own fault, so an outage: it is waited out.
+            raise ServiceError(Kind.UNAVAILABLE, "KEYS_MIXED_UP", "Identity answered with keys of other members.")
         return [keys[member_id] for member_id in member_ids]
+
+
+def _is_of_one(error: BaseException, *, some_were_told: bool) -> bool:
+    return isinstance(error, ServiceError) and (error.kind is Kind.INVALID or (some_were_told and not error.passes))

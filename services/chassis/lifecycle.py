@@ -49,6 +49,7 @@ from comity.common.v1.operations_pb2_grpc import add_OperationsServiceServicer_t
 from pydantic import ValidationError
 
 from services.chassis import metrics, telemetry
+from services.chassis.dead_letters import DeadLetters
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.logs import setup_logs
 from services.chassis.old_files import DAY_S
@@ -85,7 +86,8 @@ class App:
         self.server = server
         self.telemetry = tracing
         self.failed = False
-        server.add(add_OperationsServiceServicer_to_server, OperationsService())
+        self._operations = OperationsService()
+        server.add(add_OperationsServiceServicer_to_server, self._operations)
         self._closers: list[tuple[str, Callable[[], Awaitable[object]]]] = []
         self._loops: list[tuple[str, Callable[[], Awaitable[None]]]] = [("old traces", self._delete_old_traces)]
 
@@ -96,6 +98,11 @@ class App:
     def background(self, name: str, loop: Callable[[], Awaitable[None]]) -> None:
         """Run this loop from when the service is reachable until it drains; when it returns it is not run again."""
         self._loops.append((name, loop))
+
+    def keep(self, letters: DeadLetters) -> None:
+        """Have operators list, retry and discard what this service put aside."""
+        self._operations.letters = letters
+        self.background("dead letters", letters.watch)
 
     async def serve_until(self, stop: asyncio.Event) -> None:
         """Be reachable and run the loops until *stop*, then drain."""

@@ -13,9 +13,11 @@ from contextlib import suppress
 import structlog
 
 from services.chassis import envelope
+from services.chassis.dead_letters import Letter, put_aside_in
 from services.chassis.envelope import OutMessage
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.events import ORIGIN, LogPosition, RecordedEvent
+from services.chassis.log_rows import recorded
 from services.chassis.ports import Bus, EventStore
 from services.chassis.postgres import Connection, Pool, acquire, leadership, translated
 
@@ -36,6 +38,8 @@ PUBLISH_PAUSE_S_MIN = 0.1
 PUBLISH_PAUSE_S_MAX = 2.0
 OUTAGE_PAUSE_S = 0.5
 LAG_EVERY_S = 1.0
+# Of its dead letters.
+CONSUMER = "relay"
 
 CHECKPOINT_SQL = "SELECT epoch, xid, position FROM relay_checkpoint WHERE service = $1"
 ADVANCE_SQL = """
@@ -44,16 +48,16 @@ ON CONFLICT (service) DO UPDATE
 SET epoch = excluded.epoch, xid = excluded.xid, position = excluded.position, updated_at = now()
 WHERE (c.epoch, c.xid, c.position) < (excluded.epoch, excluded.xid, excluded.position)
 """
+EVENT_SQL = """
+SELECT epoch, xid, position, event_id, stream_id, version, type, subject_id, occurred_at,
+       key_id, nonce, payload, traceparent
+FROM events WHERE event_id = $1
+"""
 # Also counts what the barrier still holds back: a transaction that never ends shows here.
 LAG_SQL = """
 SELECT extract(epoch FROM clock_timestamp() - recorded_at)::float8 FROM events
 WHERE (epoch, xid, position) > ($1, $2, $3) ORDER BY epoch, xid, position LIMIT 1
 """
-DEAD_LETTER_SQL = """
-INSERT INTO dead_letters (source, consumer, channel, event_id, type, subject_id, reason, payload)
-VALUES ($1, 'relay', $2, $3, $4, $5, $6, $7)
-"""
-
 _log = structlog.get_logger(__name__)
 
 
@@ -145,16 +149,21 @@ class Relay:
 
     async def _publish(self, connection: Connection, page: Sequence[RecordedEvent]) -> int:
         """Store a page in the stream; how many messages, when every one of them is there."""
-        by_partition = envelope.pack(self._service, page)
-        messages_count = sum(map(len, by_partition.values()))
-        last = by_partition[envelope.partition(page[-1], envelope.PARTITIONS_COUNT)].pop()
+        fit, unfit = envelope.sift(page)
         put_aside: list[tuple[OutMessage, str]] = []
-        async with asyncio.TaskGroup() as group:
-            for messages in by_partition.values():
-                group.create_task(self._publish_in_order(messages, put_aside))
-        await self._publish_until_stored(last, page[-1].position, put_aside)
+        by_partition = envelope.pack(self._service, fit)
+        messages_count = sum(map(len, by_partition.values()))
+        if fit:
+            last = by_partition[envelope.partition(fit[-1], envelope.PARTITIONS_COUNT)].pop()
+            async with asyncio.TaskGroup() as group:
+                for messages in by_partition.values():
+                    group.create_task(self._publish_in_order(messages, put_aside))
+            await self._publish_until_stored(last, page[-1].position, put_aside)
         for message, reason in put_aside:
-            await self._put_aside(connection, message, reason)
+            for event in message.events:
+                await self._put_aside(connection, event, reason, message.channel)
+        for event in unfit:
+            await self._put_aside(connection, event, "UNPUBLISHABLE")
         return messages_count
 
     async def _publish_in_order(self, messages: Sequence[OutMessage], put_aside: list[tuple[OutMessage, str]]) -> None:
@@ -181,21 +190,31 @@ class Relay:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, PUBLISH_PAUSE_S_MAX)
 
-    async def _put_aside(self, connection: Connection, message: OutMessage, reason: str) -> None:
-        """Keep what the bus refuses, so that one message does not hold up the log for ever."""
-        for event in message.events:
-            _log.error("event_put_aside", service=self._service, event_id=event.event_id, reason=reason)
-            with translated():
-                await connection.execute(
-                    DEAD_LETTER_SQL,
-                    self._service,
-                    message.channel,
-                    event.event_id,
-                    event.type,
-                    event.subject_id,
-                    reason,
-                    envelope.encode_batch([event]),
-                )
+    async def _put_aside(self, connection: Connection, event: RecordedEvent, reason: str, channel: str = "") -> None:
+        """Note what no channel takes, so that one event does not hold up the log for ever; its row stays in the log."""
+        letter = Letter(
+            self._service,
+            CONSUMER,
+            reason,
+            channel=channel,
+            event_id=event.event_id,
+            type=event.type,
+            subject_id=event.subject_id,
+        )
+        with translated():
+            await put_aside_in(connection, letter)
+
+    async def retry(self, connection: Connection, letter: Letter) -> None:
+        """Publish an event of a letter now: a dead_letters.Retry."""
+        row = await connection.fetchrow(EVENT_SQL, letter.event_id)
+        if row is None:
+            return
+        fit, _ = envelope.sift([recorded(row)])
+        if not fit:
+            raise ServiceError(Kind.INVALID, "UNPUBLISHABLE", "no channel can be named after it: discard it")
+        for (message,) in envelope.pack(self._service, fit).values():
+            headers = envelope.headers(self._service, message)
+            await self._bus.publish(message.channel, message.payload, message_id=message.message_id, headers=headers)
 
     async def _watch_lag(self, on_lag: Callable[[float], None]) -> None:
         """Tell the lag once a second, also while the bus is away."""

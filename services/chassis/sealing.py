@@ -44,7 +44,9 @@ class KeyReader(Protocol):
     """Where data keys come from."""
 
     async def keys(self, member_ids: Sequence[str], *, mint: bool) -> Mapping[str, DataKey]:
-        """One key a member asked for; *mint* makes those that do not exist yet, never those destroyed.
+        """The keys of the members asked for; *mint* makes those that do not exist yet, never those destroyed.
+
+        What is no member is left out.
 
         Raises:
             ServiceError: UNAVAILABLE.

@@ -13,6 +13,7 @@ from pydantic_settings import SettingsConfigDict
 from services.chassis.access import PostgresAccessLog
 from services.chassis.bus import NatsBus
 from services.chassis.clock import SystemClock
+from services.chassis.dead_letters import DeadLetters
 from services.chassis.eventstore import PostgresEventStore
 from services.chassis.holdings import HoldingsService
 from services.chassis.lifecycle import App, run
@@ -91,6 +92,9 @@ async def build(settings: Settings, app: App) -> None:
     app.on_stop("nats", bus.close)
     await bus.ensure_stream("consent")
     relay = Relay(pool, PostgresEventStore(pool), bus, "consent", on_lag=RELAY_LAG_S.labels("consent").set)
+    letters = DeadLetters(pool)
+    letters.retried_by("consent", "relay", relay.retry)
+    app.keep(letters)
     app.background("relay", relay.run)
     app.background("reconciler", Reconciler(pool, bus, "consent").run)
     channel = connect(settings.identity_address)

@@ -12,6 +12,7 @@ from pydantic_settings import SettingsConfigDict
 from services.chassis.access import PostgresAccessLog
 from services.chassis.bus import NatsBus
 from services.chassis.clock import SystemClock
+from services.chassis.dead_letters import DeadLetters
 from services.chassis.erasure_gate import ErasureGate, GrpcErasureLedger
 from services.chassis.errors import ServiceError
 from services.chassis.eventstore import PostgresEventStore
@@ -93,6 +94,9 @@ async def build(settings: Settings, app: App) -> None:
     store = PostgresEventStore(pool, on_commit=lambda: relay.wake())
     app.on_stop("event log", store.drain)
     relay = Relay(pool, store, bus, "decision", on_lag=RELAY_LAG_S.labels(service="decision").set)
+    letters = DeadLetters(pool)
+    letters.retried_by("decision", "relay", relay.retry)
+    app.keep(letters)
     app.background("relay", relay.run)
     app.background("reconciler", Reconciler(pool, bus, "decision").run)
     parts = _Parts(settings, app, pool, store)

@@ -11,6 +11,7 @@ from pydantic_settings import SettingsConfigDict
 from services.chassis.bus import NatsBus
 from services.chassis.cache import RedisCache
 from services.chassis.clock import SystemClock
+from services.chassis.dead_letters import DeadLetters
 from services.chassis.erasure_gate import ErasureGate, GrpcErasureLedger
 from services.chassis.eventstore import PostgresEventStore
 from services.chassis.holdings import HoldingsService
@@ -93,6 +94,11 @@ async def build(settings: Settings, app: App) -> None:
         Source.DECISION: Subscription(pool, bus, Source.DECISION, CONSUMER, on_decision_events, only=CATALOG_CHANGED),
     }
     relay = Relay(pool, PostgresEventStore(pool), bus, "features", on_lag=RELAY_LAG_S.labels("features").set)
+    letters = DeadLetters(pool)
+    letters.retried_by("features", "relay", relay.retry)
+    for source, intake in intakes.items():
+        letters.retried_by(source, CONSUMER, intake.retry)
+    app.keep(letters)
     app.background("relay", relay.run)
     app.background("reconciler", Reconciler(pool, bus, "features").run)
     for source, intake in intakes.items():

@@ -12,6 +12,7 @@ from services.chassis import metrics
 from services.chassis.clock import Clock, SystemClock
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.events import ORIGIN, RecordedEvent
+from services.chassis.eventstore import SUBJECT_ERASED
 from services.chassis.inbox import KEEP_S
 from services.chassis.postgres import Connection
 from services.chassis.sealing import Sealer
@@ -75,7 +76,7 @@ class BehaviorIntake:
         for event, payload in zip(events, await self._sealer.open_many(events), strict=True):
             if isinstance(payload, bytes):
                 opened.append(behavior_from(event, payload))
-            elif payload.kind is not Kind.NOT_FOUND:
+            elif payload.reason != SUBJECT_ERASED:
                 raise payload
         return opened
 

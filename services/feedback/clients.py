@@ -39,7 +39,7 @@ class IdentitySubjects:
         """See handlers.ports.Subjects."""
         queries = [query_to_pb(person) for person in people]
         asked = [query for query in queries if query.identities or query.subject_id]
-        answers = iter(await _in_chunks(asked, self._resolve) if asked else ())
+        answers = iter(await _in_chunks(asked, self._resolve, _unresolved) if asked else ())
         return [next(answers) if query.identities or query.subject_id else None for query in queries]
 
     async def _resolve(self, queries: Sequence[ResolveQuery]) -> list[Subject | FieldProblem | None]:
@@ -60,7 +60,7 @@ class ConsentAnswers:
 
     async def allowed(self, questions: Sequence[ConsentQuestion]) -> list[Permission]:
         """See handlers.ports.Consents."""
-        return await _in_chunks(questions, self._allowed)
+        return await _in_chunks(questions, self._allowed, lambda _: Permission(frozenset()))
 
     async def _allowed(self, questions: Sequence[ConsentQuestion]) -> list[Permission]:
         request = EvaluateRequest(queries=[consent_query_to_pb(question) for question in questions])
@@ -85,13 +85,30 @@ class ExposureTokens:
         )
 
 
-async def _in_chunks(items: Sequence[Q], ask: Callable[[Sequence[Q]], Awaitable[list[R]]]) -> list[R]:
-    """One answer an item, in order; asked for in as few calls as the other side takes."""
+async def _in_chunks(
+    items: Sequence[Q], ask: Callable[[Sequence[Q]], Awaitable[list[R]]], refused: Callable[[ServiceError], R]
+) -> list[R]:
+    """One answer an item, in order; asked for in as few calls as the other side takes.
+
+    Args:
+        refused: the answer to an item that the other side refuses; it costs the others nothing.
+    """
     under_way = asyncio.Semaphore(IN_FLIGHT_MAX)
+
+    async def halved(chunk: Sequence[Q]) -> list[R]:
+        try:
+            return await ask(chunk)
+        except ServiceError as error:
+            if error.kind is not Kind.INVALID:
+                raise
+            if len(chunk) == 1:
+                return [refused(error)]
+        middle = len(chunk) // 2
+        return [*await halved(chunk[:middle]), *await halved(chunk[middle:])]
 
     async def bounded(chunk: Sequence[Q]) -> list[R]:
         async with under_way:
-            answers = await ask(chunk)
+            answers = await halved(chunk)
         if len(answers) != len(chunk):
             raise ServiceError(Kind.INTERNAL, "ANSWERS_MISMATCHED", "Another service did not answer every query.")
         return answers
@@ -105,6 +122,11 @@ async def _in_chunks(items: Sequence[Q], ask: Callable[[Sequence[Q]], Awaitable[
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from None
     return [answer for task in tasks for answer in task.result()]
+
+
+def _unresolved(error: ServiceError) -> Subject | FieldProblem | None:
+    """Why identity takes somebody for nobody."""
+    return FieldProblem("subject", error.problems[0].problem if error.problems else error.message)
 
 
 def _outage(error: ServiceError, reason: str, message: str) -> ServiceError:

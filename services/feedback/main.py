@@ -16,6 +16,7 @@ from pydantic_settings import SettingsConfigDict
 
 from services.chassis.bus import NatsBus
 from services.chassis.clock import SystemClock
+from services.chassis.dead_letters import DeadLetters
 from services.chassis.erasure_gate import ErasureGate, GrpcErasureLedger
 from services.chassis.eventstore import PostgresEventStore
 from services.chassis.holdings import HoldingsService
@@ -39,6 +40,7 @@ from services.feedback.handlers.track import TrackBehavior
 from services.feedback.service import FeedbackService, RectificationService
 from services.feedback.store import (
     FeedbackHoldings,
+    JoinerLetters,
     PostgresArchive,
     PostgresDecisions,
     PostgresProgress,
@@ -46,6 +48,7 @@ from services.feedback.store import (
     PostgresSchemas,
     SealedBehaviorLog,
 )
+from services.feedback.store.rows import JOINER
 from services.feedback.subscribers import Joiner, on_decision_events
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -99,8 +102,15 @@ async def build(settings: Settings, app: App) -> None:
     app.on_stop("event log", store.drain)
     parts = _Parts(settings, pool, store, identity, consent)
     relay = Relay(pool, store, bus, "feedback", on_lag=RELAY_LAG_S.labels("feedback").set)
-    joiner = Joiner(pool, parts.joining())
+    join = parts.joining()
+    joiner = Joiner(pool, join)
     intake = Subscription(pool, bus, "decision", "feedback", on_decision_events, joiner.on_committed)
+    letters = DeadLetters(pool)
+    letters.retried_by("decision", "feedback", intake.retry)
+    letters.retried_by("feedback", "relay", relay.retry)
+    letters.retried_by("decision", JOINER, parts.unread.retry_decision)
+    letters.retried_by("feedback", JOINER, parts.unread.retry_answer(join.again))
+    app.keep(letters)
     app.background("relay", relay.run)
     app.background("reconciler", Reconciler(pool, bus, "feedback").run)
     app.background("joiner", joiner.run)
@@ -140,6 +150,7 @@ class _Parts:
         self.decisions = PostgresDecisions(pool, sealer)
         self.progress = PostgresProgress(pool)
         self.archive = PostgresArchive(pool, sealer)
+        self.unread = JoinerLetters(pool, sealer)
 
     def joining(self) -> JoinOutcomes:
         """The joiner's use case."""
@@ -150,6 +161,7 @@ class _Parts:
             schemas=self.schemas,
             subjects=self.subjects,
             consents=self.consents,
+            unread=self.unread,
             clock=self.clock,
             blinding_key=self.blinding_key,
             reward_window=timedelta(days=self.settings.reward_window_days),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import structlog
 
-from services.chassis.errors import Kind, ServiceError
+from services.chassis.errors import ServiceError
 from services.chassis.events import RecordedEvent
 from services.chassis.postgres import Connection, Pool, leadership
 from services.feedback.handlers.join import JoinOutcomes
@@ -52,8 +52,6 @@ class Joiner:
                     while not connection.is_closed():
                         await self._take()
             except ServiceError as error:
-                if error.kind is not Kind.UNAVAILABLE:
-                    raise
                 _log.warning("joining waits", reason=error.reason)
                 await asyncio.sleep(RETRY_S)
 

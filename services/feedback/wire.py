@@ -326,9 +326,7 @@ def range_from_pb(request: pb.ReplayEventsRequest) -> Range:
 
 
 def placement_of(kind: Kind, plain: bytes) -> str:
-    """Where a fact was shown, or belongs to."""
-    if kind is Kind.DECISION:
-        return decision_pb2.DecisionMade.FromString(plain).placement_id
+    """Where a behavior was shown, or what an outcome belongs to."""
     if kind is Kind.BEHAVIOR:
         return events_pb2.BehaviorRecorded.FromString(plain).placement_id
     return events_pb2.OutcomeAttributed.FromString(plain).placement_id

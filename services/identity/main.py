@@ -12,6 +12,7 @@ from pydantic_settings import SettingsConfigDict
 from services.chassis.access import PostgresAccessLog
 from services.chassis.bus import NatsBus
 from services.chassis.clock import SystemClock
+from services.chassis.dead_letters import DeadLetters
 from services.chassis.erasure_gate import ErasureGate, GrpcErasureLedger
 from services.chassis.eventstore import PostgresEventStore
 from services.chassis.holdings import HoldingsService
@@ -72,6 +73,9 @@ async def build(settings: Settings, app: App) -> None:
     app.on_stop("nats", bus.close)
     await bus.ensure_stream("identity")
     relay = Relay(pool, PostgresEventStore(pool), bus, "identity", on_lag=RELAY_LAG_S.labels("identity").set)
+    letters = DeadLetters(pool)
+    letters.retried_by("identity", "relay", relay.retry)
+    app.keep(letters)
     app.background("relay", relay.run)
     app.background("reconciler", Reconciler(pool, bus, "identity").run)
     # Never waited for: consent asks identity who somebody is, and each of the two has to start without the other.

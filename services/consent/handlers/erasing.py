@@ -53,8 +53,23 @@ class EraseWorker:
         moved = False
         for erasure in running:
             if now.timestamp() >= self._failures[erasure.erasure_id][1]:
-                moved |= await self._continue(erasure)
+                moved |= await self._continue_or_note(erasure)
         return moved
+
+    async def _continue_or_note(self, erasure: Erasure) -> bool:
+        """Continue an erasure; one that cannot be is tried again later, and keeps no other waiting.
+
+        Raises:
+            ServiceError: UNAVAILABLE.
+        """
+        try:
+            return await self._continue(erasure)
+        except Exception as error:
+            if isinstance(error, ServiceError) and error.passes:
+                raise
+            _log.error("erasure not continued", erasure_id=erasure.erasure_id, exc_info=error)
+            self._note(erasure.erasure_id, failed=True)
+            return False
 
     async def _continue(self, erasure: Erasure) -> bool:
         """Take what can be taken, or complete it; whether anything was done."""

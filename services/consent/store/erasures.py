@@ -6,6 +6,7 @@ its commit on nobody is allowed anything about the person and nothing about them
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -210,10 +211,12 @@ async def _find(connection: Connection, erasure_id: str) -> Erasure | None:
 async def _with_steps(connection: Connection, rows: Sequence[asyncpg.Record]) -> list[Erasure]:
     steps: dict[str, list[Progress]] = {row["erasure_id"]: [] for row in rows}
     for row in await connection.fetch(STEPS_SQL, list(steps)) if steps else ():
-        counts = tuple((store, name, count) for store, name, count in json.loads(row["counts"]))
-        steps[row["erasure_id"]].append(
-            Progress(row["service"], Step(row["step"]), row["taken_at"], counts, row["waiting_for"])
-        )
+        # A step that cannot be read is as though it had not been taken: it is taken again, and answers the same.
+        with suppress(ValueError, TypeError):
+            counts = tuple((store, name, count) for store, name, count in json.loads(row["counts"]))
+            steps[row["erasure_id"]].append(
+                Progress(row["service"], Step(row["step"]), row["taken_at"], counts, row["waiting_for"])
+            )
     return [_erasure(row, tuple(steps[row["erasure_id"]])) for row in rows]
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 import structlog
 
 from services.chassis.alarms import Alarm, set_alarm
+from services.chassis.dead_letters import put_aside, read_each
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.events import ORIGIN, LogPosition
 from services.chassis.metrics import JOURNAL_LAG_S
@@ -291,7 +292,11 @@ class PostgresJournal:
         if not events:
             return False
         fresh = [event for event in events if event.event_id not in tail.known]
-        entries = [entry for event in fresh if (entry := wire.journal_entry(event)) is not None]
+        found, letters = read_each(
+            fresh, [b"" for _ in fresh], lambda event, _: wire.journal_entry(event), "consent", "journal"
+        )
+        await put_aside(self._pool, letters)
+        entries = [entry for _, entry in found if entry is not None]
         if entries:
             tail.end = await asyncio.to_thread(self._file.append, tail.end, entries)
         tail.cursor = events[-1].position

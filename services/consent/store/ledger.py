@@ -13,6 +13,7 @@ from datetime import datetime
 
 import asyncpg
 
+from services.chassis.dead_letters import letter_of, passes, put_aside, read_each
 from services.chassis.errors import ServiceError
 from services.chassis.events import Append, Appended, NewEvent
 from services.chassis.eventstore import (
@@ -32,6 +33,9 @@ from services.consent.domain.ledger import EVERY_PURPOSE, NEVER, Answer, Standin
 from services.consent.domain.verdicts import Snapshot
 from services.consent.store.policies import PostgresPolicies
 
+_STATES = frozenset(map(int, State))
+# Whose log it is and who reads it, as dead letters name them.
+READER = ("consent", "history")
 # A transaction whose COMMIT was not answered may still be running: the second try waits for it at the lock, and then
 # finds its command, or applies it.
 TRIES_MAX = 2
@@ -126,22 +130,31 @@ class PostgresLedger:
         """See handlers.ledger.Ledger."""
         async with acquire(self._pool) as connection:
             rows = await connection.fetch(HISTORY_SQL, [_stream_id(one) for one in member_ids], limit)
-        return [(row["subject_id"], wire.decode_answer(recorded(row))) for row in rows]
+        events = [recorded(row) for row in rows]
+        found, letters = read_each(events, [b"" for _ in events], lambda event, _: wire.decode_answer(event), *READER)
+        await put_aside(self._pool, letters)
+        return [(event.subject_id, answer) for event, answer in found]
 
     async def expire(self, decide: Decide, *, limit: int) -> int:
         """See handlers.Ledger. Each member in a transaction of its own, so that none waits for another."""
         async with acquire(self._pool) as connection:
             rows = await connection.fetch(RAN_OUT_SQL, limit)
+        failed = False
         for member_id in dict.fromkeys(row["member_id"] for row in rows):
             try:
                 async with transaction(self._pool) as connection:
                     await connection.execute(LOCK_SQL, member_id)
                     await self._decide(connection, member_id, decide)
-            except ServiceError as error:
-                # Erased between the two statements.
-                if error.reason != "SUBJECT_ERASED":
+            except Exception as error:
+                if passes(error):
                     raise
-        return len(rows)
+                # Erased between the two statements; anything else is told, and keeps no other grant from running out.
+                if not (isinstance(error, ServiceError) and error.reason == "SUBJECT_ERASED"):
+                    letter = letter_of(error, "consent", "expiries", channel="consent_state")
+                    await put_aside(self._pool, [replace(letter, subject_id=member_id)])
+                    failed = True
+        # What fails is found again each time, and is no reason to look again at once.
+        return 0 if failed else len(rows)
 
     async def put_back(self, event_id: str, member_id: str, answer: Answer) -> bool:
         """Record a fact that this log once held, under its id and with its times; whether that changed anything.
@@ -239,7 +252,8 @@ def _standings(rows: Sequence[asyncpg.Record]) -> dict[str, dict[str, Standing]]
 
 def _standing(row: asyncpg.Record) -> Standing:
     return Standing(
-        state=State(row["state"]),
+        # What a newer release wrote and this one does not know allows nothing, and costs no other answer its reader.
+        state=State(row["state"]) if row["state"] in _STATES else State.DENIED,
         consent_version=row["consent_version"],
         recorded_at=row["recorded_at"],
         answered_at=row["answered_at"],

@@ -141,7 +141,8 @@ class Refresher:
     async def _site(self, now: Standing, held: CompiledSite | None) -> CompiledSite | None:
         if not now.site_version or (held is not None and held.site.version == now.site_version):
             return held
-        return await self._sites.load(now.site_version)
+        # One that cannot be read leaves the site that decides now.
+        return await self._sites.load(now.site_version) or held
 
     async def _items(self, now: Standing, held: Catalog) -> Catalog:
         if now.catalog_version == held.version:

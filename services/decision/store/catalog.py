@@ -2,7 +2,10 @@
 
 from collections.abc import Sequence
 
+import asyncpg
+
 from services.chassis.clock import Clock
+from services.chassis.dead_letters import put_aside, read_rows
 from services.chassis.events import ORIGIN, Append, LogPosition, NewEvent
 from services.chassis.eventstore import append_in
 from services.chassis.ids import uuid7
@@ -27,7 +30,7 @@ ADVANCE_SQL = "UPDATE standing SET catalog_version = $1, catalog_stream_version 
 # The newest state of each item that changed, in the order the items first entered: rows of replicas that started at
 # different times then agree.
 CHANGED_SQL = """
-SELECT newest.item, head.catalog_version
+SELECT newest.item_id, newest.item, head.catalog_version
 FROM standing head
 LEFT JOIN LATERAL (
     SELECT DISTINCT ON (item_id) item_id, item,
@@ -40,7 +43,7 @@ ORDER BY newest.entered, newest.item_id
 # A thousand of them are a message or a few.
 PAGE_ITEMS = 1000
 PAGE_SQL = """
-SELECT DISTINCT ON (item_id) item FROM items WHERE item_id > $1 ORDER BY item_id, catalog_version DESC LIMIT $2
+SELECT DISTINCT ON (item_id) item_id, item FROM items WHERE item_id > $1 ORDER BY item_id, catalog_version DESC LIMIT $2
 """
 POSITION_SQL = """
 SELECT epoch, xid, position FROM events WHERE stream_id = $1 ORDER BY version DESC LIMIT 1
@@ -58,21 +61,30 @@ class PostgresCatalog:
         """See handlers.ports.CatalogStore."""
         async with acquire(self._pool) as connection:
             rows = await connection.fetch(CHANGED_SQL, catalog_version)
-        items = [item_from_bytes(row["item"]) for row in rows if row["item"] is not None]
-        return (rows[0]["catalog_version"] if rows else catalog_version), items
+        items = await self._readable([row for row in rows if row["item"] is not None])
+        return (rows[0]["catalog_version"] if rows else catalog_version), list(items.values())
 
     async def at(self, item_ids: Sequence[str], catalog_version: int) -> list[Item | None]:
         """See handlers.ports.CatalogStore."""
         async with acquire(self._pool) as connection:
             rows = await connection.fetch(NEWEST_SQL, list(item_ids), catalog_version)
-        found = {row["item_id"]: item_from_bytes(row["item"]) for row in rows}
+        found = await self._readable(rows)
         return [found.get(item_id) for item_id in item_ids]
 
     async def page(self, *, after: str = "") -> list[DeclaredItem]:
         """See handlers.ports.CatalogStore."""
         async with acquire(self._pool) as connection:
             rows = await connection.fetch(PAGE_SQL, after, PAGE_ITEMS)
-        return [DeclaredItem(item_from_bytes(row["item"]), row["item"]) for row in rows]
+        found = await self._readable(rows)
+        return [DeclaredItem(found[row["item_id"]], row["item"]) for row in rows if row["item_id"] in found]
+
+    async def _readable(self, rows: Sequence[asyncpg.Record]) -> dict[str, Item]:
+        """Items by id, less those that cannot be read: they are not offered, and keep no other from being."""
+        found, letters = read_rows(
+            rows, lambda row: item_from_bytes(row["item"]), "decision", "catalog", "items", "item_id"
+        )
+        await put_aside(self._pool, letters)
+        return {row["item_id"]: item for row, item in found}
 
     async def upsert(self, items: Sequence[DeclaredItem]) -> tuple[int, LogPosition]:
         """See handlers.ports.CatalogStore."""

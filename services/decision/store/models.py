@@ -145,4 +145,7 @@ def _stream_of(name: str) -> str:
 
 
 def _metrics(data: str) -> Mapping[str, float]:
-    return {name: float(value) for name, value in json.loads(data).items()}
+    """What a model scored; figures that cannot be read are left out, so that models can be listed all the same."""
+    values = json.loads(data)
+    figures = values.items() if isinstance(values, dict) else ()
+    return {name: float(value) for name, value in figures if isinstance(value, int | float)}

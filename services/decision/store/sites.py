@@ -1,6 +1,7 @@
 """Sites, kept for ever by content hash; one of them decides."""
 
 from services.chassis.clock import Clock
+from services.chassis.dead_letters import put_aside, read_rows
 from services.chassis.events import Append, NewEvent
 from services.chassis.eventstore import append_in
 from services.chassis.ids import uuid7
@@ -17,7 +18,7 @@ INSERT_SQL = """
 INSERT INTO sites (site_version, site, feature_set) VALUES ($1, $2, $3) ON CONFLICT (site_version) DO NOTHING
 """
 ACTIVATE_SQL = "UPDATE standing SET site_version = $1, site_stream_version = site_stream_version + 1"
-LOAD_SQL = "SELECT site, feature_set FROM sites WHERE site_version = $1"
+LOAD_SQL = "SELECT site_version, site, feature_set FROM sites WHERE site_version = $1"
 SITE_SQL = "SELECT site FROM sites WHERE site_version = $1"
 
 
@@ -32,7 +33,16 @@ class PostgresSites:
         """See handlers.ports.SiteStore."""
         async with acquire(self._pool) as connection:
             row = await connection.fetchrow(LOAD_SQL, site_version)
-        return None if row is None else compiled_from_bytes(row["site"], row["feature_set"])
+        found, letters = read_rows(
+            [] if row is None else [row],
+            lambda row: compiled_from_bytes(row["site"], row["feature_set"]),
+            "decision",
+            "sites",
+            "sites",
+            "site_version",
+        )
+        await put_aside(self._pool, letters)
+        return found[0][1] if found else None
 
     async def data(self, site_version: str) -> bytes:
         """See handlers.ports.SiteStore."""

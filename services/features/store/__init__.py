@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import asyncpg
 import structlog
 from comity.features.v1 import feature_set_pb2
 
@@ -11,6 +12,7 @@ from services.chassis import metrics
 from services.chassis.alarms import Alarm, set_alarm
 from services.chassis.cache import split_version
 from services.chassis.clock import Clock
+from services.chassis.dead_letters import Letter, put_aside, read_rows
 from services.chassis.errors import ServiceError
 from services.chassis.events import ORIGIN, Append, LogPosition, NewEvent
 from services.chassis.eventstore import append_in
@@ -37,6 +39,9 @@ from services.features.wire import (
 # Durable name at both sources.
 CONSUMER = "features"
 STREAM = "feature_sets"
+# Source, reader, table and keys of rows, as dead letters name them.
+ITEM_ROWS = ("features", "item columns", "items", "id")
+BLOCK_ROWS = ("features", "item columns", "item_blocks", "item_id", "partition")
 
 BOOK_SQL = """
 SELECT s.version, s.feature_set, s.sequence, (SELECT a.version FROM active_feature_set a) AS active
@@ -310,13 +315,30 @@ async def put_states(connection: Connection, book: Book, states: Sequence[Member
 
 
 async def blocks_to_change(connection: Connection, book: Book, blocks: Iterable[Block]) -> dict[Block, ItemCounts]:
-    """These blocks, locked until the transaction ends; those that do not exist are absent."""
+    """These blocks, locked until the transaction ends; those that do not exist are absent.
+
+    Raises:
+        UnreadableStateError: one cannot be read; overwriting it would forget what it counts.
+    """
+    rows = await _lock_blocks(connection, blocks)
+    return {(row["item_id"], row["partition"]): _block_of(book, row) for row in rows}
+
+
+async def readable_blocks(
+    connection: Connection, book: Book, blocks: Iterable[Block]
+) -> tuple[dict[Block, ItemCounts], list[Letter]]:
+    """As blocks_to_change, less those that cannot be read, and their letters."""
+    found, letters = read_rows(await _lock_blocks(connection, blocks), lambda row: _block_of(book, row), *BLOCK_ROWS)
+    return {(row["item_id"], row["partition"]): counts for row, counts in found}, letters
+
+
+async def _lock_blocks(connection: Connection, blocks: Iterable[Block]) -> list[asyncpg.Record]:
     asked = sorted(blocks)
-    rows = await connection.fetch(BLOCKS_TO_CHANGE_SQL, [b[0] for b in asked], [b[1] for b in asked])
-    return {
-        (row["item_id"], row["partition"]): decode_block(book.item_layout, row["state"], book.item_layouts)
-        for row in rows
-    }
+    return list(await connection.fetch(BLOCKS_TO_CHANGE_SQL, [b[0] for b in asked], [b[1] for b in asked]))
+
+
+def _block_of(book: Book, row: asyncpg.Record) -> ItemCounts:
+    return decode_block(book.item_layout, row["state"], book.item_layouts)
 
 
 async def put_blocks(connection: Connection, book: Book, blocks: Mapping[Block, ItemCounts]) -> None:
@@ -371,16 +393,17 @@ class ItemStore:
         ):
             standing = await _standing(connection)
             seen_to = await connection.fetchval(XMIN_SQL)
-            items = await connection.fetch(CHANGED_ITEMS_SQL, since)
-            blocks = await connection.fetch(CHANGED_BLOCKS_SQL, since)
+            item_rows = await connection.fetch(CHANGED_ITEMS_SQL, since)
+            block_rows = await connection.fetch(CHANGED_BLOCKS_SQL, since)
+        # One that cannot be read is as though it were not there; the columns of the others go on.
+        items, letters = read_rows(item_rows, lambda row: item_from_bytes(row["item"]), *ITEM_ROWS)
+        blocks, more = read_rows(block_rows, lambda row: _block_of(book, row), *BLOCK_ROWS)
+        await put_aside(self._pool, letters + more)
         return Changes(
             standing,
             seen_to,
-            {row["id"]: item_from_bytes(row["item"]) for row in items},
-            {
-                (row["item_id"], row["partition"]): decode_block(book.item_layout, row["state"], book.item_layouts)
-                for row in blocks
-            },
+            {row["id"]: item for row, item in items},
+            {(row["item_id"], row["partition"]): counts for row, counts in blocks},
         )
 
 

@@ -8,6 +8,7 @@ from uuid import UUID
 import structlog
 
 from services.chassis.cache import VERSION_BYTES, split_version
+from services.chassis.dead_letters import put_aside_in
 from services.chassis.erasure import POSTGRES, Erasure, Step, count_in, delete_from_log
 from services.chassis.events import ORIGIN
 from services.chassis.holdings import VALKEY, HeldRecord, Holding, log_holdings, log_records
@@ -29,7 +30,7 @@ from services.features.domain.members import (
 )
 from services.features.domain.requests import Source
 from services.features.domain.withdrawal import Folded, withdraw
-from services.features.store import CONSUMER, STATES_SQL, Books, blocks_to_change, cache_key, put_blocks
+from services.features.store import CONSUMER, STATES_SQL, Books, cache_key, put_blocks, readable_blocks
 
 _log = structlog.get_logger(__name__)
 
@@ -171,7 +172,8 @@ class FeaturesHoldings:
                 return
             book = await self._books.refresh(connection)
             folded = await _folded(connection, recorded)
-            before = await blocks_to_change(connection, book, blocks_of(one.behavior for one in folded))
+            # A block that cannot be read holds up nobody's erasure: it is put aside, and told.
+            before, letters = await readable_blocks(connection, book, blocks_of(one.behavior for one in folded))
             after = withdraw(book.item_layout, await _declared_s(connection, book), before, folded)
             await put_blocks(connection, book, after)
             counts = {(POSTGRES, "item_blocks"): len(after), (POSTGRES, "item_blocks: events"): len(folded)}
@@ -179,6 +181,9 @@ class FeaturesHoldings:
                 # Features was restored from before the erasure, and what would be subtracted is deleted or unreadable.
                 _log.warning("item counts keep an erased person", erasure_id=erasure.erasure_id)
                 counts[POSTGRES, "item_blocks: not subtracted"] = 1
+            for letter in letters:
+                await put_aside_in(connection, letter)
+                counts[POSTGRES, "item_blocks: not subtracted"] = len(letters)
             await count_in(connection, erasure.erasure_id, Step.WITHDRAW, counts)
 
 

@@ -11,11 +11,15 @@ impossible:
 
 Outcomes lie in a stream of their behavior's name, so joining again after a crash, or two joiners for a
 moment, record nothing twice. Progress is written after the effect.
+
+A decision or an answer that cannot be read or joined stops nobody: a page that fails other than by an outage is taken
+in halves, and what fails alone is put aside.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
+from typing import TypeVar
 
 from services.chassis.clock import Clock
 from services.chassis.deadline import remaining_s
@@ -43,7 +47,10 @@ from services.feedback.handlers.ports import (
     Progress,
     Schemas,
     Subjects,
+    Unread,
 )
+
+T = TypeVar("T", Arrival, Answer)
 
 ARRIVALS = "arrivals"
 ANSWERS = "answers"
@@ -71,10 +78,12 @@ class JoinOutcomes:
         schemas: Schemas,
         subjects: Subjects,
         consents: Consents,
+        unread: Unread,
         clock: Clock,
         blinding_key: bytes,
         reward_window: timedelta,
     ) -> None:
+        self._unread = unread
         self._log = log
         self._decisions = decisions
         self._progress = progress
@@ -102,19 +111,22 @@ class JoinOutcomes:
         arrivals = await self._decisions.arrivals(await self._progress.position(ARRIVALS), limit=ARRIVALS_PAGE)
         if not arrivals:
             return False
+        await self._apart(arrivals, lambda some: self._arrive(some, book))
+        await self._progress.advance(ARRIVALS, arrivals[-1].position)
+        return True
+
+    async def _arrive(self, arrivals: Sequence[Arrival], book: SchemaBook) -> None:
         exposure = book.get(EXPOSURE)
         if exposure is not None:
             await self._expose(arrivals, exposure)
         waiting = await self._progress.waiting_for([arrival.decision_id for arrival in arrivals])
         if waiting:
             await self._join_waiting(waiting, book)
-        await self._progress.advance(ARRIVALS, arrivals[-1].position)
-        return True
 
     async def _join_waiting(self, waiting: Sequence[Waiting], book: SchemaBook) -> None:
         answers = await self._log.answers_by_id([entry.behavior_id for entry in waiting])
         decided = await self._decisions.decided(sorted({entry.decision_id for entry in waiting}))
-        await self._record(answers, decided, book)
+        await self._apart(answers, lambda some: self._record(some, decided, book))
         await self._progress.settle([entry.behavior_id for entry in waiting])
 
     async def _join_answers(self, book: SchemaBook) -> bool:
@@ -122,20 +134,45 @@ class JoinOutcomes:
         read, end = await self._log.answers(after, limit=ANSWERS_PAGE)
         if end == after:
             return False
-        answers = [answer for answer in read if answer.type in book and book[answer.type].is_outcome]
-        if answers:
-            await self._join_or_wait(answers, book)
+        answers = [answer for answer in read if _is_rewarded(answer, book)]
+        await self._apart(answers, lambda some: self._join_or_wait(some, book))
         await self._progress.advance(ANSWERS, end)
         return True
 
+    async def again(self, behavior_id: str) -> None:
+        """Join an answer that was put aside, or have it wait for its decision."""
+        book = await self._schemas.book()
+        answers = await self._log.answers_by_id([behavior_id])
+        await self._join_or_wait([answer for answer in answers if _is_rewarded(answer, book)], book)
+
+    async def _apart(self, items: Sequence[T], work: Callable[[Sequence[T]], Awaitable[None]]) -> None:
+        """Do it for all at once; where one of them makes it fail, for the others, and put that one aside.
+
+        Raises:
+            ServiceError: an outage, which is everybody's.
+        """
+        if not items:
+            return
+        try:
+            await work(items)
+        except Exception as error:
+            if isinstance(error, ServiceError) and error.passes:
+                raise
+            if len(items) == 1:
+                await self._unread.put_aside(items[0], error)
+                return
+            # What is done twice is recorded once.
+            middle = len(items) // 2
+            await self._apart(items[:middle], work)
+            await self._apart(items[middle:], work)
+
     async def _join_or_wait(self, answers: Sequence[Answer], book: SchemaBook) -> None:
-        decision_ids = sorted({answer.decision_id for answer in answers})
-        known = await self._decisions.known(decision_ids)
+        decided = await self._decisions.decided(sorted({answer.decision_id for answer in answers}))
         now = self._clock.now()
+        # Also for one that is here and cannot be read: it may be put right, and arrives again then.
         await self._progress.wait(
-            [Waiting(a.behavior_id, a.decision_id, now) for a in answers if a.decision_id not in known]
+            [Waiting(a.behavior_id, a.decision_id, now) for a in answers if a.decision_id not in decided]
         )
-        decided = await self._decisions.decided(sorted(known))
         await self._record(answers, decided, book)
 
     async def _record(self, answers: Sequence[Answer], decided: dict[str, Decided], book: SchemaBook) -> None:
@@ -192,6 +229,10 @@ class JoinOutcomes:
         if self._expired_at is None or now - self._expired_at >= EXPIRE_EVERY:
             await self._progress.expire(now - self._reward_window)
             self._expired_at = now
+
+
+def _is_rewarded(answer: Answer, book: SchemaBook) -> bool:
+    return answer.type in book and book[answer.type].is_outcome
 
 
 def _refused_by_signal(decided: Decided, schema: EventSchema) -> Refusal | None:

@@ -105,16 +105,20 @@ class Decisions(Protocol):
         """Those that are here and can be opened, by id."""
         ...
 
-    async def known(self, decision_ids: Sequence[str]) -> frozenset[str]:
-        """Which of them are here, whether they can be opened or not."""
-        ...
-
     async def arrivals(self, after: LogPosition, *, limit: int) -> list[Arrival]:
         """Up to *limit* decisions in the order they came in."""
         ...
 
     async def newest_arrival(self) -> LogPosition:
         """The last one that came in, also where readers cannot yet go."""
+        ...
+
+
+class Unread(Protocol):
+    """What cannot be read or joined."""
+
+    async def put_aside(self, item: Arrival | Answer, error: Exception) -> None:
+        """Keep for an operator that it was passed over, and why; what is there already stays."""
         ...
 
 

@@ -7,9 +7,11 @@ from services.feedback.store.holdings import FeedbackHoldings
 from services.feedback.store.progress import PostgresProgress
 from services.feedback.store.rectification import PostgresRecordedBehavior
 from services.feedback.store.schemas import PostgresSchemas
+from services.feedback.store.unread import JoinerLetters
 
 __all__ = [
     "FeedbackHoldings",
+    "JoinerLetters",
     "PostgresArchive",
     "PostgresDecisions",
     "PostgresProgress",

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 
+from services.chassis.dead_letters import put_aside, read_each
 from services.chassis.events import ORIGIN, LogPosition, RecordedEvent
 from services.chassis.eventstore import recorded
 from services.chassis.postgres import Pool, acquire
@@ -11,7 +12,7 @@ from services.feedback.domain.replay import Kind, Range, Replayed
 from services.feedback.store.behavior import NEWEST_SQL
 from services.feedback.store.decisions import NEWEST_ARRIVAL_SQL
 from services.feedback.store.rows import DECISION_COLUMNS, EVENT_COLUMNS, decision_of, position_of
-from services.feedback.wire import KIND_OF, TYPE_OF, placement_of
+from services.feedback.wire import DECISION_MADE, KIND_OF, TYPE_OF, decode_decided, placement_of
 
 # A decision is a few kilobytes: a page is about two megabytes, and its keys are one call to identity.
 DECISIONS_PAGE = 500
@@ -70,10 +71,7 @@ class PostgresArchive:
         else:
             reads = self._events_of(kinds, within, member_ids) if member_ids else self._events(kinds, within)
         async for events in reads:
-            page = await self._opened(events)
-            if placement_id:
-                page = [event for event in page if placement_of(event.kind, event.payload) == placement_id]
-            yield page
+            yield await self._opened(events, placement_id)
 
     async def _decisions(self, within: Range) -> AsyncIterator[list[RecordedEvent]]:
         end = await self._end(NEWEST_ARRIVAL_SQL)
@@ -128,20 +126,30 @@ class PostgresArchive:
             row = await connection.fetchrow(newest_sql)
         return LogPosition(*row) if row is not None else ORIGIN
 
-    async def _opened(self, events: Sequence[RecordedEvent]) -> list[Replayed]:
+    async def _opened(self, events: Sequence[RecordedEvent], placement_id: str) -> list[Replayed]:
+        """Those that can be read, of the placement where one is named; one that cannot costs the others nothing."""
         opened = await self._sealer.open_many(events)
-        return [
-            Replayed(
-                kind=KIND_OF.get(event.type, Kind.DECISION),
-                event_id=event.event_id,
-                member_id=event.subject_id,
-                occurred_at=event.occurred_at,
-                position=event.position,
-                payload=plain,
-            )
-            for event, plain in zip(events, opened, strict=True)
-            if isinstance(plain, bytes)
-        ]
+        source = "decision" if events[0].type == DECISION_MADE else "feedback"
+        found, letters = read_each(events, opened, _replayed, source, "replay")
+        await put_aside(self._pool, letters)
+        return [fact for _, (fact, placement) in found if placement_id in ("", placement)]
+
+
+def _replayed(event: RecordedEvent, plain: bytes) -> tuple[Replayed, str]:
+    """The fact, and its placement, which shows that it can be read."""
+    kind = KIND_OF.get(event.type, Kind.DECISION)
+    fact = Replayed(
+        kind=kind,
+        event_id=event.event_id,
+        member_id=event.subject_id,
+        occurred_at=event.occurred_at,
+        position=event.position,
+        payload=plain,
+    )
+    placement_id = (
+        decode_decided(event.subject_id, plain).placement_id if kind is Kind.DECISION else placement_of(kind, plain)
+    )
+    return fact, placement_id
 
 
 def _bounds(within: Range) -> tuple[datetime, datetime]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from services.chassis.clock import Clock
+from services.chassis.dead_letters import put_aside, read_each
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.events import ORIGIN, Append, LogPosition, NewEvent, RecordedEvent, Sealed
 from services.chassis.eventstore import recorded
@@ -14,7 +15,7 @@ from services.chassis.sealing import Sealer, ToSeal
 from services.chassis.tracing import traceparent
 from services.feedback.domain.attribution import Answer, Outcome, outcome_stream_of
 from services.feedback.domain.behavior import NewBehavior, NotRecorded, Stored
-from services.feedback.store.rows import EVENT_COLUMNS, position_of
+from services.feedback.store.rows import EVENT_COLUMNS, JOINER, position_of
 from services.feedback.wire import (
     BEHAVIOR_RECORDED,
     OUTCOME_ATTRIBUTED,
@@ -120,10 +121,10 @@ class SealedBehaviorLog:
         async with acquire(self._pool) as connection:
             events = [recorded(row) for row in await connection.fetch(STORED_SQL, list(stream_ids))]
         opened = await self._sealer.open_many(events) if events else []
-        return {
-            event.stream_id: Stored(event.position, decode_behavior(plain) if isinstance(plain, bytes) else None)
-            for event, plain in zip(events, opened, strict=True)
-        }
+        found, letters = read_each(events, opened, lambda _, plain: decode_behavior(plain), "feedback", "track")
+        await put_aside(self._pool, letters)
+        readable = {event.event_id: behavior for event, behavior in found}
+        return {event.stream_id: Stored(event.position, readable.get(event.event_id)) for event in events}
 
     async def newest(self) -> LogPosition:
         """See handlers.ports.BehaviorLog."""
@@ -147,10 +148,9 @@ class SealedBehaviorLog:
     async def _opened(self, events: Sequence[RecordedEvent]) -> list[Answer]:
         """Those that name a decision and can be opened; an erased person's behavior answers nothing any more."""
         opened = await self._sealer.open_many(events) if events else []
-        answers = (
-            decode_answer(event, plain) for event, plain in zip(events, opened, strict=True) if isinstance(plain, bytes)
-        )
-        return [answer for answer in answers if answer is not None]
+        found, letters = read_each(events, opened, decode_answer, "feedback", JOINER)
+        await put_aside(self._pool, letters)
+        return [answer for _, answer in found if answer is not None]
 
 
 def _append(entry: NewBehavior, payload: Sealed | bytes, now: datetime, trace: str) -> Append:

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from uuid import UUID
 
+from services.chassis.dead_letters import put_aside, read_each
 from services.chassis.events import ORIGIN, LogPosition, RecordedEvent, Sealed
 from services.chassis.postgres import Connection, Pool, acquire
 from services.chassis.sealing import Sealer
 from services.feedback.domain.attribution import Arrival, Decided
-from services.feedback.store.rows import DECISION_COLUMNS, decision_of
+from services.feedback.store.rows import DECISION_COLUMNS, JOINER, decision_of
 from services.feedback.wire import decode_decided
 
 # A correction is the next version of a decision's stream, and the newest version is the decision.
@@ -19,14 +20,13 @@ SELECT fact.*, log_epoch.epoch
 FROM log_epoch, unnest($1::text[], $2::integer[], $3::uuid[], $4::text[], $5::timestamptz[], $6::text[], $7::bytea[],
                        $8::bytea[], $9::integer[], $10::xid8[], $11::bigint[]) AS fact
 ON CONFLICT (decision_id) DO UPDATE
-SET version = EXCLUDED.version, event_id = EXCLUDED.event_id, decided_at = EXCLUDED.decided_at,
-    key_id = EXCLUDED.key_id, nonce = EXCLUDED.nonce, payload = EXCLUDED.payload, epoch = EXCLUDED.epoch,
-    xid = EXCLUDED.xid, position = EXCLUDED.position, arrival_epoch = EXCLUDED.arrival_epoch,
+SET version = EXCLUDED.version, event_id = EXCLUDED.event_id, member_id = EXCLUDED.member_id,
+    decided_at = EXCLUDED.decided_at, key_id = EXCLUDED.key_id, nonce = EXCLUDED.nonce, payload = EXCLUDED.payload,
+    epoch = EXCLUDED.epoch, xid = EXCLUDED.xid, position = EXCLUDED.position, arrival_epoch = EXCLUDED.arrival_epoch,
     arrival_xid = pg_current_xact_id(), arrival = DEFAULT
 WHERE decision_facts.version < EXCLUDED.version
 """
 DECIDED_SQL = f"SELECT {DECISION_COLUMNS} FROM decision_facts WHERE decision_id = ANY($1::text[])"
-KNOWN_SQL = "SELECT decision_id FROM decision_facts WHERE decision_id = ANY($1::text[])"
 ARRIVALS_SQL = """
 SELECT decision_id, member_id, arrival_epoch, arrival_xid, arrival FROM decision_facts
 WHERE (arrival_epoch, arrival_xid, arrival) > ($1, $2::xid8, $3)
@@ -81,18 +81,13 @@ class PostgresDecisions:
             return {}
         async with acquire(self._pool) as connection:
             rows = await connection.fetch(DECIDED_SQL, list(decision_ids))
-        opened = await self._sealer.open_many([decision_of(row) for row in rows]) if rows else []
-        return {
-            row["decision_id"]: decode_decided(row["member_id"], plain)
-            for row, plain in zip(rows, opened, strict=True)
-            if isinstance(plain, bytes)
-        }
-
-    async def known(self, decision_ids: Sequence[str]) -> frozenset[str]:
-        """See handlers.ports.Decisions."""
-        async with acquire(self._pool) as connection:
-            rows = await connection.fetch(KNOWN_SQL, list(decision_ids))
-        return frozenset(row["decision_id"] for row in rows)
+        events = [decision_of(row) for row in rows]
+        opened = await self._sealer.open_many(events) if rows else []
+        found, letters = read_each(
+            events, opened, lambda event, plain: decode_decided(event.subject_id, plain), "decision", JOINER
+        )
+        await put_aside(self._pool, letters)
+        return {event.stream_id: decided for event, decided in found}
 
     async def arrivals(self, after: LogPosition, *, limit: int) -> list[Arrival]:
         """See handlers.ports.Decisions."""

@@ -7,6 +7,7 @@ sees it as a repetition, and what features count (type, items, time) no rectific
 from collections.abc import Callable, Sequence
 from uuid import UUID
 
+from services.chassis.dead_letters import put_aside, read_each
 from services.chassis.erasure import ERASING_SQL, erased_in
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.events import RecordedEvent, Sealed
@@ -15,6 +16,7 @@ from services.chassis.holdings import events_of
 from services.chassis.log_rows import recorded
 from services.chassis.postgres import Connection, Pool, acquire, transaction
 from services.chassis.sealing import Sealer, ToSeal
+from services.feedback.domain.behavior import Behavior
 from services.feedback.domain.rectification import Rectification, put_right
 from services.feedback.store.rows import EVENT_COLUMNS
 from services.feedback.wire import BEHAVIOR_RECORDED, decode_behavior, encode_behavior
@@ -59,8 +61,7 @@ class PostgresRecordedBehavior:
     async def holds(self, event_id: str, member_ids: Sequence[str], behavior_type: str) -> bool:
         """See handlers.ports.RecordedBehavior."""
         events = await self._event(event_id, member_ids)
-        opened = await self._sealer.open_many(events)
-        return any(isinstance(plain, bytes) and decode_behavior(plain).type == behavior_type for plain in opened)
+        return any(behavior.type == behavior_type for _, behavior in await self._readable(events))
 
     async def put_right(self, asked: Rectification) -> int:
         """See handlers.ports.RecordedBehavior. A page a transaction: what is interrupted goes on where it stopped."""
@@ -73,11 +74,10 @@ class PostgresRecordedBehavior:
 
     async def _page(self, asked: Rectification, events: Sequence[RecordedEvent]) -> int:
         """Put right what is wrong among these; how many by the request so far, 0 where nothing is."""
-        opened = await self._sealer.open_many(events)
         wrong = [
             (event, behavior)
-            for event, plain in zip(events, opened, strict=True)
-            if isinstance(plain, bytes) and (behavior := put_right(decode_behavior(plain), asked)) is not None
+            for event, recorded_as in await self._readable(events)
+            if (behavior := put_right(recorded_as, asked)) is not None
         ]
         if not wrong:
             return 0
@@ -106,6 +106,13 @@ class PostgresRecordedBehavior:
         if replaced:
             self._on_commit()
         return int(count)
+
+    async def _readable(self, events: Sequence[RecordedEvent]) -> list[tuple[RecordedEvent, Behavior]]:
+        """Those that can be read; the others are put aside, and keep nobody's rectification waiting."""
+        opened = await self._sealer.open_many(events)
+        found, letters = read_each(events, opened, lambda _, plain: decode_behavior(plain), "feedback", "rectification")
+        await put_aside(self._pool, letters)
+        return found
 
     async def _event(self, event_id: str, member_ids: Sequence[str]) -> list[RecordedEvent]:
         try:

@@ -9,6 +9,8 @@ EVENT_COLUMNS = (
     "epoch, xid, position, event_id, stream_id, version, type, subject_id, occurred_at, "
     "key_id, nonce, payload, traceparent"
 )
+# The joiner, as dead letters name it.
+JOINER = "joiner"
 DECISION_COLUMNS = "decision_id, version, event_id, member_id, decided_at, key_id, nonce, payload, epoch, xid, position"
 
 

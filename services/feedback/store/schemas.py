@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from services.chassis.clock import Clock
+from services.chassis.dead_letters import Letter, put_aside, read_rows
 from services.chassis.events import Append, NewEvent
 from services.chassis.eventstore import append_in
 from services.chassis.ids import uuid7
@@ -33,7 +34,8 @@ class PostgresSchemas:
     async def book(self) -> SchemaBook:
         """See handlers.ports.Schemas: one small read, which gives nothing while nothing was published."""
         async with acquire(self._pool) as connection:
-            newer, publication = await _newer(connection, self._publication)
+            newer, publication, letters = await _newer(connection, self._publication)
+        await put_aside(self._pool, letters)
         # Another task may have read further meanwhile; older rows must not go over newer ones.
         if publication > self._publication:
             self._held = {**self._held, **newer}
@@ -44,7 +46,7 @@ class PostgresSchemas:
         """See handlers.ports.Schemas: the table and the fact that it changed are one transaction."""
         async with transaction(self._pool) as connection:
             await connection.execute(LOCK_SQL)
-            current, publication = await _newer(connection, 0)
+            current, publication, _ = await _newer(connection, 0)
             if current != before:
                 return False
             now = self._clock.now()
@@ -55,7 +57,11 @@ class PostgresSchemas:
         return True
 
 
-async def _newer(connection: Connection, publication: int) -> tuple[dict[str, EventSchema], int]:
+async def _newer(connection: Connection, publication: int) -> tuple[dict[str, EventSchema], int, list[Letter]]:
+    """What was declared since, up to which publication, and what cannot be read: such a type is as if undeclared."""
     rows = await connection.fetch(NEWER_SQL, publication)
     newest = max((row["publication"] for row in rows), default=publication)
-    return {row["type"]: decode_schema(row["schema"]) for row in rows}, newest
+    found, letters = read_rows(
+        rows, lambda row: decode_schema(row["schema"]), "feedback", "schemas", "event_schemas", "type"
+    )
+    return {row["type"]: schema for row, schema in found}, newest, letters

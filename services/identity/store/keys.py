@@ -4,6 +4,7 @@ import hashlib
 import hmac
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 
 import asyncpg
@@ -11,6 +12,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from services.chassis.clock import Clock
+from services.chassis.dead_letters import letter_of, put_aside_in
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.events import Append, NewEvent
 from services.chassis.eventstore import append_in
@@ -66,7 +68,7 @@ class Wrapping:
         nonce, sealed = wrapped[:NONCE_BYTES], wrapped[NONCE_BYTES:]
         try:
             return self._aead.decrypt(nonce, sealed, _bound_to(member_id, key_id))
-        except InvalidTag as error:
+        except (InvalidTag, ValueError) as error:  # a value of another length than any that was wrapped
             raise ServiceError(
                 Kind.INTERNAL, "DATA_KEY_BROKEN", "a data key does not open: the row was changed, or the KEK was"
             ) from error
@@ -101,7 +103,16 @@ class PostgresKeys:
 
     async def _read(self, connection: Connection, member_ids: Sequence[str]) -> dict[str, DataKey]:
         rows = await connection.fetch(KEYS_SQL, list(member_ids))
-        return {row["member_id"]: self._key(row) for row in rows}
+        return {row["member_id"]: await self._key_or_none(connection, row) for row in rows}
+
+    async def _key_or_none(self, connection: Connection, row: asyncpg.Record) -> DataKey:
+        """The key of a row; of one that does not open none, so that whoever is asked for with it keeps theirs."""
+        try:
+            return self._key(row)
+        except ServiceError as error:
+            letter = letter_of(error, "identity", "data keys", channel="data_keys")
+            await put_aside_in(connection, replace(letter, subject_id=row["member_id"]))
+            return DataKey(row["member_id"])
 
     def _key(self, row: asyncpg.Record) -> DataKey:
         member_id, key_id, wrapped = row["member_id"], row["key_id"], row["wrapped"]

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 import pytest
@@ -21,11 +22,14 @@ class Keys(pb_grpc.KeyServiceServicer):
         self.memory = MemoryKeys()
         self.requests: list[pb.GetDataKeysRequest] = []
         self.mix_up = False
+        self.nobody = ""
 
     async def GetDataKeys(  # noqa: N802
-        self, request: pb.GetDataKeysRequest, context: object
+        self, request: pb.GetDataKeysRequest, context: Any
     ) -> pb.GetDataKeysResponse:
         self.requests.append(request)
+        if self.nobody in request.member_ids:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "is no pseudonym")
         found = await self.memory.keys(request.member_ids, mint=request.mint)
         keys = [
             pb.DataKey(member_id=key.member_id, key_id=key.key_id, key=key.key, destroyed=key.destroyed)
@@ -77,3 +81,11 @@ async def test_keys_of_other_members_are_refused(service: tuple[Keys, GrpcKeyRea
     with pytest.raises(ServiceError) as fault:
         await reader.keys(["a", "b"], mint=True)
     assert fault.value.reason == "KEYS_MIXED_UP"
+
+
+async def test_who_is_no_member_costs_the_others_no_key(service: tuple[Keys, GrpcKeyReader]) -> None:
+    """Asked for together with somebody whom identity takes for nobody, members get their keys."""
+    keys, reader = service
+    keys.nobody = "not a member"
+    found = await reader.keys(["a", "not a member", "b"], mint=True)
+    assert found.keys() == {"a", "b"}

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import nats
 import pytest
@@ -369,3 +369,28 @@ async def test_events_not_yet_relayed_are_not_the_reconcilers(site: Site) -> Non
     await site.store.append(new_append("s"))
     assert await Reconciler(site.pool, site.bus, "source").reconcile() == 0
     assert (await site.bus.stream_state("source")).last_seq == 0
+
+
+@pytest.mark.parametrize("type_name", ["", "no type", "comity.test.v1.", "comity.*", "x>"])
+async def test_event_that_no_channel_can_be_named_after_does_not_wedge_the_relay(site: Site, type_name: str) -> None:
+    """It is put aside with its reason, once, though the reconciler meets it again; the log goes on behind it."""
+    for one in (GRANTED, type_name, REVOKED):
+        await site.store.append_many(of_subject("a" * 26, one))
+    sink = site.subscription()
+    async with running(Relay(site.pool, site.store, site.bus, "source"), sink):
+        await sink.await_position(await site.store.head(), 20)
+        assert await Reconciler(site.pool, site.bus, "source").reconcile() == 0
+    assert [event.type for event in site.seen] == [GRANTED, REVOKED]
+    async with acquire(site.pool) as connection:
+        letters = await connection.fetch("SELECT consumer, type, reason FROM dead_letters")
+    assert [tuple(letter) for letter in letters] == [("relay", type_name, "UNPUBLISHABLE")]
+
+
+async def test_trace_context_that_is_none_leaves_the_message_whole(site: Site) -> None:
+    """A row whose trace context would break the headers travels without it."""
+    event = replace(new_event(subject_id="a" * 26), traceparent="00\r\nNats-Msg-Id: other")
+    await site.store.append_many([Append(event.event_id, 0, (event,)), *of_subject("a" * 26, GRANTED)])
+    sink = site.subscription()
+    async with running(Relay(site.pool, site.store, site.bus, "source"), sink):
+        await sink.await_position(await site.store.head(), 20)
+    assert len(site.seen) == 2

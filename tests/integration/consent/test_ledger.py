@@ -12,6 +12,7 @@ from comity.common.v1 import types_pb2 as common_pb
 from comity.consent.v1 import consent_service_pb2 as pb
 from comity.identity.v1 import identity_service_pb2 as identity_pb
 
+from services.chassis.clock import SystemClock
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.events import ORIGIN
 from services.chassis.eventstore import PostgresEventStore
@@ -19,6 +20,7 @@ from services.chassis.status import from_call_error
 from services.consent import wire
 from services.consent.domain.ledger import fold
 from services.consent.store import ledger
+from services.consent.store.policies import PostgresPolicies
 from tests.integration.consent.conftest import DRAIN_S
 
 ALICE, BOB = "a" * 26, "b" * 26
@@ -381,3 +383,24 @@ async def test_who_reads_a_history_leaves_a_fact(stitched: Any) -> None:
     events = await PostgresEventStore(consent.pool).read_stream(f"access-{ALICE}")
     facts = [holdings_pb.PersonalDataAccessed.FromString(bytes(event.payload)) for event in events]  # type: ignore[arg-type]  # plain
     assert [fact.access.accessor for fact in facts] == ["officer", "unstated"]
+
+
+async def test_rows_that_cannot_be_read_cost_nobody_else_an_answer(consent: Any) -> None:
+    """A state that a newer release wrote allows nothing; a fact that is none is left out of a history and put aside."""
+    await consent.record("r1", who(ALICE), ads="GRANTED", measurement="GRANTED")
+    await consent.record("r2", who(BOB), ads="GRANTED")
+    # As the migration of a release that knows more states would.
+    await consent.pool.execute("ALTER TABLE consent_state DROP CONSTRAINT consent_state_state_check")
+    await consent.pool.execute("UPDATE consent_state SET state = 99 WHERE member_id = $1 AND purpose = 'ads'", ALICE)
+    both = await consent.states([*member(ALICE)], "ads", "measurement")
+    assert both == ["DENIED", "GRANTED"]
+    assert await consent.states(member(BOB), "ads") == ["GRANTED"]
+    await consent.pool.execute(
+        "INSERT INTO events (epoch, event_id, stream_id, version, type, subject_id, occurred_at, payload, traceparent) "
+        "SELECT epoch, gen_random_uuid(), stream_id, 99, type, subject_id, now(), 'no fact', '' FROM events "
+        "WHERE subject_id = $1 LIMIT 1",
+        ALICE,
+    )
+    reader = ledger.PostgresLedger(consent.pool, consent.read_pool, PostgresPolicies(consent.pool, SystemClock()))
+    assert len(await reader.history([ALICE], limit=10)) == 2
+    assert await consent.pool.fetchval("SELECT count(*) FROM dead_letters WHERE consumer = 'history'") == 1

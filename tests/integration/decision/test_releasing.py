@@ -367,3 +367,25 @@ async def test_before_a_site_everything_says_so(start: Start) -> None:
         fresh.release.RegisterModel(iter(parts(b"abc")), timeout=TIMEOUT_S),
     ):
         assert (await refusal(call)).reason == "SITE_NOT_APPLIED"
+
+
+async def test_rows_that_cannot_be_read_stop_no_decision(deciding: Deciding) -> None:
+    """An item and a site that are broken are put aside and not served; what can be read goes on deciding."""
+    connection = await asyncpg.connect(deciding.url)
+    try:
+        await connection.execute(
+            "INSERT INTO items (item_id, catalog_version, item) SELECT 'poison', catalog_version + 1, 'no item' "
+            "FROM standing; UPDATE standing SET catalog_version = catalog_version + 1"
+        )
+        await connection.execute(
+            "INSERT INTO sites (site_version, site, feature_set) VALUES ('poison', 'no site', 'no set'); "
+            "UPDATE standing SET site_version = 'poison'"
+        )
+
+        async def put_aside() -> bool:
+            return bool(await connection.fetchval("SELECT count(DISTINCT channel) = 2 FROM dead_letters"))
+
+        await eventually(put_aside)
+    finally:
+        await connection.close()
+    assert (await deciding.decide()).decision_id

@@ -252,3 +252,29 @@ async def test_a_set_that_is_published_meanwhile_declares_nothing_that_was_count
     async with site.pool.acquire() as connection:
         assert await _declared_s(connection, Book()) == {}
         assert await _declared_s(connection, site.books.book) != {}
+
+
+async def test_rows_that_cannot_be_read_stop_neither_columns_nor_erasures(site: Site) -> None:
+    """An item and a block that are broken are put aside; the columns of the others go on, and people are erased."""
+    await site.click_through(ANN, "book", "coat")
+    await site.click_through(BOB, "book")
+    await site.pool.execute(
+        "UPDATE item_blocks SET state = 'no state', xid = pg_current_xact_id() WHERE item_id = 'coat'"
+    )
+    await site.pool.execute("INSERT INTO items (id, item) VALUES ('poison', 'no item')")
+    await site.click_through(BOB, "book")
+    assert (await site.item_clicks())["book"] == 3.0
+    counts = await site.erase(Step.SUPPRESS, Step.WITHDRAW)
+    assert counts["postgres", "item_blocks: not subtracted"] == 1
+    assert (await site.item_clicks())["book"] == 2.0
+    letters = await site.pool.fetch("SELECT channel FROM dead_letters ORDER BY channel")
+    assert [letter["channel"].rpartition("/")[0] for letter in letters] == ["item_blocks/coat", "items"]
+
+
+async def test_click_on_a_block_that_cannot_be_read_costs_no_other_click(site: Site) -> None:
+    """One message with a click on what is broken and one on what is not: the second counts, the first is put aside."""
+    await site.click_through(ANN, "coat")
+    await site.pool.execute("UPDATE item_blocks SET state = 'no state'")
+    await site.deliver(await site.record(ANN, "coat"), await site.record(BOB, "book"))
+    assert await site.clicks_of(BOB) == 1.0
+    assert await site.pool.fetchval("SELECT count(*) FROM dead_letters WHERE consumer = 'features'") == 1

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from comity.common.v1 import operations_pb2
 from comity.common.v1.holdings_pb2_grpc import HoldingsServiceStub
+from comity.common.v1.operations_pb2_grpc import OperationsServiceStub
 from comity.common.v1.types_pb2 import Identity, Member, SubjectRef
 from comity.consent.v1 import consent_service_pb2 as consent_pb2
 from comity.consent.v1 import consent_service_pb2_grpc as consent_grpc
@@ -23,7 +25,7 @@ from comity.identity.v1 import identity_service_pb2_grpc as identity_grpc
 
 from services.chassis.bus import NatsBus
 from services.chassis.envelope import to_position
-from services.chassis.errors import Kind, ServiceError
+from services.chassis.errors import Kind, ServiceError, invalid
 from services.chassis.events import Append, Appended, LogPosition, NewEvent, Sealed
 from services.chassis.eventstore import PostgresEventStore
 from services.chassis.ids import uuid7
@@ -74,7 +76,10 @@ class IdentityStandIn(identity_grpc.IdentityServiceServicer, identity_grpc.KeySe
     async def GetDataKeys(  # noqa: N802
         self, request: identity_pb2.GetDataKeysRequest, context: Any
     ) -> identity_pb2.GetDataKeysResponse:
-        """Keys from memory."""
+        """Keys from memory; as identity does it refuses a call that names no member."""
+        for index, member_id in enumerate(request.member_ids):
+            if len(member_id) != len(member("")):
+                raise invalid(f"member_ids[{index}]", "is no pseudonym")
         keys = await self.keys.keys(request.member_ids, mint=request.mint)
         return identity_pb2.GetDataKeysResponse(
             keys=[
@@ -118,6 +123,7 @@ class Decisions:
     store: PostgresEventStore
     sealer: Sealer
     relay: Relay
+    bus: NatsBus
 
     async def make(self, decisions: Sequence[decision_pb2.DecisionMade], *, version: int = 1) -> LogPosition:
         """Record these, each under its subject; where the log stands then."""
@@ -146,6 +152,13 @@ class Feedback:
     identity: IdentityStandIn
     consent: ConsentStandIn
     decisions: Decisions
+    operations: OperationsServiceStub
+    bus: NatsBus
+
+    async def letters(self) -> list[operations_pb2.DeadLetter]:
+        """What feedback put aside."""
+        request = operations_pb2.ListDeadLettersRequest()
+        return list((await self.operations.ListDeadLetters(request, timeout=TIMEOUT_S)).letters)
 
     async def track(self, *events: pb.TrackedEvent) -> pb.TrackResponse:
         """Track these."""
@@ -229,7 +242,7 @@ async def deciding(pool: Pool, nats_url: str, keys_address: str) -> AsyncIterato
     relay = Relay(pool, log, bus, "decision")
     task = asyncio.create_task(relay.run())
     try:
-        yield Decisions(log, Sealer(GrpcKeyReader(channel)), relay)
+        yield Decisions(log, Sealer(GrpcKeyReader(channel)), relay, bus)
     finally:
         task.cancel()
         await asyncio.wait({task})
@@ -274,5 +287,13 @@ async def feedback(database: Callable[[str], Awaitable[str]], nats_url: str, tmp
         ]
         await stub.PublishEventSchemas(pb.PublishEventSchemasRequest(schemas=declared), timeout=TIMEOUT_S)
         yield Feedback(
-            stub, RectificationServiceStub(channel), HoldingsServiceStub(channel), pool, identity, consent, decisions
+            stub,
+            RectificationServiceStub(channel),
+            HoldingsServiceStub(channel),
+            pool,
+            identity,
+            consent,
+            decisions,
+            OperationsServiceStub(channel),
+            decisions.bus,
         )

@@ -123,3 +123,14 @@ async def test_other_secrets_than_those_of_the_data_are_refused(identity: Any) -
             await require_same_secrets(pool, {"pepper": b"q" * 32, "kek": b"k" * 32})
     finally:
         await pool.close()
+
+
+async def test_key_that_does_not_open_costs_the_others_nothing(identity: Any) -> None:
+    """A row that was changed has no key, and is put aside once; whoever is asked for with it keeps theirs."""
+    minted = await keys(identity, MEMBERS, mint=True)
+    await identity.pool.execute("UPDATE data_keys SET wrapped = 'x' WHERE member_id = $1", MEMBERS[1])
+    for _ in range(2):
+        found = await keys(identity, MEMBERS, mint=True)
+        assert [one.key for one in found] == [minted[0].key, b"", minted[2].key]
+    letters = await identity.pool.fetch("SELECT subject_id, reason FROM dead_letters")
+    assert [tuple(letter) for letter in letters] == [(MEMBERS[1], "DATA_KEY_BROKEN")]

@@ -351,3 +351,38 @@ def test_load_counts_and_averages() -> None:
     with load.active():
         clock[0] = 3.0
     assert load.latency_s == pytest.approx(1.1)
+
+
+@pytest.mark.parametrize("bad", [{3}, {0, 7}, set(range(8))])
+def test_what_is_refused_costs_the_rest_of_its_batch_nothing(bad: set[int]) -> None:
+    """A batch that is refused is sent again in halves, until only what is refused fails."""
+
+    async def send(queries: list[int]) -> Sequence[int]:
+        if bad.intersection(queries):
+            raise ServiceError(Kind.INVALID, "INVALID_FIELD", "one of them is none")
+        return queries
+
+    async def main() -> None:
+        gatherer = Gatherer(send, Load(), name="t")
+        results = await asyncio.gather(*(gatherer(number) for number in range(8)), return_exceptions=True)
+        assert {number for number, result in enumerate(results) if isinstance(result, ServiceError)} == bad
+        assert [result for result in results if isinstance(result, int)] == [k for k in range(8) if k not in bad]
+
+    run(main())
+
+
+def test_outage_is_asked_about_once() -> None:
+    """What fails for everybody is not sent again in halves: an overloaded service would get twice the calls."""
+    calls: list[int] = []
+
+    async def send(queries: list[int]) -> Sequence[int]:
+        calls.append(len(queries))
+        raise ServiceError(Kind.UNAVAILABLE, "AWAY", "away")
+
+    async def main() -> None:
+        gatherer = Gatherer(send, Load(), name="t")
+        results = await asyncio.gather(*(gatherer(number) for number in range(8)), return_exceptions=True)
+        assert all(isinstance(result, ServiceError) for result in results)
+
+    run(main())
+    assert calls == [8]

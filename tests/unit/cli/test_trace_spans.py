@@ -90,3 +90,10 @@ def test_lines_being_written_and_other_decisions_are_passed_over(tmp_path: Path)
         file.write('{"resourceSpans": "' + DECISION)
     assert shape(tmp_path) == [["decision.Decide"]]
     assert shape(tmp_path, "f" * 32) == []
+
+
+def test_line_that_cannot_be_read_hides_no_other(tmp_path: Path) -> None:
+    """Half a line of a disk that was full, or JSON of something else: the decision's own spans are shown."""
+    (tmp_path / "decision-1.jsonl").write_text(f'{{"resourceSpans": [ {DECISION}\n{{"{DECISION}": 1}}\n')
+    write(tmp_path, "decision", decide())
+    assert [node.span.name for node in decision_tree(tmp_path, DECISION)] == ["Decide"]

@@ -259,10 +259,6 @@ class FakeDecisions:
         """See handlers.ports.Decisions."""
         return {one: self.facts[one][0] for one in decision_ids if one in self.facts}
 
-    async def known(self, decision_ids: Sequence[str]) -> frozenset[str]:
-        """See handlers.ports.Decisions."""
-        return frozenset(one for one in decision_ids if one in self.facts)
-
     async def arrivals(self, after: LogPosition, *, limit: int) -> list[Arrival]:
         """See handlers.ports.Decisions."""
         facts = [Arrival(one, d.member_id, p) for one, (d, p) in self.facts.items() if p > after]
@@ -271,6 +267,17 @@ class FakeDecisions:
     async def newest_arrival(self) -> LogPosition:
         """See handlers.ports.Decisions."""
         return max((position for _, position in self.facts.values()), default=ORIGIN)
+
+
+class FakeUnread:
+    """What was put aside, in a list."""
+
+    def __init__(self) -> None:
+        self.items: list[tuple[Arrival | Answer, Exception]] = []
+
+    async def put_aside(self, item: Arrival | Answer, error: Exception) -> None:
+        """See handlers.ports.Unread."""
+        self.items.append((item, error))
 
 
 @dataclass
@@ -321,6 +328,7 @@ class World:
         self.log = FakeLog()
         self.decisions = FakeDecisions()
         self.progress = FakeProgress()
+        self.unread = FakeUnread()
         self.track = TrackBehavior(
             subjects=self.subjects,
             consents=self.consents,
@@ -339,6 +347,7 @@ class World:
             schemas=self.schemas,
             subjects=self.subjects,
             consents=self.consents,
+            unread=self.unread,
             clock=self.clock,
             blinding_key=BLINDING_KEY,
             reward_window=WINDOW,

@@ -197,3 +197,16 @@ async def test_a_deferred_decision_that_nobody_saw_is_no_negative() -> None:
     examples = await replay_examples(stub, columns=COLUMNS, feature_set=FEATURE_SET)
     assert examples.decision_ids == ("d0", "d1", "d2")
     assert examples.counts.without_outcome == 1
+
+
+@pytest.mark.parametrize("matrix", [b"\0" * 7, b"\0" * 8])
+def test_record_that_is_broken_is_counted_and_costs_the_others_nothing(matrix: bytes) -> None:
+    """A matrix that is no matrix, or too short for the slate: the decisions around it are learned from."""
+    broken = decision("d2", ["1", "2"], ["2"])
+    broken.inputs.matrix = matrix
+    rewards = {name: {"1": 1.0, "2": 1.0} for name in ("d1", "d2", "d3")}
+    sound = decision("d1", ["1", "2"], ["2"]), decision("d3", ["1", "2"], ["1"])
+    examples = built(rewards, sound[0], broken, sound[1])
+    assert set(examples.decision_ids) == {"d1", "d3"}
+    assert len(examples.labels) == len(examples.item_ids) == len(examples.matrix) == 2
+    assert (examples.counts.used, examples.counts.unreadable) == (2, 1)

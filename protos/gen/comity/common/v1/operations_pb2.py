@@ -22,22 +22,43 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from comity.common.v1 import options_pb2 as comity_dot_common_dot_v1_dot_options__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!comity/common/v1/operations.proto\x12\x10\x63omity.common.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x13\n\x11ListAlarmsRequest\"E\n\x12ListAlarmsResponse\x12/\n\x06\x61larms\x18\x01 \x03(\x0b\x32\x17.comity.common.v1.AlarmR\x06\x61larms\"\x81\x01\n\x05\x41larm\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n\x08sentence\x18\x02 \x01(\tR\x08sentence\x12\x16\n\x06remedy\x18\x03 \x01(\tR\x06remedy\x12\x30\n\x05since\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x05since2l\n\x11OperationsService\x12W\n\nListAlarms\x12#.comity.common.v1.ListAlarmsRequest\x1a$.comity.common.v1.ListAlarmsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!comity/common/v1/operations.proto\x12\x10\x63omity.common.v1\x1a\x1e\x63omity/common/v1/options.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x13\n\x11ListAlarmsRequest\"E\n\x12ListAlarmsResponse\x12/\n\x06\x61larms\x18\x01 \x03(\x0b\x32\x17.comity.common.v1.AlarmR\x06\x61larms\"\x81\x01\n\x05\x41larm\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n\x08sentence\x18\x02 \x01(\tR\x08sentence\x12\x16\n\x06remedy\x18\x03 \x01(\tR\x06remedy\x12\x30\n\x05since\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x05since\"D\n\x16ListDeadLettersRequest\x12\x14\n\x05\x61\x66ter\x18\x01 \x01(\x03R\x05\x61\x66ter\x12\x14\n\x05limit\x18\x02 \x01(\rR\x05limit\"g\n\x17ListDeadLettersResponse\x12\x36\n\x07letters\x18\x01 \x03(\x0b\x32\x1c.comity.common.v1.DeadLetterR\x07letters\x12\x14\n\x05\x63ount\x18\x02 \x01(\x04R\x05\x63ount\"\xa3\x02\n\nDeadLetter\x12\x0e\n\x02id\x18\x01 \x01(\x03R\x02id\x12\x16\n\x06source\x18\x02 \x01(\tR\x06source\x12\x1a\n\x08\x63onsumer\x18\x03 \x01(\tR\x08\x63onsumer\x12\x18\n\x07\x63hannel\x18\x04 \x01(\tR\x07\x63hannel\x12\x19\n\x08\x65vent_id\x18\x05 \x01(\tR\x07\x65ventId\x12\x12\n\x04type\x18\x06 \x01(\tR\x04type\x12\x16\n\x06reason\x18\x07 \x01(\tR\x06reason\x12\x16\n\x06\x64\x65tail\x18\x08 \x01(\tR\x06\x64\x65tail\x12;\n\x0breceived_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nreceivedAt\x12\x1b\n\tcan_retry\x18\n \x01(\x08R\x08\x63\x61nRetry\"6\n\x17RetryDeadLettersRequest\x12\x1b\n\x03ids\x18\x01 \x03(\x03\x42\t\x8a\xb5\x18\x05\x08\x01\x18\xf4\x03R\x03ids\"U\n\x18RetryDeadLettersResponse\x12\x39\n\x07letters\x18\x01 \x03(\x0b\x32\x1f.comity.common.v1.RetriedLetterR\x07letters\"O\n\rRetriedLetter\x12\x0e\n\x02id\x18\x01 \x01(\x03R\x02id\x12\x16\n\x06reason\x18\x02 \x01(\tR\x06reason\x12\x16\n\x06\x64\x65tail\x18\x03 \x01(\tR\x06\x64\x65tail\"8\n\x19\x44iscardDeadLettersRequest\x12\x1b\n\x03ids\x18\x01 \x03(\x03\x42\t\x8a\xb5\x18\x05\x08\x01\x18\xf4\x03R\x03ids\"2\n\x1a\x44iscardDeadLettersResponse\x12\x14\n\x05\x63ount\x18\x01 \x01(\x04R\x05\x63ount2\xb0\x03\n\x11OperationsService\x12W\n\nListAlarms\x12#.comity.common.v1.ListAlarmsRequest\x1a$.comity.common.v1.ListAlarmsResponse\x12\x66\n\x0fListDeadLetters\x12(.comity.common.v1.ListDeadLettersRequest\x1a).comity.common.v1.ListDeadLettersResponse\x12i\n\x10RetryDeadLetters\x12).comity.common.v1.RetryDeadLettersRequest\x1a*.comity.common.v1.RetryDeadLettersResponse\x12o\n\x12\x44iscardDeadLetters\x12+.comity.common.v1.DiscardDeadLettersRequest\x1a,.comity.common.v1.DiscardDeadLettersResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'comity.common.v1.operations_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LISTALARMSREQUEST']._serialized_start=88
-  _globals['_LISTALARMSREQUEST']._serialized_end=107
-  _globals['_LISTALARMSRESPONSE']._serialized_start=109
-  _globals['_LISTALARMSRESPONSE']._serialized_end=178
-  _globals['_ALARM']._serialized_start=181
-  _globals['_ALARM']._serialized_end=310
-  _globals['_OPERATIONSSERVICE']._serialized_start=312
-  _globals['_OPERATIONSSERVICE']._serialized_end=420
+  _globals['_RETRYDEADLETTERSREQUEST'].fields_by_name['ids']._loaded_options = None
+  _globals['_RETRYDEADLETTERSREQUEST'].fields_by_name['ids']._serialized_options = b'\212\265\030\005\010\001\030\364\003'
+  _globals['_DISCARDDEADLETTERSREQUEST'].fields_by_name['ids']._loaded_options = None
+  _globals['_DISCARDDEADLETTERSREQUEST'].fields_by_name['ids']._serialized_options = b'\212\265\030\005\010\001\030\364\003'
+  _globals['_LISTALARMSREQUEST']._serialized_start=120
+  _globals['_LISTALARMSREQUEST']._serialized_end=139
+  _globals['_LISTALARMSRESPONSE']._serialized_start=141
+  _globals['_LISTALARMSRESPONSE']._serialized_end=210
+  _globals['_ALARM']._serialized_start=213
+  _globals['_ALARM']._serialized_end=342
+  _globals['_LISTDEADLETTERSREQUEST']._serialized_start=344
+  _globals['_LISTDEADLETTERSREQUEST']._serialized_end=412
+  _globals['_LISTDEADLETTERSRESPONSE']._serialized_start=414
+  _globals['_LISTDEADLETTERSRESPONSE']._serialized_end=517
+  _globals['_DEADLETTER']._serialized_start=520
+  _globals['_DEADLETTER']._serialized_end=811
+  _globals['_RETRYDEADLETTERSREQUEST']._serialized_start=813
+  _globals['_RETRYDEADLETTERSREQUEST']._serialized_end=867
+  _globals['_RETRYDEADLETTERSRESPONSE']._serialized_start=869
+  _globals['_RETRYDEADLETTERSRESPONSE']._serialized_end=954
+  _globals['_RETRIEDLETTER']._serialized_start=956
+  _globals['_RETRIEDLETTER']._serialized_end=1035
+  _globals['_DISCARDDEADLETTERSREQUEST']._serialized_start=1037
+  _globals['_DISCARDDEADLETTERSREQUEST']._serialized_end=1093
+  _globals['_DISCARDDEADLETTERSRESPONSE']._serialized_start=1095
+  _globals['_DISCARDDEADLETTERSRESPONSE']._serialized_end=1145
+  _globals['_OPERATIONSSERVICE']._serialized_start=1148
+  _globals['_OPERATIONSSERVICE']._serialized_end=1580
 # @@protoc_insertion_point(module_scope)

@@ -41,6 +41,21 @@ class OperationsServiceStub:
                 request_serializer=comity_dot_common_dot_v1_dot_operations__pb2.ListAlarmsRequest.SerializeToString,
                 response_deserializer=comity_dot_common_dot_v1_dot_operations__pb2.ListAlarmsResponse.FromString,
                 _registered_method=True)
+        self.ListDeadLetters = channel.unary_unary(
+                '/comity.common.v1.OperationsService/ListDeadLetters',
+                request_serializer=comity_dot_common_dot_v1_dot_operations__pb2.ListDeadLettersRequest.SerializeToString,
+                response_deserializer=comity_dot_common_dot_v1_dot_operations__pb2.ListDeadLettersResponse.FromString,
+                _registered_method=True)
+        self.RetryDeadLetters = channel.unary_unary(
+                '/comity.common.v1.OperationsService/RetryDeadLetters',
+                request_serializer=comity_dot_common_dot_v1_dot_operations__pb2.RetryDeadLettersRequest.SerializeToString,
+                response_deserializer=comity_dot_common_dot_v1_dot_operations__pb2.RetryDeadLettersResponse.FromString,
+                _registered_method=True)
+        self.DiscardDeadLetters = channel.unary_unary(
+                '/comity.common.v1.OperationsService/DiscardDeadLetters',
+                request_serializer=comity_dot_common_dot_v1_dot_operations__pb2.DiscardDeadLettersRequest.SerializeToString,
+                response_deserializer=comity_dot_common_dot_v1_dot_operations__pb2.DiscardDeadLettersResponse.FromString,
+                _registered_method=True)
 
 
 class OperationsServiceServicer:
@@ -55,6 +70,27 @@ class OperationsServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListDeadLetters(self, request, context):
+        """What this service could not read or give its effect, and put aside; the same in every process of it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetryDeadLetters(self, request, context):
+        """Try dead letters again; those that fail stay.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DiscardDeadLetters(self, request, context):
+        """Drop dead letters for good: what they were about has no effect, ever.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperationsServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -62,6 +98,21 @@ def add_OperationsServiceServicer_to_server(servicer, server):
                     servicer.ListAlarms,
                     request_deserializer=comity_dot_common_dot_v1_dot_operations__pb2.ListAlarmsRequest.FromString,
                     response_serializer=comity_dot_common_dot_v1_dot_operations__pb2.ListAlarmsResponse.SerializeToString,
+            ),
+            'ListDeadLetters': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDeadLetters,
+                    request_deserializer=comity_dot_common_dot_v1_dot_operations__pb2.ListDeadLettersRequest.FromString,
+                    response_serializer=comity_dot_common_dot_v1_dot_operations__pb2.ListDeadLettersResponse.SerializeToString,
+            ),
+            'RetryDeadLetters': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetryDeadLetters,
+                    request_deserializer=comity_dot_common_dot_v1_dot_operations__pb2.RetryDeadLettersRequest.FromString,
+                    response_serializer=comity_dot_common_dot_v1_dot_operations__pb2.RetryDeadLettersResponse.SerializeToString,
+            ),
+            'DiscardDeadLetters': grpc.unary_unary_rpc_method_handler(
+                    servicer.DiscardDeadLetters,
+                    request_deserializer=comity_dot_common_dot_v1_dot_operations__pb2.DiscardDeadLettersRequest.FromString,
+                    response_serializer=comity_dot_common_dot_v1_dot_operations__pb2.DiscardDeadLettersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -93,6 +144,87 @@ class OperationsService:
             '/comity.common.v1.OperationsService/ListAlarms',
             comity_dot_common_dot_v1_dot_operations__pb2.ListAlarmsRequest.SerializeToString,
             comity_dot_common_dot_v1_dot_operations__pb2.ListAlarmsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDeadLetters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/comity.common.v1.OperationsService/ListDeadLetters',
+            comity_dot_common_dot_v1_dot_operations__pb2.ListDeadLettersRequest.SerializeToString,
+            comity_dot_common_dot_v1_dot_operations__pb2.ListDeadLettersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetryDeadLetters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/comity.common.v1.OperationsService/RetryDeadLetters',
+            comity_dot_common_dot_v1_dot_operations__pb2.RetryDeadLettersRequest.SerializeToString,
+            comity_dot_common_dot_v1_dot_operations__pb2.RetryDeadLettersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DiscardDeadLetters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/comity.common.v1.OperationsService/DiscardDeadLetters',
+            comity_dot_common_dot_v1_dot_operations__pb2.DiscardDeadLettersRequest.SerializeToString,
+            comity_dot_common_dot_v1_dot_operations__pb2.DiscardDeadLettersResponse.FromString,
             options,
             channel_credentials,
             insecure,

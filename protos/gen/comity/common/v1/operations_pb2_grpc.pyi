@@ -20,6 +20,12 @@ class OperationsServiceStub:
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListAlarms: _aio.UnaryUnaryMultiCallable[_operations_pb2.ListAlarmsRequest, _operations_pb2.ListAlarmsResponse]
     """The alarms that stand in this process."""
+    ListDeadLetters: _aio.UnaryUnaryMultiCallable[_operations_pb2.ListDeadLettersRequest, _operations_pb2.ListDeadLettersResponse]
+    """What this service could not read or give its effect, and put aside; the same in every process of it."""
+    RetryDeadLetters: _aio.UnaryUnaryMultiCallable[_operations_pb2.RetryDeadLettersRequest, _operations_pb2.RetryDeadLettersResponse]
+    """Try dead letters again; those that fail stay."""
+    DiscardDeadLetters: _aio.UnaryUnaryMultiCallable[_operations_pb2.DiscardDeadLettersRequest, _operations_pb2.DiscardDeadLettersResponse]
+    """Drop dead letters for good: what they were about has no effect, ever."""
 
 class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
     """What of a running process an operator must know: every process of every service has it, and `comity status` and
@@ -33,5 +39,29 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_operations_pb2.ListAlarmsRequest, _abc.Awaitable[_operations_pb2.ListAlarmsResponse]],
     ) -> _abc.Awaitable[_operations_pb2.ListAlarmsResponse]:
         """The alarms that stand in this process."""
+
+    @_abc_1.abstractmethod
+    def ListDeadLetters(
+        self,
+        request: _operations_pb2.ListDeadLettersRequest,
+        context: _aio.ServicerContext[_operations_pb2.ListDeadLettersRequest, _abc.Awaitable[_operations_pb2.ListDeadLettersResponse]],
+    ) -> _abc.Awaitable[_operations_pb2.ListDeadLettersResponse]:
+        """What this service could not read or give its effect, and put aside; the same in every process of it."""
+
+    @_abc_1.abstractmethod
+    def RetryDeadLetters(
+        self,
+        request: _operations_pb2.RetryDeadLettersRequest,
+        context: _aio.ServicerContext[_operations_pb2.RetryDeadLettersRequest, _abc.Awaitable[_operations_pb2.RetryDeadLettersResponse]],
+    ) -> _abc.Awaitable[_operations_pb2.RetryDeadLettersResponse]:
+        """Try dead letters again; those that fail stay."""
+
+    @_abc_1.abstractmethod
+    def DiscardDeadLetters(
+        self,
+        request: _operations_pb2.DiscardDeadLettersRequest,
+        context: _aio.ServicerContext[_operations_pb2.DiscardDeadLettersRequest, _abc.Awaitable[_operations_pb2.DiscardDeadLettersResponse]],
+    ) -> _abc.Awaitable[_operations_pb2.DiscardDeadLettersResponse]:
+        """Drop dead letters for good: what they were about has no effect, ever."""
 
 def add_OperationsServiceServicer_to_server(servicer: OperationsServiceServicer, server: _aio.Server) -> None: ...
