@@ -8,6 +8,7 @@ from typing import Annotated, Any, TypeAlias
 
 import grpc
 import typer
+from comity.common.v1 import operations_pb2_grpc as operations_grpc
 from comity.consent.v1 import consent_service_pb2_grpc as consent_grpc
 from comity.consent.v1 import privacy_service_pb2_grpc as privacy_grpc
 from comity.decision.v1 import decision_service_pb2_grpc as decision_grpc
@@ -108,6 +109,10 @@ class Services:
     def release(self) -> Any:
         """ReleaseService."""
         return decision_grpc.ReleaseServiceStub(self._channel("decision"))
+
+    def operations(self, service: str) -> Any:
+        """OperationsService of a service."""
+        return operations_grpc.OperationsServiceStub(self._channel(service))
 
     async def warm(self, service: str) -> None:
         """Connect now: a first call on a cold channel can take longer than a Decide may."""

@@ -14,6 +14,7 @@ MODULES = (
     "cli.up",
     "cli.commands_service",
     "cli.commands_backup",
+    "cli.commands_doctor",
     "cli.commands_site",
     "cli.commands_decide",
     "cli.commands_log",
