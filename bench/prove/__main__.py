@@ -12,7 +12,18 @@ from pathlib import Path
 
 from comity.decision.v1 import decision_service_pb2 as decision_pb
 
-from bench.prove import cancelled_reads, consent_strings, draws, erasure, kills, merges, replays, retries
+from bench.prove import (
+    cancelled_reads,
+    consent_strings,
+    draws,
+    erasure,
+    kills,
+    late,
+    merges,
+    poison,
+    replays,
+    retries,
+)
 from bench.prove.faults import draw, kinds_of_all
 from bench.prove.proof import Proof
 from bench.prove.teeth import TEETH_BUDGET_MS, bite
@@ -59,6 +70,8 @@ class Sizes:
         self.vectors_dir = vectors_dir
         self.cancels = 5_000 if quick else 100_000
         self.subjects = 60 if quick else 1_000
+        self.late_subjects = 10 if quick else 200
+        self.poisoned_decides = 60 if quick else 1_000
         self.merges = 5_000 if quick else 50_000
         self.teeth_merges = 500
         self.attempts = 1_500 if quick else 20_000
@@ -209,6 +222,18 @@ async def erased(sizes: Sizes) -> Proof:
         return await erasure.prove(folder, people_count=sizes.subjects)
 
 
+async def erased_though_late(sizes: Sizes) -> Proof:
+    """G11 with each dependency of Decide late in turn: erased means gone."""
+    with temporary_folder() as folder:
+        return await late.prove(folder, people_count=sizes.late_subjects)
+
+
+async def unstopped(sizes: Sizes) -> Proof:
+    """G19: a row, event or message that cannot be read stops nobody; each is told."""
+    with temporary_folder() as folder:
+        return await poison.prove(folder, decides=sizes.poisoned_decides)
+
+
 async def unmerged(sizes: Sizes) -> Proof:
     """Merge and unmerge: a link that is taken back leaves everybody as they would be without it."""
     return await asyncio.to_thread(merges.prove, sizes.merges, sizes.teeth_merges, MERGES_SEED)
@@ -250,6 +275,8 @@ PROOFS: dict[str, Callable[[Sizes], Awaitable[Proof]]] = {
     "propensity": drawn_truly,
     "retries": repeated,
     "merge_unmerge": unmerged,
+    "late": erased_though_late,
+    "poison": unstopped,
 }
 
 
