@@ -11,7 +11,7 @@ import asyncio
 import secrets
 import sys
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +38,7 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from bench.prove.proof import Proof
 from bench.ranker import activate_noise
 from bench.site import HOLDOUT_SHARE, ITEMS_COUNT, MODEL, PLACEMENT, PURPOSE, write_bundle
-from bench.world import VariantStack
+from bench.world import Redirect, VariantStack
 from cli.bundle import apply_bundle, load_bundle
 from cli.connections import Services
 from cli.privacy.calls import export_records, until_erased
@@ -105,6 +105,14 @@ class Subject:
     keys: list[bytes] = field(default_factory=list)
 
     @property
+    def identities(self) -> list[types_pb.Identity]:
+        """How a backend names the person, the strongest first."""
+        return [
+            types_pb.Identity(namespace="user_id", value=self.user),
+            types_pb.Identity(namespace="anonymous_id", value=self.anonymous),
+        ]
+
+    @property
     def canaries(self) -> tuple[str, ...]:
         """What must not be found."""
         return (self.user, self.anonymous, self.city, self.note)
@@ -164,26 +172,26 @@ async def prove(folder: Path, *, people_count: int) -> Proof:
 
 async def try_erasure(folder: Path, *, people_count: int, variants: dict[str, str] | None = None) -> Tried:
     """One trial on a stack of its own: half of the people are erased."""
-    async with _stack(folder, variants=variants or {}) as (stack, services):
-        people = [_subject(number) for number in range(people_count)]
-        await _each(people, lambda one: _live(services, one))
+    async with erasable(folder, variants=variants or {}) as (stack, services):
+        people = [new_subject(number) for number in range(people_count)]
+        await each(people, lambda one: _live(services, one))
         await _counted(services, people_count * DECIDES_EACH)
         await _learn(services)
         for one in people:
             await _die_unread(stack, one)
-        await _each(people, lambda one: _know_keys(stack, one))
-        await _sample(stack)
+        await each(people, lambda one: know_keys(stack, one))
+        await sample(stack)
         erased, kept = people[::2], people[1::2]
         states = await _states(stack, kept)
-        await _each(erased, lambda one: _erase(services, one))
-        await _each(kept[:EXPORTED_COUNT], lambda one: _export(services, stack, one))
+        await each(erased, lambda one: erase(services, one))
+        await each(kept[:EXPORTED_COUNT], lambda one: _export(services, stack, one))
         await _counted(services, len(kept) * DECIDES_EACH)
         miscounted = await _miscounted(services) + (states != await _states(stack, kept))
-        found = await _scan(stack, erased)
-        found_kept = await _scan(stack, kept)
+        found = await scan(stack, erased)
+        found_kept = await scan(stack, kept)
         before = await _rows_naming(stack, erased)
         redelivered = await _deliver_again(stack)
-        after = await _scan(stack, erased)
+        after = await scan(stack, erased)
         revived = await _rows_naming(stack, erased) - before + len(after.canaries - found.canaries)
         for hit in (*found.hits, *after.hits):
             print(f"found in {hit.path}: {len(hit.counts)} texts or keys", file=sys.stderr)
@@ -201,10 +209,13 @@ async def try_erasure(folder: Path, *, people_count: int, variants: dict[str, st
 
 
 @asynccontextmanager
-async def _stack(folder: Path, *, variants: dict[str, str]) -> AsyncIterator[tuple[VariantStack, Services]]:
+async def erasable(
+    folder: Path, *, variants: Mapping[str, str], redirect: Redirect = lambda _, given: given
+) -> AsyncIterator[tuple[VariantStack, Services]]:
+    """A stack with the site whose people leave canaries everywhere."""
     async with (
         VariantStack(
-            folder / "data", variants=variants, replicas={}, env=ENV, redirect=lambda _, given: given, disposable=True
+            folder / "data", variants=variants, replicas={}, env=ENV, redirect=redirect, disposable=True
         ) as stack,
         Services(stack.addresses) as services,
     ):
@@ -226,7 +237,9 @@ def _bundle(folder: Path) -> tuple[Path, Path]:
     return bundle, feed
 
 
-def _subject(number: int) -> Subject:
+def new_subject(number: int) -> Subject:
+    """Somebody whose every text occurs nowhere else."""
+
     def canary(what: str) -> str:
         return f"{what}-{number}-{secrets.token_hex(8)}"
 
@@ -235,24 +248,36 @@ def _subject(number: int) -> Subject:
 
 async def _live(services: Services, one: Subject) -> None:
     """The person agrees, logs in, is decided for and clicks."""
-    user, anonymous = (
-        types_pb.Identity(namespace="user_id", value=one.user),
-        types_pb.Identity(namespace="anonymous_id", value=one.anonymous),
-    )
+    user, anonymous = one.identities
+    await agree(services, one)
+    # Before they log in they are somebody, too.
+    for number, identities in enumerate(([anonymous], [user], [user, anonymous])):
+        if number == 1:
+            await log_in(services, one)
+        await _decide_and_click(services, one, identities)
+    await resolve(services, one)
+
+
+async def agree(services: Services, one: Subject) -> None:
+    """The person agrees to everything, under either identity."""
     answers = [consent_pb.PurposeAnswer(purpose=name, state=consent_pb.CONSENT_STATE_GRANTED) for name in PURPOSES]
-    for identity in (user, anonymous):
+    for identity in one.identities:
         request = consent_pb.RecordRequest(
             request_id=uuid.uuid4().hex, subject=types_pb.SubjectRef(identities=[identity]), answers=answers
         )
         await call(services.consent.Record, request, TIMEOUT_S)
-    # Before they log in they are somebody, too.
-    for number, identities in enumerate(([anonymous], [user], [user, anonymous])):
-        if number == 1:
-            link = identity_pb.LinkRequest(request_id=uuid.uuid4().hex, identities=[user, anonymous])
-            await call(services.identity.Link, link, TIMEOUT_S)
-        await _decide_and_click(services, one, identities)
-    resolve = identity_pb.ResolveRequest(queries=[identity_pb.ResolveQuery(identities=[user, anonymous])])
-    resolved = (await call(services.identity.Resolve, resolve, TIMEOUT_S)).subjects[0]
+
+
+async def log_in(services: Services, one: Subject) -> None:
+    """The person's identities are linked."""
+    link = identity_pb.LinkRequest(request_id=uuid.uuid4().hex, identities=one.identities)
+    await call(services.identity.Link, link, TIMEOUT_S)
+
+
+async def resolve(services: Services, one: Subject) -> None:
+    """Note who the person is."""
+    request = identity_pb.ResolveRequest(queries=[identity_pb.ResolveQuery(identities=one.identities)])
+    resolved = (await call(services.identity.Resolve, request, TIMEOUT_S)).subjects[0]
     one.subject_id = resolved.subject_id
     one.members = [member.subject_id for member in resolved.members]
 
@@ -309,7 +334,7 @@ async def _die_unread(stack: VariantStack, one: Subject) -> None:
         await connection.close()
 
 
-async def _know_keys(stack: VariantStack, one: Subject) -> None:
+async def know_keys(stack: VariantStack, one: Subject) -> None:
     """The person's keys, as services get them and as they are kept."""
     channel = connect(stack.addresses["identity"])
     connection = await asyncpg.connect(stack.database_url("identity"))
@@ -324,7 +349,7 @@ async def _know_keys(stack: VariantStack, one: Subject) -> None:
     assert one.keys, "somebody was decided for without a key"
 
 
-async def _sample(stack: VariantStack) -> None:
+async def sample(stack: VariantStack) -> None:
     """The planner's statistics, as Postgres takes them by itself after a while: they hold values of columns."""
     for service in stack.addresses:
         connection = await asyncpg.connect(stack.database_url(service))
@@ -334,7 +359,8 @@ async def _sample(stack: VariantStack) -> None:
             await connection.close()
 
 
-async def _erase(services: Services, one: Subject) -> None:
+async def erase(services: Services, one: Subject) -> None:
+    """Returns when the person is erased everywhere."""
     request = privacy_pb.EraseRequest(
         request_id=uuid.uuid4().hex, subject=types_pb.SubjectRef(subject_id=one.subject_id), access=OFFICER
     )
@@ -351,7 +377,8 @@ async def _export(services: Services, stack: VariantStack, one: Subject) -> None
             write_line(lines, record)
 
 
-async def _scan(stack: VariantStack, people: Sequence[Subject]) -> Found:
+async def scan(stack: VariantStack, people: Sequence[Subject]) -> Found:
+    """What is found of these people in any file of the stack."""
     scanner = Scanner([forms for one in people for forms in one.forms])
     folder = stack.data_dir.path
     async with settled(folder, lambda _: None):
@@ -487,7 +514,7 @@ async def _pending(jetstream: Any, stack: VariantStack) -> int:
     return total
 
 
-async def _each(people: Sequence[Subject], work: Callable[[Subject], Awaitable[None]]) -> None:
+async def each(people: Sequence[Subject], work: Callable[[Subject], Awaitable[None]]) -> None:
     """Do it for everybody, some at once."""
     waiting = iter(people)
 
