@@ -45,7 +45,7 @@ class Declared(Generic[M]):
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """Everything a site declares. The head is site.yaml: name, holdout share, placeholders."""
+    """Everything a site declares. The head is site.yaml: name, controller, holdout share, placeholders."""
 
     folder: Path
     head: Declared[site_pb.Site]
@@ -87,6 +87,7 @@ class Bundle:
             purposes=[purpose.message for purpose in self.purposes],
             notices=[notice.message for notice in self.notices],
             jurisdictions=[place.message for place in self.jurisdictions],
+            controller=self.head.message.controller,
             validate_only=validate_only,
         )
 

@@ -38,7 +38,7 @@ EVENTS_FOLDER = "events"
 FEED_LINE_BYTES_MAX = 65_536
 FEED_PROBLEMS_MAX = 20
 # The head of a site holds these; the rest of the message comes from other files.
-_HEAD_KEYS = ("name", "holdout_share", "placeholders")
+_HEAD_KEYS = ("name", "holdout_share", "placeholders", "controller")
 # What every use of data must say for itself; the limits know only that it must be said.
 _REMEDIES = {
     "owner": "name who answers for it",

@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, TextIO
 
+from cli.privacy.story import readable, sentence_of
 from services.chassis.errors import Kind, ServiceError
 
 SCHEMA = "comity.privacy.export/1"
@@ -34,7 +35,10 @@ LINE_SCHEMA: Mapping[str, Any] = {
 
 # Headings of the page in order, and the last part of the schemas below each.
 SECTIONS: tuple[tuple[str, frozenset[str]], ...] = (
-    ("How you are known", frozenset({"IdentityLinked", "IdentityUnlinked", "DataKeyMinted", "subject", "link"})),
+    (
+        "How you are known",
+        frozenset({"IdentityLinked", "IdentityUnlinked", "DataKeyMinted", "member", "link", "data key"}),
+    ),
     (
         "What you answered when you were asked",
         frozenset({"ConsentGranted", "ConsentDenied", "ConsentObjected", "ConsentRevoked", "ConsentExpired"}),
@@ -106,8 +110,9 @@ def page_of(records: Iterable[Record]) -> Iterator[str]:
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
         f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head><body>'
         "<h1>What is held about you</h1>"
-        f"<p>Everything that this site holds about you, from all of its services. {LINES} beside this page has the "
-        "same for programs.</p>"
+        "<p>Everything that this site holds about you, from all of its services, as sentences; the data behind each "
+        f"opens below it. {LINES} beside this page has the same for programs, and with it what only programs can read."
+        "</p>"
     )
     for title, among in by_section.items():
         yield f"<h2>{escape(title)} ({len(among)})</h2>"
@@ -121,11 +126,11 @@ def page_of(records: Iterable[Record]) -> Iterator[str]:
 
 def _record(record: Record) -> str:
     when = str(record.get("occurred_at", ""))[:19].replace("T", " ")
-    kind = str(record["schema"]).rpartition(".")[2]
-    where = f"{record['service']}: {record['store']} {record['name']}"
+    schema, content = str(record["schema"]), record["content"]
+    where = {"kept by": f"{record['service']}, {record['store']} {record['name']}", "kind": schema}
     return (
-        f'<details><summary><span class="when">{escape(when)}</span> {escape(kind)} '
-        f'<span class="when">{escape(where)}</span></summary>{_value(record["content"])}</details>\n'
+        f'<details><summary><span class="when">{escape(when)}</span> {escape(sentence_of(schema, content))}'
+        f"</summary>{_value({**readable(schema, content), **where})}</details>\n"
     )
 
 
@@ -137,6 +142,8 @@ def _value(value: Any) -> str:
         if all(not isinstance(one, Mapping | list) for one in value):
             return escape(", ".join(map(str, value)))
         return "".join(map(_value, value))
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # JSON has no whole numbers
     return escape(str(value))
 
 

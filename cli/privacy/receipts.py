@@ -28,13 +28,15 @@ def as_key_set(answer: Any) -> dict[str, Any]:
     return {"keys": [key]}
 
 
-def verify(text: str, public_key: str = "") -> dict[str, Any]:
-    """The receipt in a file, when its signature is right; its formatting does not matter, its content does.
+def verify(text: str, public_key: str = "") -> tuple[dict[str, Any], str]:
+    """The receipt in a file and the id of the key that signed it, when its signature is right.
+
+    Its formatting does not matter, its content does.
 
     Args:
         text: what as_document gave, as JSON.
-        public_key: hex of the key it must be signed with; empty: the one it names, which proves only that it was not
-            changed since.
+        public_key: hex of the key it must be signed with; empty: the one it names. Anybody can sign with a key of their
+            own: that proves only that it was not changed since, and nothing of who signed it.
 
     Raises:
         ServiceError: INVALID (RECEIPT_UNREADABLE), FAILED_PRECONDITION (RECEIPT_NOT_GENUINE).
@@ -58,7 +60,7 @@ def verify(text: str, public_key: str = "") -> dict[str, Any]:
         key.verify(signature, content)
     except InvalidSignature as error:
         raise _not_genuine("its content is not what was signed") from error
-    return receipt
+    return receipt, key_id_of(named)
 
 
 def _not_genuine(problem: str) -> ServiceError:

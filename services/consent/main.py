@@ -51,7 +51,8 @@ class Settings(ServiceSettings):
         identity_address: of identity; it may be away.
         features_address: of features, decision_address and feedback_address: export and erasure ask them.
         receipt_key_file: the key that receipts are signed with.
-        controller: who answers to people for what is held about them, as receipts name it.
+        controller: who answers to people for what is held about them, of a site that was applied by a release before
+            and does not say so itself.
         journal_dir: folder of the journal of refusals and erasures, where a backup of the database does not reach;
             all replicas share it. None: there is no journal, and a restore forgets what was refused since.
         journal_missing_ok: serve a restored database also without the journal that it was written into.
@@ -68,7 +69,7 @@ class Settings(ServiceSettings):
     decision_address: str
     feedback_address: str
     receipt_key_file: Path
-    controller: str = "the operator of this site"
+    controller: str = ""
     journal_dir: Path | None = None
     journal_missing_ok: bool = False
     decide_budget_ms_max: float = Field(default=50.0, ge=0.0)
@@ -100,7 +101,7 @@ async def build(settings: Settings, app: App) -> None:
     channel = connect(settings.identity_address)
     app.on_stop("identity", channel.close)
     clock = SystemClock()
-    policies = PostgresPolicies(pool, clock)
+    policies = PostgresPolicies(pool, clock, controller=settings.controller)
     ledger = PostgresLedger(pool, read_pool, policies)
     identity = GrpcIdentityReader(channel)
     accesses = PostgresAccessLog(pool, clock, outlives_erasure=True)
@@ -130,11 +131,9 @@ async def build(settings: Settings, app: App) -> None:
         signer=Ed25519Signer(read_secret(settings.receipt_key_file)),
         clock=clock,
     )
-    erasing = Erasures(pool, EraseWorker(ports, controller=settings.controller))
+    erasing = Erasures(pool, EraseWorker(ports))
     app.background("erasures", erasing.run)
-    privacy = PrivacyHandlers(
-        ports, controller=settings.controller, drain_s=drain_s, pause=asyncio.sleep, wake=erasing.wake
-    )
+    privacy = PrivacyHandlers(ports, drain_s=drain_s, pause=asyncio.sleep, wake=erasing.wake)
     app.server.add(add_PrivacyServiceServicer_to_server, PrivacyService(privacy))
     app.server.add(add_HoldingsServiceServicer_to_server, HoldingsService(pool, holdings))
 

@@ -97,8 +97,10 @@ def test_who_is_erased_is_gone_and_the_receipt_proves_it(comity: Any, known: str
     assert comity("consent", "history", known)[1] == {}
     code, decided = comity("decide", "home_hero", known, "--deadline-ms=5000")
     assert decided["decisions"][0]["fallback_reason"] == "FALLBACK_REASON_NO_CONSENT"
-    code, error = comity("privacy", "erase", f"--identity=user_id:{uuid.uuid4().hex}", "--yes")
-    assert (code, error["error"]["reason"]) == (1, "NOTHING_HELD")
+    mistyped = f"--identity=user_id:{uuid.uuid4().hex}"
+    for given in (("erase", mistyped, "--yes"), ("export", mistyped, f"--to={tmp_path / 'no'}")):
+        code, error = comity("privacy", *given)
+        assert (code, error["error"]["reason"]) == (1, "NOTHING_HELD")
 
 
 def test_the_record_of_processing_joins_what_is_declared_with_where_it_is(comity: Any) -> None:

@@ -27,7 +27,7 @@ from tests.unit.consent.signals import encode, samples
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 NOW = START + timedelta(days=300)
-POLICY = Policy("v", {"p": Purpose("p", "what it is for", CONSENT, "owner", 30, 1)})
+POLICY = Policy("v", {"p": Purpose("p", "what it is for", CONSENT, "owner", 30, 1)}, controller="a shop")
 MAPPING = SignalMapping({"p": PurposeRule(tcf=TcfRule((1,)), gpc=True)})
 
 

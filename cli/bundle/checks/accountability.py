@@ -13,9 +13,19 @@ from cli.bundle.problem import Problem
 
 def unaccounted(bundle: Bundle) -> Iterator[Problem]:
     """Everything that uses a person's data without saying what for, for longer than said, or for nothing."""
-    checks: tuple[Callable[[Bundle], Iterable[Problem]], ...] = (_aimless, _overlong, _unused)
+    checks: tuple[Callable[[Bundle], Iterable[Problem]], ...] = (_nobodys, _aimless, _overlong, _unused)
     for check in checks:
         yield from check(bundle)
+
+
+def _nobodys(bundle: Bundle) -> Iterator[Problem]:
+    """A site for whose use of data nobody answers. Where site.yaml as a whole is missing the loader has said so."""
+    if bundle.head.message.name and not bundle.head.message.controller.strip():
+        yield bundle.head.problem(
+            ".controller",
+            "is missing: nobody answers to people for their data",
+            "name the company or person who does, with an address, as receipts are to name it",
+        )
 
 
 def _aimless(bundle: Bundle) -> Iterator[Problem]:

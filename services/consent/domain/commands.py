@@ -116,8 +116,15 @@ def record(command: RecordCommand, view: View) -> tuple[Answer, ...]:
     """The answers to append.
 
     Raises:
-        ServiceError: INVALID; its reason is that of the first problem, its problems are all of them.
+        ServiceError: INVALID; its reason is that of the first problem, its problems are all of them;
+            FAILED_PRECONDITION (CONTROLLER_UNKNOWN): nobody can agree to what nobody answers for.
     """
+    if not view.policy.controller and any(state is State.GRANTED for _, state in command.answers):
+        raise ServiceError(
+            Kind.FAILED_PRECONDITION,
+            "CONTROLLER_UNKNOWN",
+            "The site does not say who answers for people's data; write controller into site.yaml and apply it.",
+        )
     collected_at = view.now if command.collected_at is None else min(command.collected_at, view.now)
     raise_first(_record_problems(command, view, collected_at))
 

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from services.chassis.errors import FieldProblem, Kind, ServiceError
 from services.consent.domain.ledger import NEVER
@@ -32,6 +32,7 @@ class Declaration:
     purposes: Sequence[Purpose]
     notices: Sequence[Notice] = ()
     jurisdictions: Sequence[Jurisdiction] = ()
+    controller: str = ""
 
 
 def declare(policy: Policy, declared: Declaration, hash_of: Callable[[bytes], str]) -> Policy:
@@ -47,12 +48,13 @@ def declare(policy: Policy, declared: Declaration, hash_of: Callable[[bytes], st
         purposes={**policy.purposes, **{one.id: one for one in declared.purposes}},
         notices={**policy.notices, **{one.version: one for one in declared.notices}},
         jurisdictions={**policy.jurisdictions, **{one.id: one for one in declared.jurisdictions}},
+        controller=declared.controller or policy.controller,
     )
     found = [FieldProblem(field, problem) for field, problem in _problems(policy, declared, after)]
     if found:
         message = f"{found[0].field}: {found[0].problem}"
         raise ServiceError(Kind.INVALID, "PURPOSES_INVALID", message, problems=tuple(found))
-    return Policy(hash_of(content(after)), after.purposes, after.notices, after.jurisdictions)
+    return replace(after, version=hash_of(content(after)))
 
 
 def content(policy: Policy) -> bytes:
@@ -71,6 +73,7 @@ def content(policy: Policy) -> bytes:
         "signals": {one.id: asdict(one.signals) for one in ordered if one.signals is not None},
         "notices": {name: _plain(one) for name, one in sorted(policy.notices.items())},
         "jurisdictions": {name: _plain(one) for name, one in sorted(policy.jurisdictions.items())},
+        "controller": policy.controller,
     }
     more = {name: part for name, part in parts.items() if part}
     tail = [json.dumps(more, sort_keys=True, separators=(",", ":"))] if more else []

@@ -129,9 +129,11 @@ def erasure_running(erasure_id: str) -> ServiceError:
 
 
 def nothing_held() -> ServiceError:
-    """The refusal to erase somebody of whom there is nothing."""
+    """The refusal to export or erase somebody of whom there is nothing."""
     return ServiceError(
-        Kind.NOT_FOUND, "NOTHING_HELD", "subject: nothing is held about this person, so there is nothing to erase"
+        Kind.NOT_FOUND,
+        "NOTHING_HELD",
+        "subject: nothing is held about this person; see whether the identity is the right one",
     )
 
 

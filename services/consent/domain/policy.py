@@ -15,12 +15,14 @@ class Policy:
 
     Args:
         version: the hash of its content, empty before the first.
+        controller: who answers to people for what is held about them; empty: not declared yet.
     """
 
     version: str = ""
     purposes: Mapping[str, Purpose] = field(default_factory=lambda: MappingProxyType({}))
     notices: Mapping[str, Notice] = field(default_factory=lambda: MappingProxyType({}))
     jurisdictions: Mapping[str, Jurisdiction] = field(default_factory=lambda: MappingProxyType({}))
+    controller: str = ""
 
     @property
     def names(self) -> str:

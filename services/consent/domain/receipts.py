@@ -77,6 +77,10 @@ class Signed:
     public_key: bytes
 
 
+# Of what was recorded before sites had to say who answers for it.
+UNNAMED_CONTROLLER = "the operator of this site"
+
+
 def key_id_of(public_key: bytes) -> str:
     """How receipts name the key: the first 16 hex digits of the SHA-256 of its 32 bytes."""
     return hashlib.sha256(public_key).hexdigest()[:16]

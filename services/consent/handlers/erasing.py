@@ -5,6 +5,7 @@ effect was not recorded is taken again, and services answer the same counts.
 """
 
 import asyncio
+from functools import partial
 
 import structlog
 
@@ -27,15 +28,10 @@ async def suppress_everywhere(ports: Ports, erasure_id: str) -> None:
 
 
 class EraseWorker:
-    """Continues erasures; run by one replica at a time, though two at once would only do things twice.
+    """Continues erasures; run by one replica at a time, though two at once would only do things twice."""
 
-    Args:
-        controller: as receipts name it.
-    """
-
-    def __init__(self, ports: Ports, *, controller: str) -> None:
+    def __init__(self, ports: Ports) -> None:
         self._ports = ports
-        self._controller = controller
         # (failures in a row, when to try again); lost with the process, which tries at once then.
         self._failures: dict[str, tuple[int, float]] = {}
 
@@ -76,7 +72,8 @@ class EraseWorker:
         with root_span("privacy.erasure.continue"):
             due = next_steps(erasure.taken)
             if not due:
-                await self._ports.erasures.complete(erasure.erasure_id, self._sign)
+                sign = partial(self._sign, await self._ports.receipts.controller())
+                await self._ports.erasures.complete(erasure.erasure_id, sign)
                 ERASURES.labels("completed").inc()
                 _log.info("erasure completed", erasure_id=erasure.erasure_id)
                 return True
@@ -90,10 +87,10 @@ class EraseWorker:
         until_s = self._ports.clock.now().timestamp() + delay_s_after(count) if failed else 0.0
         self._failures[erasure_id] = (count, until_s)
 
-    def _sign(self, erasure: Erasure) -> Signed:
+    def _sign(self, controller: str, erasure: Erasure) -> Signed:
         assert erasure.completed_at is not None, "only what is done has a receipt"
         content = erasure_receipt(
-            self._controller,
+            controller,
             erasure.erasure_id,
             erasure.member_ids,
             requested_at=erasure.requested_at,

@@ -35,16 +35,12 @@ class PrivacyHandlers:
     """Export, Rectify, Erase, GetErasure, ListErasures, GetReceipt, GetReceiptKey and Inventory.
 
     Args:
-        controller: who answers to people for what is held about them, as receipts name it.
         drain_s: longest time a Decide may take: Erase is not answered before all that began earlier have ended.
         wake: tells the worker that there is something to do.
     """
 
-    def __init__(
-        self, ports: Ports, *, controller: str, drain_s: float, pause: Pause, wake: Callable[[], None]
-    ) -> None:
+    def __init__(self, ports: Ports, *, drain_s: float, pause: Pause, wake: Callable[[], None]) -> None:
         self._ports = ports
-        self._controller = controller
         self._drain_s = drain_s
         self._pause = pause
         self._wake = wake
@@ -89,10 +85,12 @@ class PrivacyHandlers:
 
         Raises:
             ServiceError: UNAVAILABLE, also in the middle: what came before it is not the whole; FAILED_PRECONDITION
-                (ERASURE_RUNNING), also at the end, where an erasure began meanwhile.
+                (ERASURE_RUNNING), also at the end, where an erasure began meanwhile; NOT_FOUND (NOTHING_HELD).
         """
         check_who(who)
         person = await self._person(who)
+        if not await self._holds_anything(person.member_ids):
+            raise nothing_held()
         await self._ports.accesses.accessed(person.subject_id, access, EXPORT_METHOD)
         for name in SERVICES:
             async for page in self._ports.participants[name].export(person.member_ids):
@@ -130,9 +128,9 @@ class PrivacyHandlers:
                     "consent_version: the person's ledger has no such version",
                 )
             member_id, answers = found
-            policy_version, terms = await self._ports.receipts.terms(answers)
+            controller, policy_version, terms = await self._ports.receipts.terms(answers)
             await self._ports.accesses.accessed(person.subject_id, access, RECEIPT_METHOD)
-            content = consent_receipt(self._controller, member_id, answers, terms, policy_version)
+            content = consent_receipt(controller, member_id, answers, terms, policy_version)
             return self._ports.signer.sign(content)
 
     def receipt_key(self) -> bytes:

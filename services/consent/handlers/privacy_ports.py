@@ -66,8 +66,12 @@ class Receipts(Protocol):
         """
         ...
 
-    async def terms(self, answers: Sequence[RecordedAnswer]) -> tuple[str, Mapping[str, Terms]]:
-        """The purposes as they were declared when the answers were recorded, and the version they are of."""
+    async def controller(self) -> str:
+        """Who answers for people's data now, as receipts name it."""
+        ...
+
+    async def terms(self, answers: Sequence[RecordedAnswer]) -> tuple[str, str, Mapping[str, Terms]]:
+        """The purposes as they were declared when the answers were recorded, with the controller and the version."""
         ...
 
 

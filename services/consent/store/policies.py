@@ -44,15 +44,24 @@ PUT_JURISDICTIONS_SQL = """
 INSERT INTO policy_jurisdictions (policy_version, jurisdiction, declared)
 SELECT $1, * FROM unnest($2::text[], $3::bytea[]) ON CONFLICT DO NOTHING
 """
+CONTROLLER_SQL = "SELECT controller FROM policy_controllers WHERE policy_version = $1"
+PUT_CONTROLLER_SQL = """
+INSERT INTO policy_controllers (policy_version, controller) VALUES ($1, $2) ON CONFLICT DO NOTHING
+"""
 PUT_ACTIVE_SQL = "UPDATE active_policy SET policy_version = $1, stream_version = $2"
 
 
 class PostgresPolicies:
-    """handlers.ledger.PolicyStore; remembers versions it has read, which never change."""
+    """handlers.ledger.PolicyStore; remembers versions it has read, which never change.
 
-    def __init__(self, pool: Pool, clock: Clock) -> None:
+    Args:
+        controller: of versions that name none, which releases before published.
+    """
+
+    def __init__(self, pool: Pool, clock: Clock, *, controller: str = "") -> None:
         self._pool = pool
         self._clock = clock
+        self._controller = controller
         self._known: dict[str, Policy] = {"": Policy()}
 
     async def policy(self) -> Policy:
@@ -81,7 +90,7 @@ class PostgresPolicies:
         known = self._known.get(version)
         if known is not None:
             return known
-        policy = await _read(connection, version)
+        policy = await _read(connection, version, self._controller)
         self._known[version] = policy
         while len(self._known) > VERSIONS_MAX:
             del self._known[next(iter(self._known))]
@@ -113,6 +122,7 @@ async def _put(connection: Connection, policy: Policy) -> None:
         [one.personalizes for one in told],
         [None if one.signals is None else wire.encode_rule(one.signals) for one in told],
     )
+    await connection.execute(PUT_CONTROLLER_SQL, policy.version, policy.controller)
     notices, places = policy.notices, policy.jurisdictions
     await connection.execute(
         PUT_NOTICES_SQL, policy.version, list(notices), [wire.encode_notice(one) for one in notices.values()]
@@ -122,7 +132,7 @@ async def _put(connection: Connection, policy: Policy) -> None:
     )
 
 
-async def _read(connection: Connection, version: str) -> Policy:
+async def _read(connection: Connection, version: str, controller: str) -> Policy:
     terms = {row["purpose"]: row for row in await connection.fetch(TERMS_SQL, version)}
     purposes = {
         row["purpose"]: _purpose(row, terms.get(row["purpose"]))
@@ -135,6 +145,7 @@ async def _read(connection: Connection, version: str) -> Policy:
         MappingProxyType(purposes),
         MappingProxyType({one.version: one for one in notices}),
         MappingProxyType({one.id: one for one in places}),
+        await connection.fetchval(CONTROLLER_SQL, version) or controller,
     )
 
 

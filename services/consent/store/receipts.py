@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from services.chassis.eventstore import recorded
 from services.chassis.postgres import Connection, Pool, acquire
 from services.consent import wire
-from services.consent.domain.receipts import RecordedAnswer, Signed, Terms, key_id_of
+from services.consent.domain.receipts import UNNAMED_CONTROLLER, RecordedAnswer, Signed, Terms, key_id_of
 from services.consent.store.policies import PostgresPolicies
 
 # The events of the transaction that made the ledger this version; 0: that wrote the newest event of any member.
@@ -49,7 +49,11 @@ class PostgresReceipts:
         answers = [RecordedAnswer(str(row["event_id"]), wire.decode_answer(recorded(row))) for row in rows]
         return rows[0]["subject_id"], answers
 
-    async def terms(self, answers: Sequence[RecordedAnswer]) -> tuple[str, Mapping[str, Terms]]:
+    async def controller(self) -> str:
+        """See handlers.privacy_ports.Receipts."""
+        return (await self._policies.policy()).controller or UNNAMED_CONTROLLER
+
+    async def terms(self, answers: Sequence[RecordedAnswer]) -> tuple[str, str, Mapping[str, Terms]]:
         """See handlers.privacy_ports.Receipts."""
         async with acquire(self._pool) as connection:
             version = await self._version(connection, answers)
@@ -58,7 +62,7 @@ class PostgresReceipts:
             one.id: Terms(one.description, one.version, one.legal_basis, one.owner, one.retention_days)
             for one in policy.purposes.values()
         }
-        return version, terms
+        return policy.controller or UNNAMED_CONTROLLER, version, terms
 
     async def _version(self, connection: Connection, answers: Sequence[RecordedAnswer]) -> str:
         for one in answers:

@@ -17,6 +17,7 @@ def declaration_of(request: pb.PublishPurposesRequest) -> Declaration:
         purposes=[_purpose(one) for one in request.purposes],
         notices=[_notice(one) for one in request.notices],
         jurisdictions=[_jurisdiction(one) for one in request.jurisdictions],
+        controller=request.controller,
     )
 
 

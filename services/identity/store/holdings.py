@@ -120,7 +120,8 @@ class IdentityHoldings:
             keys = await connection.fetch(KEY_NOTES_SQL, ids)
             events = await connection.fetch(EVENT_NOTES_SQL, ids)
         for row in links:
-            yield HeldRecord(POSTGRES, "links", "link", "", row["linked_at"], {"namespaces": list(row["namespaces"])})
+            content = {"link_id": row["link_id"], "namespaces": list(row["namespaces"])}
+            yield HeldRecord(POSTGRES, "links", "link", "", row["linked_at"], content)
         for row in members:
             content = {"namespace": row["namespace"]}
             yield HeldRecord(POSTGRES, "subject_members", "member", row["member_id"], row["merged_at"], content)

@@ -31,7 +31,7 @@ from services.identity.service import IdentityService
 from services.identity.store.links import PostgresLinks
 from services.identity.store.placeholders import PostgresPlaceholders
 from services.identity.store.subjects import PostgresSubjects
-from tests.integration.consent.rights_world import Rights, rights_over
+from tests.integration.consent.rights_world import CONTROLLER, Rights, rights_over
 
 DRAIN_S = 0.05
 # The production value is 25; a loaded test machine is no reason to fail.
@@ -69,7 +69,9 @@ class Consent:
 
     async def publish(self, *purposes: str, validate_only: bool = False) -> str:
         """Declare purposes, written `ads`, `ads:2` (its version) or `security:1:legitimate_interest`."""
-        request = pb.PublishPurposesRequest(purposes=map(purpose, purposes), validate_only=validate_only)
+        request = pb.PublishPurposesRequest(
+            purposes=map(purpose, purposes), validate_only=validate_only, controller=CONTROLLER
+        )
         return (await self.service.PublishPurposes(request, timeout=10)).policy_version
 
     async def record(

@@ -132,7 +132,7 @@ class Rights:
 
     def worker(self) -> EraseWorker:
         """A worker that knows nothing but the ledger, as after a restart."""
-        return EraseWorker(self.ports, controller=CONTROLLER)
+        return EraseWorker(self.ports)
 
     async def erase(self, subject_id: str, request_id: str = "e1") -> str:
         """Begin an erasure."""
@@ -181,7 +181,7 @@ async def rights_over(consent: Any, settings: Any) -> AsyncIterator[Rights]:
         signer=Ed25519Signer(b"k" * 32),
         clock=clock,
     )
-    handlers = PrivacyHandlers(ports, controller=CONTROLLER, drain_s=0.05, pause=consent.pauses, wake=woken.set)
+    handlers = PrivacyHandlers(ports, drain_s=0.05, pause=consent.pauses, wake=woken.set)
     server = RpcServer(settings)
     server.add(pb_grpc.add_PrivacyServiceServicer_to_server, PrivacyService(handlers))
     channel = connect(f"127.0.0.1:{await server.start()}")

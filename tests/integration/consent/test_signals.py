@@ -18,6 +18,7 @@ from services.chassis.visitors import SIGNAL_CHARACTERS_MAX
 from services.consent.domain.signals.bits import CHARACTERS_MAX
 from services.consent.subscribers import Expiries
 from tests.integration.consent.conftest import purpose
+from tests.integration.consent.rights_world import CONTROLLER
 from tests.integration.consent.test_ledger import ALICE, BOB, member, refusal, who
 from tests.waiting import eventually
 
@@ -31,7 +32,9 @@ PLACES = [
     pb.Jurisdiction(id="eu", regime=pb.REGIME_OPT_IN, is_default=True),
     pb.Jurisdiction(id="us-ca", regime=pb.REGIME_OPT_OUT, gpc_objects_to=["measurement"]),
 ]
-DECLARED = pb.PublishPurposesRequest(purposes=[ADS, purpose("measurement")], notices=[NOTICE], jurisdictions=PLACES)
+DECLARED = pb.PublishPurposesRequest(
+    purposes=[ADS, purpose("measurement")], notices=[NOTICE], jurisdictions=PLACES, controller=CONTROLLER
+)
 
 
 async def declared(consent: Any) -> str:

@@ -27,6 +27,7 @@ def test_the_shop_is_sound() -> None:
         ("site.yaml", "holdout_share: 0.10", "holdout_share: 0.7", "holdout_share", "0 to 0.5"),
         ("site.yaml", "holdout_share: 0.10", 'holdout_share: "0.1"', "holdout_share", "must be a number"),
         ("site.yaml", "holdout_share: 0.10", "holdout_share:", "holdout_share", "has no value"),
+        ("site.yaml", "controller: Harbor Lane Ltd.", "# ", "controller", "nobody answers to people for their data"),
         ("site.yaml", "name: harbor_lane", "nmae: harbor_lane", "nmae", "did you mean name?"),
         ("site.yaml", "name: harbor_lane", "name: Harbor Lane", "name", "name"),
         (

@@ -37,7 +37,8 @@ def test_a_receipt_is_genuine_however_it_is_formatted() -> None:
     """Its content is what was signed; spaces and order are the editor's."""
     written = document()
     for text in (json.dumps(written), json.dumps(written, indent=4, sort_keys=True, ensure_ascii=False)):
-        assert verify(text, written["public_key"])["receipt_id"] == "e1"
+        receipt, signed_by = verify(text, written["public_key"])
+        assert (receipt["receipt_id"], signed_by) == ("e1", written["key_id"])
 
 
 def test_any_change_of_the_content_is_noticed() -> None:

@@ -29,6 +29,15 @@ POLICY = Policy("policy1", {name: purpose(name, version=2) for name in ("ads", "
 FULL = replace(POLICY, notices={"n1": NOTICE}, jurisdictions={"eu": EU, "us-ca": CA})
 
 
+def test_controller_stands_until_another_is_declared() -> None:
+    """Its name is part of what people were told: another one is another version."""
+    named = declared_on(POLICY, Declaration([], controller="a shop"))
+    again = declared_on(named, Declaration([purpose("ads", version=3)]))
+    other = declared_on(named, Declaration([], controller="another shop"))
+    assert (named.controller, again.controller, other.controller) == ("a shop", "a shop", "another shop")
+    assert len({content(one) for one in (POLICY, named, other)}) == 3
+
+
 def declared_on(policy: Policy, declared: Declaration) -> Policy:
     return declare(policy, declared, content_hash)
 

@@ -35,7 +35,7 @@ def purpose(name: str, version: int = 1, basis: str = CONSENT) -> Purpose:
     return Purpose(name, f"what {name} is for", basis, "owner", 30, version)
 
 
-POLICY = Policy("policy1", {name: purpose(name, version=2) for name in ("ads", "measurement")})
+POLICY = Policy("policy1", {name: purpose(name, version=2) for name in ("ads", "measurement")}, controller="a shop")
 VIEW = View(POLICY, {}, 0, NOW)
 
 

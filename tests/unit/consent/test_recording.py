@@ -32,6 +32,7 @@ POLICY = Policy(
         "new": Notice("new", ("en", "de-AT"), ("ads", "count")),
     },
     {"eu": Jurisdiction("eu", Regime.OPT_IN)},
+    "a shop",
 )
 VIEW = View(POLICY, {}, 0, NOW)
 GRANT = RecordCommand("r", (("ads", State.GRANTED),), notice_version="new", notice_language="en")
@@ -42,6 +43,16 @@ def reason(command: RecordCommand, view: View = VIEW) -> str:
         record(command, view)
     assert caught.value.problems[0].problem in caught.value.message
     return f"{caught.value.reason} {caught.value.problems[0].field}"
+
+
+def test_consent_needs_somebody_who_answers_for_the_data() -> None:
+    """Nobody can agree to what nobody answers for; saying no is always possible."""
+    nobodys = replace(VIEW, policy=replace(POLICY, controller=""))
+    with pytest.raises(ServiceError) as caught:
+        record(GRANT, nobodys)
+    assert caught.value.reason == "CONTROLLER_UNKNOWN"
+    assert "site.yaml" in caught.value.message
+    assert record(replace(GRANT, answers=(("ads", State.DENIED),)), nobodys)[0].state is State.DENIED
 
 
 def test_the_answer_keeps_how_it_was_collected() -> None:

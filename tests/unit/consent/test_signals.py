@@ -45,7 +45,7 @@ TRAINING = replace(COUNT, id="model_training", signals=PurposeRule())
 PURPOSES = {one.id: one for one in (ADS, FEED, COUNT, PROFILE, TRAINING)}
 EU = Jurisdiction("eu", Regime.OPT_IN)
 CA = Jurisdiction("us-ca", Regime.OPT_OUT, opt_in_purposes=("model_training",), gpc_objects_to=("count",))
-POLICY = Policy("p1", PURPOSES, {}, {"eu": EU, "us-ca": CA})
+POLICY = Policy("p1", PURPOSES, {}, {"eu": EU, "us-ca": CA}, "a shop")
 
 
 def standing(state: State, *, jurisdiction: str = "", minute: int = 0, expires_at: datetime = NEVER) -> Standing:

@@ -34,6 +34,7 @@ class Site(_message.Message):
     EXPOSURE_PURPOSES_FIELD_NUMBER: _builtins.int
     PLACEHOLDERS_FIELD_NUMBER: _builtins.int
     FEATURE_SET_DIGEST_FIELD_NUMBER: _builtins.int
+    CONTROLLER_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     holdout_share: _builtins.float
     """Share of subjects who always get the default experience, in [0, 0.5]."""
@@ -43,6 +44,10 @@ class Site(_message.Message):
     feature_set_digest: _builtins.str
     """Content hash of the whole feature set that the site decides with; written by decision when the site is applied,
     whatever is sent. Empty: the site was applied by a release before.
+    """
+    controller: _builtins.str
+    """Who answers to people for what is held about them (GDPR Art. 4), as receipts name it. Written in site.yaml and
+    published to consent; decision is sent none.
     """
     @_builtins.property
     def placements(self) -> _containers.RepeatedCompositeFieldContainer[Global___Placement]: ...
@@ -73,10 +78,11 @@ class Site(_message.Message):
         exposure_purposes: _abc.Iterable[_builtins.str] | None = ...,
         placeholders: _abc.Iterable[_builtins.str] | None = ...,
         feature_set_digest: _builtins.str = ...,
+        controller: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["consent_policy_version", b"consent_policy_version", "exposure_purposes", b"exposure_purposes", "feature_set_digest", b"feature_set_digest", "feature_set_version", b"feature_set_version", "holdout_share", b"holdout_share", "name", b"name", "placeholders", b"placeholders", "placements", b"placements", "policies", b"policies"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consent_policy_version", b"consent_policy_version", "controller", b"controller", "exposure_purposes", b"exposure_purposes", "feature_set_digest", b"feature_set_digest", "feature_set_version", b"feature_set_version", "holdout_share", b"holdout_share", "name", b"name", "placeholders", b"placeholders", "placements", b"placements", "policies", b"policies"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
