@@ -98,8 +98,8 @@ def test_who_is_erased_is_gone_and_the_receipt_proves_it(comity: Any, known: str
     code, decided = comity("decide", "home_hero", known, "--deadline-ms=5000")
     assert decided["decisions"][0]["fallback_reason"] == "FALLBACK_REASON_NO_CONSENT"
     mistyped = f"--identity=user_id:{uuid.uuid4().hex}"
-    for given in (("erase", mistyped, "--yes"), ("export", mistyped, f"--to={tmp_path / 'no'}")):
-        code, error = comity("privacy", *given)
+    for command_line in (("erase", mistyped, "--yes"), ("export", mistyped, f"--to={tmp_path / 'no'}")):
+        code, error = comity("privacy", *command_line)
         assert (code, error["error"]["reason"]) == (1, "NOTHING_HELD")
 
 

@@ -288,7 +288,12 @@ class PublishPurposesRequest(_message.Message):
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     NOTICES_FIELD_NUMBER: _builtins.int
     JURISDICTIONS_FIELD_NUMBER: _builtins.int
+    CONTROLLER_FIELD_NUMBER: _builtins.int
     validate_only: _builtins.bool
+    controller: _builtins.str
+    """Who answers to people for what is held about them, as receipts name it; empty: as it was declared before. Consent
+    cannot be recorded until it is known.
+    """
     @_builtins.property
     def purposes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Purpose]: ...
     @_builtins.property
@@ -302,10 +307,11 @@ class PublishPurposesRequest(_message.Message):
         validate_only: _builtins.bool = ...,
         notices: _abc.Iterable[Global___Notice] | None = ...,
         jurisdictions: _abc.Iterable[Global___Jurisdiction] | None = ...,
+        controller: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["jurisdictions", b"jurisdictions", "notices", b"notices", "purposes", b"purposes", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["controller", b"controller", "jurisdictions", b"jurisdictions", "notices", b"notices", "purposes", b"purposes", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
