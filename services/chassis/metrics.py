@@ -41,6 +41,9 @@ GATHER_BATCH_SIZE = Histogram(
     "comity_gather_batch_size", "Items that left together.", ("gatherer",), buckets=BATCH_BUCKETS
 )
 BEHAVIOR_FOLDED = Counter("comity_behavior_folded", "Behavior events folded into features.")
+PENDING_ITEMS_DROPPED = Counter(
+    "comity_pending_items_dropped", "Behavior that counts without its item's categories: too much waits for items."
+)
 STATES_UNREADABLE = Counter("comity_states_unreadable", "Stored states that were passed over, by why.", ("reason",))
 EVENTS_PUT_RIGHT = Counter(
     "comity_events_put_right", "Events that were stored other than they were sent, by what was not right.", ("what",)

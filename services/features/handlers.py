@@ -224,7 +224,11 @@ class AwaitFolded:
     """AwaitPosition: folded, and visible to GetFeatures and GetItemColumns."""
 
     def __init__(
-        self, intakes: Mapping[Source, Intake], columns: ItemColumns, states: StateReader, settled: "Settled"
+        self,
+        intakes: Mapping[Source, Intake],
+        columns: ItemColumns,
+        states: StateReader,
+        settled: "Mapping[Source, Settled]",
     ) -> None:
         self._intakes = intakes
         self._columns = columns
@@ -239,7 +243,7 @@ class AwaitFolded:
         """
         with deadline_scope(timeout_s):
             await self._intakes[source].await_position(position, timeout_s)
-            await self._settled.wait(remaining_s() or 0.0)
+            await self._settled[source].wait(remaining_s() or 0.0)
         await self._states.refresh()
         standing = await self._columns.refresh()
         return standing.behavior if source is Source.FEEDBACK else standing.catalog

@@ -32,7 +32,7 @@ from services.features.handlers import AwaitFolded, ItemColumns, ReadFeatures, S
 from services.features.service import FeatureService
 from services.features.store import CONSUMER, Books, ItemStore, MemberStates
 from services.features.store.holdings import FeaturesHoldings
-from services.features.subscribers import BehaviorIntake, on_decision_events
+from services.features.subscribers import BehaviorIntake, CatalogIntake
 from services.features.wire import CATALOG_CHANGED
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -80,18 +80,21 @@ async def build(settings: Settings, app: App) -> None:
     feedback = connect(settings.feedback_address)
     app.on_stop("feedback", feedback.close)
 
-    clock, settled = SystemClock(), Settled()
+    clock, settled = SystemClock(), {source: Settled() for source in Source}
     books, states = Books(pool, clock), MemberStates(pool, cache)
     app.on_stop("states", states.close)
     await books.refresh()
     await states.refresh()
     columns = ItemColumns(books, ItemStore(pool))
     sealer = Sealer(GrpcKeyReader(identity))
-    behavior = BehaviorIntake(books, sealer, states, settled, clock)
+    behavior = BehaviorIntake(books, sealer, states, settled[Source.FEEDBACK], clock)
+    catalog = CatalogIntake(pool, books, states, settled[Source.DECISION])
     intakes = {
         Source.FEEDBACK: Subscription(pool, bus, Source.FEEDBACK, CONSUMER, behavior.handle, behavior.after_commit),
         # Decisions are many, and nothing of them is needed here.
-        Source.DECISION: Subscription(pool, bus, Source.DECISION, CONSUMER, on_decision_events, only=CATALOG_CHANGED),
+        Source.DECISION: Subscription(
+            pool, bus, Source.DECISION, CONSUMER, catalog.handle, catalog.after_commit, only=CATALOG_CHANGED
+        ),
     }
     relay = Relay(pool, PostgresEventStore(pool), bus, "features", on_lag=RELAY_LAG_S.labels("features").set)
     letters = DeadLetters(pool)
@@ -103,6 +106,7 @@ async def build(settings: Settings, app: App) -> None:
     app.background("reconciler", Reconciler(pool, bus, "features").run)
     for source, intake in intakes.items():
         app.background(f"{source} events", intake.run)
+    app.background("pending items", catalog.forget)
     app.background("item columns", partial(keep_fresh, columns, states, settings.columns_every_ms / 1000))
     app.server.add(
         add_FeatureServiceServicer_to_server,

@@ -4,7 +4,8 @@ The inbox alone says whether an event was folded before. Positions do not: an ev
 after newer ones, and must still count. What is counted does not depend on the order.
 """
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from uuid import UUID
 
@@ -14,23 +15,41 @@ from services.chassis.errors import Kind, ServiceError
 from services.chassis.events import ORIGIN, RecordedEvent
 from services.chassis.eventstore import SUBJECT_ERASED
 from services.chassis.inbox import KEEP_S
-from services.chassis.postgres import Connection
+from services.chassis.postgres import Connection, Pool, acquire
 from services.chassis.sealing import Sealer
 from services.features.domain.book import Book
 from services.features.domain.item_counts import blocks_of, fold_items
-from services.features.domain.members import Behavior, contribution, fold
+from services.features.domain.members import (
+    Behavior,
+    MemberState,
+    Pending,
+    UnreadableStateError,
+    contributions_of,
+    fold,
+    fold_pending,
+    pending_of,
+)
 from services.features.handlers import Settled
 from services.features.store import (
+    DROP_PENDING_SQL,
+    FOLDED_PENDING_SQL,
+    FORGET_PENDING_SQL,
+    PENDING_S_MAX,
     Books,
     MemberStates,
     blocks_to_change,
-    items_by_id,
     put_blocks,
     put_items,
+    put_pending,
     put_states,
     states_to_change,
+    take_pending,
+    versions_of,
+    versions_or_turn,
 )
 from services.features.wire import BEHAVIOR_RECORDED, CATALOG_CHANGED, behavior_from, items_from
+
+FORGET_EVERY_S = 3600.0
 
 
 class BehaviorIntake:
@@ -89,16 +108,50 @@ def _rectified_long_after(event: RecordedEvent, now_s: float) -> bool:
     return event.version > 1 and (UUID(event.event_id).int >> 80) / 1000 < now_s - KEEP_S
 
 
-async def on_decision_events(connection: Connection, events: list[RecordedEvent]) -> None:
-    """Keep the items among what decision emits."""
-    items: dict[str, bytes] = {}
-    for event in events:
-        if event.type == CATALOG_CHANGED:
-            if not isinstance(event.payload, bytes):
-                raise ServiceError(Kind.INVALID, "CATALOG_SEALED", "a catalog is about nobody and is never sealed")
-            items.update(items_from(event.payload))
-    if items:
-        await put_items(connection, items)
+class CatalogIntake:
+    """Keeps the items among what decision emits, and folds what waited for them."""
+
+    def __init__(self, pool: Pool, books: Books, states: MemberStates, settled: Settled) -> None:
+        self._pool = pool
+        self._books = books
+        self._states = states
+        self._settled = settled
+
+    async def handle(self, connection: Connection, events: list[RecordedEvent]) -> None:
+        """Keep these items.
+
+        Raises:
+            ServiceError: INVALID (CATALOG_SEALED).
+        """
+        item_ids: set[str] = set()
+        for event in events:
+            if event.type == CATALOG_CHANGED:
+                if not isinstance(event.payload, bytes):
+                    raise ServiceError(Kind.INVALID, "CATALOG_SEALED", "a catalog is about nobody and is never sealed")
+                items = items_from(event.payload)
+                await put_items(connection, items, event.occurred_at.timestamp())
+                item_ids.update(items)
+        pending = await take_pending(connection, item_ids) if item_ids else []
+        if pending:
+            self._settled.begin()
+            await _fold_pending(connection, await self._books.refresh(connection), pending)
+
+    async def after_commit(self, events: Sequence[RecordedEvent]) -> None:
+        """Bring the cache up to date about whoever something was folded for, in an earlier try, too."""
+        async with acquire(self._pool) as connection:
+            rows = await connection.fetch(FOLDED_PENDING_SQL)
+        if rows:
+            await self._states.write_through(sorted({row["member_id"] for row in rows}))
+            async with acquire(self._pool) as connection:
+                await connection.execute(DROP_PENDING_SQL, [row["number"] for row in rows])
+        self._settled.end()
+
+    async def forget(self) -> None:
+        """For ever: what waited for too long counts without its item's categories."""
+        while True:
+            async with acquire(self._pool) as connection:
+                await connection.execute(FORGET_PENDING_SQL, PENDING_S_MAX)
+            await asyncio.sleep(FORGET_EVERY_S)
 
 
 async def _fold_members(connection: Connection, book: Book, behavior: Sequence[Behavior]) -> None:
@@ -106,17 +159,43 @@ async def _fold_members(connection: Connection, book: Book, behavior: Sequence[B
     # What was stored without its person counts for the items alone.
     behavior = [one for one in behavior if one.member_id]
     spread = {item_id for one in behavior if one.type in layout.spreads_of for item_id in one.item_ids}
-    items = await items_by_id(connection, spread) if spread else {}
-    contributions = {item_id: contribution(layout, item) for item_id, item in items.items()}
+    contributions = contributions_of(layout, await versions_or_turn(connection, spread) if spread else {})
+    if pending := pending_of(layout, behavior, contributions):
+        await put_pending(connection, pending)
     of_member: dict[str, list[Behavior]] = {}
     for one in behavior:
         of_member.setdefault(one.member_id, []).append(one)
     states = await states_to_change(connection, book, of_member)
     folded = []
     for member_id, state in states.items():
-        after = fold(layout, replace(state, position=ORIGIN), of_member[member_id], contributions.get)
+        after = fold(layout, replace(state, position=ORIGIN), of_member[member_id], contributions)
         folded.append(replace(after, position=max(after.position, state.position)))
     await put_states(connection, book, folded)
+
+
+async def _fold_pending(connection: Connection, book: Book, pending: Sequence[Pending]) -> None:
+    layout = book.member_layout
+    contributions = contributions_of(layout, await versions_of(connection, {one.item_id for one in pending}))
+    of_member: dict[str, list[Pending]] = {}
+    for one in pending:
+        of_member.setdefault(one.member_id, []).append(one)
+    states = await _readable_states(connection, book, of_member)
+    folded = [
+        fold_pending(layout, state, of_member[member_id], contributions, book.member_layouts)
+        for member_id, state in states.items()
+    ]
+    await put_states(connection, book, folded)
+
+
+async def _readable_states(connection: Connection, book: Book, member_ids: Iterable[str]) -> dict[str, MemberState]:
+    """As states_to_change, without those that cannot be read: one member's state must not keep an item away."""
+    states: dict[str, MemberState] = {}
+    for member_id in sorted(member_ids):
+        try:
+            states |= await states_to_change(connection, book, (member_id,))
+        except UnreadableStateError as error:
+            metrics.STATES_UNREADABLE.labels(error.reason).inc()
+    return states
 
 
 async def _fold_items(connection: Connection, book: Book, behavior: Sequence[Behavior]) -> None:

@@ -414,7 +414,7 @@ def cut_features() -> dict[str, Any]:
     states = {}
     for member_id in (MEMBER, OTHER_MEMBER):
         own = [event for event in behavior if event.member_id == member_id]
-        state = fold(members, empty(members, member_id), own, known.get)
+        state = fold(members, empty(members, member_id), own, lambda item_id, _: known.get(item_id))
         states[member_id] = _text(encode_member(members, state))
     folded = fold_items(blocks, {}, behavior)
     history = {

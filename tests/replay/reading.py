@@ -198,7 +198,7 @@ def outcome_of_features(history: History) -> History:
     for member_id, blob in history["members"].items():
         kept[member_id] = decode_member(members, unpack(blob), member_id, book.member_layouts)
         own = [event for event in events if event.member_id == member_id]
-        anew[member_id] = fold(members, empty(members, member_id), own, known.get)
+        anew[member_id] = fold(members, empty(members, member_id), own, lambda item_id, _: known.get(item_id))
     states = {
         (item_id, part): decode_block(blocks, unpack(blob), book.item_layouts)
         for item_id, part, blob in history["blocks"]

@@ -1,5 +1,6 @@
 """Items as features see them, and how their categories fall into buckets."""
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -22,6 +23,19 @@ class CatalogItem:
     id: str
     numbers: Mapping[str, float] = field(default_factory=dict)
     categories: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ItemVersion:
+    """An item as it was from a moment on (seconds since 1970)."""
+
+    since_s: float
+    item: CatalogItem
+
+
+def place_at(versions: Sequence[ItemVersion], at_s: float) -> int:
+    """Which version was current at that time, else the first; they ascend in time, and there is one."""
+    return max(bisect_right([version.since_s for version in versions], at_s) - 1, 0)
 
 
 def bucket_of(attribute: str, value: str, buckets: int) -> int:

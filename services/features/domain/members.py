@@ -7,16 +7,17 @@ weighted down to it, so the order in which things happened does not matter, only
 
 import math
 import struct
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from services.chassis.events import ORIGIN, LogPosition
 from services.chassis.ids import partition_of
 from services.features.domain.aggregates import Float32s, Float64s, Indices, MemberLayout, Spread
-from services.features.domain.catalog import CatalogItem, bucket_counts
+from services.features.domain.catalog import CatalogItem, ItemVersion, bucket_counts, place_at
 
 # Format 1: member id, layout version, position, reference time; then newest times (f8) and counts (f4), little endian.
 FORMAT = 1
@@ -26,8 +27,9 @@ NEVER_S = -math.inf
 
 # Slots that an event on an item adds to, and how much; by event type.
 Contribution: TypeAlias = Mapping[str, tuple[Indices, Float32s]]
-# None: the item is in no catalog, and counts only towards what does not ask for categories.
-Contributions: TypeAlias = Callable[[str], Contribution | None]
+# Of an item at a time (seconds since 1970). None: the item is in no catalog, and counts only towards what does not ask
+# for categories; until it is in one (fold_pending).
+Contributions: TypeAlias = Callable[[str, float], Contribution | None]
 
 
 class UnreadableStateError(Exception):
@@ -60,6 +62,21 @@ class Behavior:
     def partition(self) -> int:
         """Of the blocks that it counts in: its member's; what is nobody's is spread by its stream."""
         return partition_of(self.member_id or self.stream_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """An event that was folded before the catalog had an item of it.
+
+    Args:
+        layout: version of the layout it was folded in: what was first declared later does not count it.
+    """
+
+    member_id: str
+    type: str
+    item_id: str
+    occurred_s: float
+    layout: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,6 +130,56 @@ def fold(
         if slot is not None:
             newest_s[slot] = max(newest_s[slot], event.occurred_s)
     return MemberState(state.member_id, position, reference_s, newest_s, counts)
+
+
+def pending_of(layout: MemberLayout, events: Iterable[Behavior], contributions: Contributions) -> list[Pending]:
+    """What of these events waits for an item: events of somebody, of types whose categories are counted."""
+    return [
+        Pending(event.member_id, event.type, item_id, event.occurred_s, layout.version)
+        for event in events
+        if event.member_id and event.type in layout.spreads_of
+        for item_id in dict.fromkeys(event.item_ids)
+        if contributions(item_id, event.occurred_s) is None
+    ]
+
+
+def fold_pending(
+    layout: MemberLayout,
+    state: MemberState,
+    pending: Sequence[Pending],
+    contributions: Contributions,
+    layouts: Mapping[str, MemberLayout],
+) -> MemberState:
+    """The state as it would be, had the items been there when these events of its member were folded.
+
+    Args:
+        layouts: every layout by version.
+    """
+    counts = state.counts.copy()
+    for one in pending:
+        assert one.member_id == state.member_id
+        found = contributions(one.item_id, one.occurred_s) or {}
+        if one.type in found:
+            slots, amounts = found[one.type]
+            declared = _declared_in(layout, layouts.get(one.layout, layout))[slots]
+            _spread(layout, counts, slots[declared], amounts[declared], late_s=state.reference_s - one.occurred_s)
+    return replace(state, counts=counts)
+
+
+def contributions_of(layout: MemberLayout, items: Mapping[str, Sequence[ItemVersion]]) -> Contributions:
+    """What events on these items add, by the categories that the item had at the event's time, else its first."""
+    known: dict[tuple[str, int], Contribution] = {}
+
+    def of(item_id: str, at_s: float) -> Contribution | None:
+        versions = items.get(item_id)
+        if not versions:
+            return None
+        key = item_id, place_at(versions, at_s)
+        if key not in known:
+            known[key] = contribution(layout, versions[key[1]].item)
+        return known[key]
+
+    return of
 
 
 def contribution(layout: MemberLayout, item: CatalogItem) -> Contribution:
@@ -186,15 +253,27 @@ def _count(
         counts[tallies] += np.float32(len(item_ids) or 1) * left
     if event.type not in layout.spreads_of:
         return
-    known = [found[event.type] for found in map(contributions, item_ids) if found is not None]
-    if not known:
-        return
-    slots = np.concatenate([slots for slots, _ in known])
-    amounts = np.concatenate([amounts for _, amounts in known])
+    added = [contributions(item_id, event.occurred_s) for item_id in item_ids]
+    known = [found[event.type] for found in added if found is not None]
+    if known:
+        slots = np.concatenate([slots for slots, _ in known])
+        _spread(layout, counts, slots, np.concatenate([amounts for _, amounts in known]), late_s=late_s)
+
+
+def _spread(layout: MemberLayout, counts: Float32s, slots: Indices, amounts: Float32s, *, late_s: float) -> None:
+    """Add to the spreads' slots; where counts forget, as much as is left after *late_s*."""
     if late_s > 0.0:
         amounts = amounts * np.exp2(-late_s * layout.decay[slots]).astype(np.float32)
     # Two items may share a bucket: plain indexing would count only one of them.
     np.add.at(counts, slots, amounts)
+
+
+def _declared_in(layout: MemberLayout, then: MemberLayout) -> npt.NDArray[np.bool_]:
+    """Whether each slot is of a spread that the other layout has, too."""
+    declared = np.zeros(layout.width, dtype=np.bool_)
+    for spread, offset in layout.spread_offsets.items():
+        declared[offset : offset + spread.buckets] = spread in then.spread_offsets
+    return declared
 
 
 def _spread_out(layout: MemberLayout, item: CatalogItem, spreads: Sequence[Spread]) -> tuple[Indices, Float32s]:

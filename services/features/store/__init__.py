@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import asyncpg
 import structlog
 from comity.features.v1 import feature_set_pb2
+from google.protobuf.message import DecodeError
 
 from services.chassis import metrics
 from services.chassis.alarms import Alarm, set_alarm
@@ -20,13 +22,13 @@ from services.chassis.ids import uuid7
 from services.chassis.ports import Cache
 from services.chassis.postgres import Connection, Pool, acquire, transaction
 from services.features.domain.book import Book
-from services.features.domain.catalog import CatalogItem
+from services.features.domain.catalog import CatalogItem, ItemVersion
 from services.features.domain.columns import Standing
 from services.features.domain.feature_set import FeatureSet
 from services.features.domain.item_counts import Block, ItemCounts
 from services.features.domain.item_counts import decode as decode_block
 from services.features.domain.item_counts import encode as encode_block
-from services.features.domain.members import MemberState, UnreadableStateError, decode, empty, encode
+from services.features.domain.members import MemberState, Pending, UnreadableStateError, decode, empty, encode
 from services.features.domain.requests import Source
 from services.features.wire import (
     FEATURE_SET_PUBLISHED,
@@ -92,12 +94,47 @@ SELECT item_id, partition, state FROM unnest($1::text[], $2::smallint[], $3::byt
 ORDER BY item_id, partition
 ON CONFLICT (item_id, partition) DO UPDATE SET state = excluded.state, xid = pg_current_xact_id()
 """
-ITEMS_BY_ID_SQL = "SELECT id, item FROM items WHERE id = ANY($1::text[])"
 PUT_ITEMS_SQL = """
-INSERT INTO items (id, item)
-SELECT id, item FROM unnest($1::text[], $2::bytea[]) AS put (id, item) ORDER BY id
-ON CONFLICT (id) DO UPDATE SET item = excluded.item, xid = pg_current_xact_id()
+INSERT INTO items (id, item, since_s)
+SELECT id, item, $3 FROM unnest($1::text[], $2::bytea[]) AS put (id, item) ORDER BY id
+ON CONFLICT (id) DO UPDATE SET item = excluded.item, since_s = excluded.since_s, xid = pg_current_xact_id()
+WHERE items.since_s IS NULL OR items.since_s <= excluded.since_s
 """
+# A release before, still running beside this one, keeps items without their versions.
+ITEM_VERSIONS_SQL = """
+SELECT item_id, since_s, item FROM item_versions WHERE item_id = ANY($1::text[])
+UNION ALL
+SELECT id, '-infinity', item FROM items
+WHERE id = ANY($1::text[]) AND NOT EXISTS (SELECT FROM item_versions WHERE item_id = id)
+ORDER BY item_id, since_s
+"""
+PUT_ITEM_VERSIONS_SQL = """
+INSERT INTO item_versions (item_id, since_s, item) SELECT * FROM unnest($1::text[], $2::float8[], $3::bytea[])
+ON CONFLICT DO NOTHING
+"""
+FORGET_ITEM_VERSIONS_SQL = """
+DELETE FROM item_versions v WHERE item_id = ANY($1::text[]) AND since_s <= (
+    SELECT w.since_s FROM item_versions w WHERE w.item_id = v.item_id ORDER BY w.since_s DESC OFFSET $2 LIMIT 1
+)
+"""
+# Who finds an item missing and who brings it take turns: else neither would see what the other has written.
+LOCK_MISSING_SQL = "SELECT pg_advisory_xact_lock_shared(hashtextextended('features.pending_items', 0))"
+LOCK_BRINGING_SQL = "SELECT pg_advisory_xact_lock(hashtextextended('features.pending_items', 0))"
+PUT_PENDING_SQL = """
+WITH put AS (
+    INSERT INTO pending_items (item_id, member_id, type, occurred_s, layout)
+    SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::float8[], $5::text[])
+    LIMIT greatest(0, $6::bigint - (SELECT count(*) FROM (SELECT FROM pending_items LIMIT $6::bigint) held))
+    RETURNING 1
+) SELECT count(*) FROM put
+"""
+TAKE_PENDING_SQL = """
+UPDATE pending_items SET folded = true WHERE item_id = ANY($1::text[]) AND NOT folded
+RETURNING member_id, type, item_id, occurred_s, layout
+"""
+FOLDED_PENDING_SQL = "SELECT number, member_id FROM pending_items WHERE folded"
+DROP_PENDING_SQL = "DELETE FROM pending_items WHERE number = ANY($1::bigint[])"
+FORGET_PENDING_SQL = "DELETE FROM pending_items WHERE received_at < now() - make_interval(secs => $1)"
 
 # With how many members were subtracted: blocks change by that, too.
 POSITIONS_SQL = """
@@ -111,6 +148,11 @@ CHANGED_BLOCKS_SQL = "SELECT item_id, partition, state FROM item_blocks WHERE xi
 
 # A state's version in the cache: the generation in the upper bits, how often it was written in the lower ones.
 GENERATION_SHIFT = 40
+# Of one item: an hour's changes of a feed that flips a category every two minutes.
+ITEM_VERSIONS_MAX = 32
+# Some 10 MB. A site that tells of items it never catalogs fills it up, and loses nothing by it.
+PENDING_MAX = 50_000
+PENDING_S_MAX = 7 * 86_400.0
 # What nobody reads goes: of who comes back later the first read fills it in again.
 CACHE_TTL_S = 86_400.0
 FILLS_MAX = 64
@@ -219,6 +261,8 @@ class MemberStates:
         """
         _, fill = await self._read_database(member_ids)
         if not await self._filled(fill):
+            # Stands until a write succeeds: from now on every reader tries one.
+            set_alarm(Alarm.CACHE_TAKES_NO_WRITES, True)
             async with acquire(self._pool) as connection:
                 self._now_at(await connection.fetchval(NEXT_GENERATION_SQL))
 
@@ -246,14 +290,13 @@ class MemberStates:
         await self._filled(fill)
 
     async def _filled(self, fill: Mapping[str, tuple[int, bytes]]) -> bool:
-        """Whether the cache took these; an alarm stands until it takes what comes next."""
+        """Whether the cache took these; then it takes writes."""
         if not fill:
             return True
         try:
             await self._cache.set_newer_many(fill, ttl_s=CACHE_TTL_S)
         except ServiceError as outage:
             _log.warning("cache not filled", reason=outage.reason)
-            set_alarm(Alarm.CACHE_TAKES_NO_WRITES, True)
             return False
         set_alarm(Alarm.CACHE_TAKES_NO_WRITES, False)
         return True
@@ -348,16 +391,58 @@ async def put_blocks(connection: Connection, book: Book, blocks: Mapping[Block, 
     await connection.execute(PUT_BLOCKS_SQL, [b[0] for b in ordered], [b[1] for b in ordered], blobs)
 
 
-async def items_by_id(connection: Connection, item_ids: Iterable[str]) -> dict[str, CatalogItem]:
-    """Those of the items that the catalog has."""
-    rows = await connection.fetch(ITEMS_BY_ID_SQL, sorted(item_ids))
-    return {row["id"]: item_from_bytes(row["item"]) for row in rows}
+async def versions_of(connection: Connection, item_ids: Iterable[str]) -> dict[str, list[ItemVersion]]:
+    """Those of the items that the catalog has, as they were from when on, ascending in time.
+
+    A version that cannot be read is passed over: what waits for it is folded when the item is brought again.
+    """
+    versions: dict[str, list[ItemVersion]] = {}
+    for row in await connection.fetch(ITEM_VERSIONS_SQL, sorted(item_ids)):
+        with suppress(DecodeError):
+            versions.setdefault(row["item_id"], []).append(ItemVersion(row["since_s"], item_from_bytes(row["item"])))
+    return {item_id: read for item_id, read in versions.items() if read}
 
 
-async def put_items(connection: Connection, items: Mapping[str, bytes]) -> None:
-    """Store items of the catalog."""
+async def versions_or_turn(connection: Connection, item_ids: Iterable[str]) -> dict[str, list[ItemVersion]]:
+    """As versions_of; no item that is missing then enters the catalog before the transaction has ended."""
+    asked = set(item_ids)
+    found = await versions_of(connection, asked)
+    if missing := asked - found.keys():
+        await connection.execute(LOCK_MISSING_SQL)
+        found |= await versions_of(connection, missing)
+    return found
+
+
+async def put_items(connection: Connection, items: Mapping[str, bytes], since_s: float) -> None:
+    """Store items of the catalog as they are from a moment on; it is this transaction's turn to bring items."""
+    await connection.execute(LOCK_BRINGING_SQL)
     ordered = sorted(items)
-    await connection.execute(PUT_ITEMS_SQL, ordered, [items[item_id] for item_id in ordered])
+    before = await versions_of(connection, ordered)
+    await connection.execute(PUT_ITEMS_SQL, ordered, [items[item_id] for item_id in ordered], since_s)
+    changed = [item_id for item_id in ordered if _recategorized(before.get(item_id, ()), items[item_id], since_s)]
+    if changed:
+        blobs, times = [items[item_id] for item_id in changed], [since_s] * len(changed)
+        await connection.execute(PUT_ITEM_VERSIONS_SQL, changed, times, blobs)
+        await connection.execute(FORGET_ITEM_VERSIONS_SQL, changed, ITEM_VERSIONS_MAX)
+
+
+def _recategorized(versions: Sequence[ItemVersion], blob: bytes, since_s: float) -> bool:
+    """Whether the item has other categories than it had just before: only those are asked for later."""
+    earlier = [version for version in versions if version.since_s <= since_s]
+    return not earlier or earlier[-1].item.categories != item_from_bytes(blob).categories
+
+
+async def put_pending(connection: Connection, pending: Sequence[Pending]) -> None:
+    """Keep what waits for its item; above the bound it counts without the item's categories, and is counted."""
+    columns = [(one.item_id, one.member_id, one.type, one.occurred_s, one.layout) for one in pending]
+    put = await connection.fetchval(PUT_PENDING_SQL, *map(list, zip(*columns, strict=True)), PENDING_MAX)
+    metrics.PENDING_ITEMS_DROPPED.inc(len(pending) - put)
+
+
+async def take_pending(connection: Connection, item_ids: Iterable[str]) -> list[Pending]:
+    """What waited for these items; it is folded in this transaction."""
+    rows = await connection.fetch(TAKE_PENDING_SQL, sorted(item_ids))
+    return [Pending(**row) for row in rows]
 
 
 @dataclass(frozen=True, slots=True)

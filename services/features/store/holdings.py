@@ -30,7 +30,15 @@ from services.features.domain.members import (
 )
 from services.features.domain.requests import Source
 from services.features.domain.withdrawal import Folded, withdraw
-from services.features.store import CONSUMER, STATES_SQL, Books, cache_key, put_blocks, readable_blocks
+from services.features.store import (
+    CONSUMER,
+    PENDING_S_MAX,
+    STATES_SQL,
+    Books,
+    cache_key,
+    put_blocks,
+    readable_blocks,
+)
 
 _log = structlog.get_logger(__name__)
 
@@ -55,6 +63,12 @@ SELECT event_id, received_at FROM inbox WHERE source = $1 AND consumer = $2 AND 
 NOW_SQL = "SELECT now()"
 DELETE_STATES_SQL = """
 WITH gone AS (DELETE FROM member_states WHERE member_id = ANY($1::text[]) RETURNING 1) SELECT count(*) FROM gone
+"""
+PENDING_SQL = """
+SELECT member_id, type, item_id, occurred_s FROM pending_items WHERE member_id = ANY($1::text[]) ORDER BY number
+"""
+DELETE_PENDING_SQL = """
+WITH gone AS (DELETE FROM pending_items WHERE member_id = ANY($1::text[]) RETURNING 1) SELECT count(*) FROM gone
 """
 # Blocks that hold nothing any more: that somebody of a partition was here is said by nobody else than the erased.
 DELETE_EMPTY_SQL = f"""
@@ -94,6 +108,15 @@ class FeaturesHoldings:
         return [
             *log_holdings("who read what features hold", sealed=False, purposes=()),
             Holding(POSTGRES, "member_states", state, "deleted", False, PERSONALIZED, read_by=("decision",)),
+            Holding(
+                POSTGRES,
+                "pending_items",
+                "behavior on items that the catalog does not have yet: type, item and time",
+                "deleted",
+                False,
+                PERSONALIZED,
+                retention_days=round(PENDING_S_MAX / 86_400),
+            ),
             Holding(VALKEY, "member:<member_id>", f"a copy: {state}", "deleted", False, PERSONALIZED),
             Holding(
                 POSTGRES,
@@ -121,6 +144,13 @@ class FeaturesHoldings:
                 continue
             at = None if state.position == ORIGIN else datetime.fromtimestamp(state.reference_s, UTC)
             yield HeldRecord(POSTGRES, "member_states", "member state", state.member_id, at, _told(book, state))
+        async with acquire(self._pool) as connection:
+            waiting = await connection.fetch(PENDING_SQL, list(member_ids))
+        for row in waiting:
+            at, content = datetime.fromtimestamp(row["occurred_s"], UTC), {"type": row["type"], "item": row["item_id"]}
+            yield HeldRecord(
+                POSTGRES, "pending_items", "behavior that waits for its item", row["member_id"], at, content
+            )
         async for record in log_records(self._pool, self._sealer.open_many, member_ids):
             yield record
 
@@ -133,9 +163,15 @@ class FeaturesHoldings:
                 await self._withdraw(erasure, member_id)
         elif step is Step.DELETE:
             async with transaction(self._pool) as connection:
+                # First, and waited for: who folds such a row writes a state.
+                pending = await connection.fetchval(DELETE_PENDING_SQL, list(erasure.member_ids))
                 states = await connection.fetchval(DELETE_STATES_SQL, list(erasure.member_ids))
                 blocks = await connection.fetchval(DELETE_EMPTY_SQL)
-                counts = {(POSTGRES, "member_states"): states, (POSTGRES, "item_blocks"): blocks}
+                counts = {
+                    (POSTGRES, "pending_items"): pending,
+                    (POSTGRES, "member_states"): states,
+                    (POSTGRES, "item_blocks"): blocks,
+                }
                 await count_in(connection, erasure.erasure_id, step, counts)
             await self._forget(step, erasure)
             await delete_from_log(self._pool, erasure)

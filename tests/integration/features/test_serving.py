@@ -25,7 +25,7 @@ from services.features.domain.item_counts import decode
 from services.features.domain.requests import FeatureQuery
 from services.features.handlers import ItemColumns, ReadFeatures, Settled, checked_set
 from services.features.store import Books, ItemStore, MemberStates
-from services.features.subscribers import BehaviorIntake, on_decision_events
+from services.features.subscribers import BehaviorIntake, CatalogIntake
 from services.features.wire import BEHAVIOR_RECORDED, CATALOG_CHANGED, feature_set_to_pb, features_from_pb
 from tests.conftest import MakeDatabase
 from tests.waiting import eventually
@@ -53,6 +53,7 @@ class Features:
         self.states = MemberStates(pool, cache)
         self.columns = ItemColumns(self.books, ItemStore(pool))
         self.intake = BehaviorIntake(self.books, self.sealer, self.states, Settled())
+        self.catalog = CatalogIntake(pool, self.books, self.states, Settled())
         self.read = ReadFeatures(self.books, self.states, self.columns)
         self.version = ""
 
@@ -67,6 +68,14 @@ class Features:
         async with transaction(self.pool) as connection:
             await self.intake.handle(connection, list(events))
         await self.intake.after_commit(events)
+
+    async def bring(self, *items: site_pb2.Item, at: datetime = START) -> None:
+        """Take a change of the catalog in, as a delivered message would."""
+        payload = decision_events_pb2.CatalogChanged(items=items).SerializeToString()
+        event = RecordedEvent(uuid7(at), CATALOG_CHANGED, payload, at, "", "", "catalog", 1, LogPosition(1, 1, 1))
+        async with transaction(self.pool) as connection:
+            await self.catalog.handle(connection, [event])
+        await self.catalog.after_commit([event])
 
     async def click(self, place: int, item_id: str = "book") -> RecordedEvent:
         """A click, sealed, at a position of the behavior log."""
@@ -135,12 +144,7 @@ async def test_an_event_that_comes_back_behind_newer_ones_still_counts(features:
 
 async def test_item_columns_follow_catalog_and_behavior(features: Features) -> None:
     """An item enters with its attributes, and its counts move; who holds the rest is sent the moving columns only."""
-    changed = decision_events_pb2.CatalogChanged(items=[site_pb2.Item(id="book", numbers={"price": 12.5})])
-    event = RecordedEvent(
-        uuid7(START), CATALOG_CHANGED, changed.SerializeToString(), START, "", "", "catalog", 1, LogPosition(1, 1, 1)
-    )
-    async with transaction(features.pool) as connection:
-        await on_decision_events(connection, [event])
+    await features.bring(site_pb2.Item(id="book", numbers={"price": 12.5}))
     before = await features.columns.columns(features.version)
     assert before.item_ids == ("book",)
     assert before.rows[0].tolist() == [0.0, 12.5]

@@ -1,6 +1,6 @@
 """Small catalogs and behavior that the tests of the domain share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from hypothesis import strategies as st
 
@@ -23,7 +23,7 @@ from services.features.domain.declared import (
     Transform,
 )
 from services.features.domain.feature_set import FeatureSet, compile_features
-from services.features.domain.members import Behavior, Contribution, MemberState, contribution, empty, fold
+from services.features.domain.members import Behavior, Contributions, MemberState, contribution, empty, fold
 
 MEMBERS = tuple(letter * 26 for letter in "abcd")
 DAY_S = 86_400.0
@@ -63,10 +63,10 @@ def everything() -> FeatureSet:
     return compile_features(EVERYTHING)
 
 
-def contributions(layout: MemberLayout) -> Callable[[str], Contribution | None]:
+def contributions(layout: MemberLayout) -> Contributions:
     """What events on ITEMS add to states of this layout."""
     known = {item.id: contribution(layout, item) for item in ITEMS}
-    return known.get
+    return lambda item_id, at_s: known.get(item_id)
 
 
 def folded(layout: MemberLayout, events: Sequence[Behavior], member_id: str = MEMBERS[0]) -> MemberState:

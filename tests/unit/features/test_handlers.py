@@ -108,7 +108,7 @@ class States:
 async def test_waiting_for_a_position_waits_for_the_cache_too() -> None:
     """What is committed and not in the cache yet could still be read as it was; out of time the wait says so."""
     settled, columns, states = Settled(), ItemColumns(Books(), Items()), States()
-    await_folded = AwaitFolded({Source.FEEDBACK: Arrived()}, columns, states, settled)
+    await_folded = AwaitFolded({Source.FEEDBACK: Arrived()}, columns, states, {Source.FEEDBACK: settled})
     at = LogPosition(1, 1, 1)
     assert await await_folded(Source.FEEDBACK, at, 20.0) == Standing().behavior
     assert states.refreshed == 1

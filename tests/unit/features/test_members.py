@@ -12,20 +12,25 @@ from hypothesis import strategies as st
 
 from services.chassis.events import LogPosition
 from services.features.domain.aggregates import Counted, MemberLayout, Spread, Tally
-from services.features.domain.catalog import bucket_of
+from services.features.domain.catalog import ItemVersion, bucket_of, place_at
 from services.features.domain.feature_set import compile_features
 from services.features.domain.members import (
     Behavior,
+    Contribution,
     MemberState,
+    Pending,
     UnreadableStateError,
     decode,
     empty,
     encode,
     fold,
+    fold_pending,
+    pending_of,
 )
 from tests.unit.features.examples import (
     DAY_S,
     EVERYTHING,
+    ITEMS,
     MEMBERS,
     START_S,
     behavior,
@@ -71,6 +76,42 @@ def test_the_order_of_what_happened_does_not_matter(events: list[Behavior], rand
     np.testing.assert_allclose(one.counts, other.counts, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(one.newest_s, other.newest_s)
     assert one.reference_s == other.reference_s
+
+
+@given(histories(), st.integers(0, 12), st.sets(st.sampled_from([item.id for item in ITEMS])))
+def test_an_item_that_comes_later_counts_as_if_it_had_been_there(
+    events: list[Behavior], after: int, missing: set[str]
+) -> None:
+    """What was folded without an item's categories and then with them is what it would have been at once."""
+    all_known = contributions(LAYOUT)
+
+    def known_then(item_id: str, at_s: float) -> Contribution | None:
+        return None if item_id in missing else all_known(item_id, at_s)
+
+    state = fold(LAYOUT, empty(LAYOUT, MEMBERS[0]), events[:after], known_then)
+    pending = pending_of(LAYOUT, events[:after], known_then)
+    state = fold_pending(LAYOUT, state, pending, all_known, {})
+    state = fold(LAYOUT, state, events[after:], all_known)
+    at_once = folded(LAYOUT, events)
+    np.testing.assert_allclose(state.counts, at_once.counts, rtol=1e-5, atol=1e-6)
+    assert (state.reference_s, state.position) == (at_once.reference_s, at_once.position)
+
+
+def test_what_waited_counts_in_nothing_that_was_declared_later() -> None:
+    """As an event whose item was there: a new aggregate begins at zero when it is first declared."""
+    spreads = sorted(LAYOUT.spreads)
+    then = MemberLayout(LAYOUT.tallies, tuple(spreads[:1]), LAYOUT.newest)
+    one = Pending(MEMBERS[0], spreads[0].event_type, ITEMS[0].id, START_S, then.version)
+    state = fold_pending(LAYOUT, empty(LAYOUT, MEMBERS[0]), [one], contributions(LAYOUT), {then.version: then})
+    offset = LAYOUT.spread_offsets[spreads[0]]
+    assert state.counts[offset : offset + spreads[0].buckets].sum() > 0.0
+    assert state.counts.sum() == state.counts[offset : offset + spreads[0].buckets].sum()
+
+
+def test_an_event_counts_for_the_categories_of_its_time() -> None:
+    """The version that was current then, else the item's first."""
+    versions = [ItemVersion(10.0, ITEMS[0]), ItemVersion(20.0, ITEMS[1]), ItemVersion(30.0, ITEMS[2])]
+    assert [place_at(versions, at_s) for at_s in (5.0, 10.0, 19.9, 20.0, 1e9)] == [0, 0, 0, 1, 2]
 
 
 @given(histories())

@@ -192,7 +192,7 @@ def test_rare_traits_weigh_more() -> None:
     of = compile_features([feature("f", Similarity(("t",), "click", 64))])
     table, layout = build(of, items), MemberLayout.of(of.counted)
     added = contribution(layout, items[0])
-    state = fold(layout, empty(layout, MEMBERS[0]), [behavior(1, "click", "clicked")], lambda _: added)
+    state = fold(layout, empty(layout, MEMBERS[0]), [behavior(1, "click", "clicked")], lambda *_: added)
     vector = read(of, layout, table.weights, [Question([state], START_S)]).vectors[0]
     dots = dict(zip(table.item_ids, table.still @ vector, strict=True))
     assert dots["shares_rare"] > dots["shares_common_0"] > 0.0
