@@ -56,7 +56,6 @@ def many_placements(request: decision_pb.DecideRequest) -> None:
         (lambda request: setattr(request.placements[0], "placement_id", "no_such_place"), "placements[0].placement_id"),
         (lambda request: setattr(request.placements[0], "slate_size", 101), "placements[0].slate_size"),
         (lambda request: setattr(request.identities[0], "namespace", "shoe_size"), "identities"),
-        (lambda request: setattr(request.identities[0], "value", "x" * 257), "identities[0].value"),
         (many_candidates, "placements[0].candidate_ids"),
         (many_placements, "placements"),
         (not_a_number, "context"),
