@@ -28,7 +28,7 @@ def write_bundle(folder: Path, *, holdout_share: float = HOLDOUT_SHARE) -> tuple
     """Write the site's YAML and its feed of items; gives both paths."""
     folder.mkdir(parents=True, exist_ok=True)
     parts: dict[str, Any] = {
-        "site.yaml": {"name": "bench", "holdout_share": holdout_share},
+        "site.yaml": {"name": "bench", "controller": "bench, bench@site.example", "holdout_share": holdout_share},
         "purposes.yaml": [
             {
                 "id": PURPOSE,

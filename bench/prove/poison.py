@@ -9,7 +9,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +24,7 @@ from comity.feedback.v1 import feedback_service_pb2 as feedback_pb
 
 from bench.prove.proof import Proof
 from bench.ranker import activate_noise
-from bench.world import Requests, World, identity, world
+from bench.world import Requests, World, answer_label, identity, world
 from cli.connections import Services
 from cli.privacy.calls import until_erased
 from cli.stack import SERVICES, Stack
@@ -40,6 +40,9 @@ JOINED_WITHIN_S = 60.0
 TEETH_WITHIN_S = 15.0
 TOLD_WITHIN_S = 60.0
 POLL_S = 0.2
+# Feedback was just started again, and crashes for ever where it reads a page whole or not at all.
+TRACK_TRIES_MAX = 10
+TAKEN_IN = (feedback_pb.TRACK_STATUS_ACCEPTED, feedback_pb.TRACK_STATUS_DUPLICATE)
 TREES_COUNT = 50
 TEETH_DECIDES = 20
 OFFICER = types_pb.Access(accessor="proof", reason="G19")
@@ -286,7 +289,8 @@ async def _act(ready: World, count: int) -> set[str]:
     for number in range(count):
         request = requests(number)
         decision = (await call(ready.services.decision.Decide, request, DECIDE_TIMEOUT_S)).decisions[0]
-        if not decision.exposure_token:
+        # Without a token it is not in the log; made for nobody in particular, somebody's click is no outcome of it.
+        if not decision.exposure_token or answer_label(decision) == "IDENTITY_UNAVAILABLE":
             continue
         shown = (decision.slate if decision.HasField("slate") else decision.fallback).entries
         click = feedback_pb.TrackedEvent(
@@ -297,15 +301,20 @@ async def _act(ready: World, count: int) -> set[str]:
             decision_id=decision.decision_id,
             exposure_token=decision.exposure_token,
         )
-        try:
-            answer = await call(ready.services.feedback.Track, feedback_pb.TrackRequest(events=[click]), TIMEOUT_S)
-        except ServiceError:
-            # Whoever crashes at the poison takes no clicks either.
-            made.add(decision.decision_id)
-            continue
-        if answer.results[0].status == feedback_pb.TRACK_STATUS_ACCEPTED:
+        if await _track(ready, click):
             made.add(decision.decision_id)
     return made
+
+
+async def _track(ready: World, click: feedback_pb.TrackedEvent) -> bool:
+    """Whether the click has to have its outcome: it was taken in, or feedback would not even do that."""
+    request = feedback_pb.TrackRequest(events=[click])
+    for _ in range(TRACK_TRIES_MAX):
+        with suppress(ServiceError):
+            answer = await call(ready.services.feedback.Track, request, TIMEOUT_S)
+            return answer.results[0].status in TAKEN_IN
+        await asyncio.sleep(POLL_S)
+    return True
 
 
 async def _unjoined(ready: World, made: set[str], *, within_s: float) -> int:
