@@ -127,7 +127,8 @@ class JoinOutcomes:
         answers = await self._log.answers_by_id([entry.behavior_id for entry in waiting])
         decided = await self._decisions.decided(sorted({entry.decision_id for entry in waiting}))
         await self._apart(answers, lambda some: self._record(some, decided, book))
-        await self._progress.settle([entry.behavior_id for entry in waiting])
+        # A decision that cannot be read may be put right, and arrives again then.
+        await self._progress.settle([entry.behavior_id for entry in waiting if entry.decision_id in decided])
 
     async def _join_answers(self, book: SchemaBook) -> bool:
         after = await self._progress.position(ANSWERS)

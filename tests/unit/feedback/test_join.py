@@ -148,6 +148,27 @@ async def test_every_answer_is_joined_once_in_any_order(history: list[tuple[str,
     assert {entry.decision_id for entry in world.progress.pending.values()} == {f"d{w}" for w in clicked - known}
 
 
+@pytest.mark.parametrize("click_first", [True, False])
+async def test_click_waits_for_a_decision_that_cannot_be_read(click_first: bool) -> None:
+    """Once that is put right it arrives again, and is answered, whichever of the two came first."""
+    world = World()
+    world.decisions.unreadable.add("d1")
+    click = [event("1", decision_id="d1", item_ids=("2",))]
+    if click_first:
+        await world.track(click)
+        await world.settle()
+    world.decisions.arrive(decided())
+    await world.settle()
+    if not click_first:
+        await world.track(click)
+        await world.settle()
+    world.decisions.unreadable.clear()
+    world.decisions.arrive(decided())
+    await world.settle()
+    assert [(o.decision_id, o.item_id, o.slot) for o in world.log.outcomes] == [("d1", "2", 1)]
+    assert world.progress.pending == {}
+
+
 async def test_a_behavior_without_reward_is_no_outcome() -> None:
     """Only types that are worth something answer a decision."""
     world = World({**World().schemas.declared, "glance": schema("glance")})

@@ -249,15 +249,16 @@ class FakeDecisions:
 
     def __init__(self) -> None:
         self.facts: dict[str, tuple[Decided, LogPosition]] = {}
+        self.unreadable: set[str] = set()
 
     def arrive(self, decided: Decided) -> None:
-        """The decision comes in."""
-        place = len(self.facts) + 1
+        """The decision comes in, or again."""
+        place = max((position.position for _, position in self.facts.values()), default=0) + 1
         self.facts[decided.decision_id] = (decided, LogPosition(1, place, place))
 
     async def decided(self, decision_ids: Sequence[str]) -> dict[str, Decided]:
         """See handlers.ports.Decisions."""
-        return {one: self.facts[one][0] for one in decision_ids if one in self.facts}
+        return {one: self.facts[one][0] for one in decision_ids if one in self.facts and one not in self.unreadable}
 
     async def arrivals(self, after: LogPosition, *, limit: int) -> list[Arrival]:
         """See handlers.ports.Decisions."""
