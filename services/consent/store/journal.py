@@ -14,7 +14,8 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,6 +192,7 @@ class PostgresJournal:
 
     Args:
         missing_ok: serve also where the database was restored and the journal that it was written into is gone.
+        clock_s: seconds from whenever, which only go forward.
     """
 
     def __init__(
@@ -202,6 +204,7 @@ class PostgresJournal:
         erasures: PostgresErasures,
         *,
         missing_ok: bool = False,
+        clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pool = pool
         self._log = log
@@ -210,6 +213,8 @@ class PostgresJournal:
         self._erasures = erasures
         self._missing_ok = missing_ok
         self._fails = False
+        self._clock_s = clock_s
+        self._since_s = clock_s()
 
     async def catch_up(self) -> Tail:
         """Put back everything that is newer in the journal; where to write on.
@@ -267,7 +272,9 @@ class PostgresJournal:
             ) from error
 
     async def lag_s(self) -> tuple[int, float]:
-        """How many lines the journal has, and the age in seconds of the oldest fact that is not in it; 0: none.
+        """How many lines the journal has, and the seconds that the oldest fact which is not in it waits; 0: none.
+
+        No fact waits for longer than this process runs: a release without a journal leaves old ones behind.
 
         Raises:
             ServiceError: UNAVAILABLE.
@@ -275,7 +282,7 @@ class PostgresJournal:
         async with acquire(self._pool) as connection:
             row = await connection.fetchrow(LAG_SQL, list(wire.JOURNALED_TYPES))
         assert row is not None, "one row, whatever the table holds"
-        return row["number"], max(0.0, row["lag_s"] or 0.0)
+        return row["number"], max(0.0, min(row["lag_s"] or 0.0, self._clock_s() - self._since_s))
 
     async def watch(self) -> None:
         """Tell the lag for ever, and raise the alarm where it grows; every replica does, whoever leads."""

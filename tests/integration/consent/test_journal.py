@@ -50,12 +50,12 @@ def file(tmp_path: Path) -> JournalFile:
     return JournalFile(tmp_path / "journal", KEY)
 
 
-def journal_of(consent: Any, file: JournalFile, *, missing_ok: bool = False) -> PostgresJournal:
+def journal_of(consent: Any, file: JournalFile, **changes: Any) -> PostgresJournal:
     clock = SystemClock()
     ledger = PostgresLedger(consent.pool, consent.read_pool, PostgresPolicies(consent.pool, clock))
     erasures = PostgresErasures(consent.pool, ledger, clock)
     log = PostgresEventStore(consent.pool)
-    return PostgresJournal(consent.pool, log, file, ledger, erasures, missing_ok=missing_ok)
+    return PostgresJournal(consent.pool, log, file, ledger, erasures, **changes)
 
 
 @asynccontextmanager
@@ -317,7 +317,8 @@ async def test_journal_that_nobody_writes_is_told_after_a_minute(
     await consent.pool.execute(f"ALTER TABLE events ALTER recorded_at SET DEFAULT now() - interval '{age}'")
     await consent.revoke("r1", who(ALICE), "ads")
     JOURNAL_LAG_S.set(0.0)
-    watching = asyncio.create_task(journal_of(consent, file).watch())
+    hours = count(0, 3600)
+    watching = asyncio.create_task(journal_of(consent, file, clock_s=lambda: next(hours)).watch())
     try:
         await eventually(lag_is_told)
         assert await alarmed() is alarm
@@ -325,6 +326,15 @@ async def test_journal_that_nobody_writes_is_told_after_a_minute(
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
         alarms.set_alarm(Alarm.JOURNAL_BEHIND, stands=False)
+
+
+async def test_facts_of_a_release_without_a_journal_wait_since_this_one_runs(consent: Any, file: JournalFile) -> None:
+    """Their age raises no alarm on the first start; that nobody writes them does, a minute later."""
+    await consent.pool.execute("ALTER TABLE events ALTER recorded_at SET DEFAULT now() - interval '30 days'")
+    await consent.revoke("r1", who(ALICE), "ads")
+    seconds = iter([100.0, 102.0, 161.0])
+    journal = journal_of(consent, file, clock_s=lambda: next(seconds))
+    assert [(await journal.lag_s())[1] for _ in range(2)] == [2.0, 61.0]
 
 
 async def lag_is_told() -> bool:
