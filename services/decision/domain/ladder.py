@@ -161,10 +161,12 @@ def choose(plan: Plan, facts: Facts, inputs: Inputs, seed: bytes) -> Choice:
 def _default(plan: Plan, inputs: Inputs, rung: Rung) -> Choice:
     """The declared default without what is excluded, cut to the slate size that was asked for.
 
-    Where nothing is left the slate is empty: the caller's own default is the last rung.
+    Where nothing is left the slate is empty: the caller's own default is the last rung. Of one that was declared empty
+    nothing was left out: the cause stays.
     """
     entries = [one for one in plan.placement.default_slate if one.item_id not in inputs.default_left_out]
-    fallback_reason = rung.fallback_reason if entries else FallbackReason.NO_ELIGIBLE_CANDIDATES
+    emptied = not entries and inputs.default_left_out
+    fallback_reason = FallbackReason.NO_ELIGIBLE_CANDIDATES if emptied else rung.fallback_reason
     entries = entries[: inputs.slate_size]
     slate = Slate(
         item_ids=[entry.item_id for entry in entries],

@@ -165,7 +165,8 @@ def of_nobody(record: DecisionRecord) -> DecisionRecord:
     )
     return replace(
         record,
-        inputs=replace(inputs, candidates=candidates),
+        # Without candidates there is nothing that was cut.
+        inputs=replace(inputs, candidates=candidates, cut=inputs.cut if kept else None),
         versions=replace(record.versions, template=""),
         consent_version=0,
         context={},

@@ -275,7 +275,7 @@ def _default(draft: Draft, reason: FallbackReason) -> Choice:
     """The declared default, for a reason that came up after the choice."""
     inputs = replace(draft.record.inputs, log=StageOutcome.UNAVAILABLE)
     choice = choose(draft.plan, draft.facts, inputs, b"")
-    if not choice.slate.item_ids:
+    if not choice.slate.item_ids and inputs.default_left_out:
         reason = FallbackReason.NO_ELIGIBLE_CANDIDATES
     return replace(choice, reason=Reason.DEFAULT, fallback_reason=reason)
 

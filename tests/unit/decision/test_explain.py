@@ -6,7 +6,7 @@ import pytest
 
 from services.decision.domain.catalog import Cut
 from services.decision.domain.explain import Explanation, explain
-from services.decision.domain.record import DecisionRecord
+from services.decision.domain.record import DecisionRecord, of_nobody
 from services.decision.domain.vocabulary import Origin, StageOutcome
 from tests.unit.decision.world import PLACEMENT, POLICY, decide, site
 
@@ -73,6 +73,13 @@ def test_an_explanation_says_that_the_default_was_answered_too() -> None:
     record = decide(SITE)
     _, steps = explained(replace(record, default_also_answered=True, choice=replace(record.choice, learnable=False)))
     assert steps["served"].endswith("another attempt under the same id was answered the default; never learned from")
+
+
+def test_a_cut_is_not_told_of_nobodys_candidates_that_are_not_kept() -> None:
+    """`the first 0 of 1500` would be no word about what was considered."""
+    record = decide(SITE, allowed=frozenset(), cut=Cut(1500, "clicks"))
+    _, steps = explained(of_nobody(record))
+    assert steps["eligible"] == "0 of 0 candidates"
 
 
 @pytest.mark.parametrize(("by", "said"), [("clicks", "by clicks"), ("", "by their entry into the catalog")])

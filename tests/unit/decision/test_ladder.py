@@ -161,6 +161,12 @@ def test_the_holdout_is_asked_for_consent_too() -> None:
     assert (choice.reason, choice.fallback_reason) == (Reason.DEFAULT, FallbackReason.NO_CONSENT)
 
 
+def test_a_default_that_is_declared_empty_says_why_it_answers() -> None:
+    """As it always did: nothing of it was left out, and old records of such placements go on replaying."""
+    choice = choose(plan_of(default_slate=()), facts(allowed=frozenset()), inputs(), SEED)
+    assert (choice.slate.item_ids, choice.fallback_reason) == ([], FallbackReason.NO_CONSENT)
+
+
 def test_the_default_is_cut_to_the_size_asked_for() -> None:
     """A caller that asks for one entry gets one."""
     assert choose(PLAN, facts(holdout=True), inputs(slate_size=1), SEED).slate.item_ids == DEFAULT[:1]
