@@ -37,7 +37,8 @@ WHERE NOT EXISTS (
     WHERE m.member_id = $6 OR ($6 = '' AND position(convert_to(m.member_id, 'UTF8') IN $9) > 0) FOR KEY SHARE
 ) AND NOT EXISTS (
     SELECT FROM dead_letters d
-    WHERE d.source = $1 AND d.consumer = $2 AND d.channel = $3 AND d.event_id IS NOT DISTINCT FROM $4 AND d.payload = $9
+    WHERE d.source = $1 AND d.consumer = $2 AND d.channel = $3 AND d.event_id IS NOT DISTINCT FROM $4
+      AND d.subject_id = $6 AND d.payload = $9
 )
 RETURNING id
 """

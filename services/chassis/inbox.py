@@ -281,7 +281,12 @@ class Subscription:
         fresh = {row["event_id"] for row in rows}
         taken = [event for event, event_id in zip(events, ids, strict=True) if _take_out(fresh, event_id)]
         if taken:
-            await self._handle(connection, taken)
+            try:
+                await self._handle(connection, taken)
+            except Exception:
+                if self._after_commit is not None:
+                    await self._after_commit([])
+                raise
 
         async def after() -> None:
             if self._after_commit is not None and taken:

@@ -1,5 +1,6 @@
 """Enumerations that travel: a replica of the next release may write a word that this one does not know."""
 
+import operator
 from enum import IntEnum
 from typing import Self
 
@@ -14,7 +15,9 @@ class Word(IntEnum):
 
     @classmethod
     def _missing_(cls, value: object) -> Self | None:
-        if not isinstance(value, int):
+        try:
+            value = operator.index(value)  # type: ignore[arg-type]  # NumPy's integers, too
+        except TypeError:
             return None
         # Made anew each time: what others send must not fill this process's memory.
         word = int.__new__(cls, value)

@@ -8,6 +8,7 @@ from typing import Any
 
 import comity
 import comity_client.wire
+import numpy as np
 import pytest
 from comity.consent.v1 import consent_service_pb2 as consent_pb
 from comity.decision.v1 import decision_events_pb2 as events_pb
@@ -37,7 +38,7 @@ from services.chassis.words import enum_word
 from services.consent.domain.ledger import NEVER, Standing, State
 from services.consent.domain.verdicts import combine, verdict
 from services.decision.domain.explain import explain
-from services.decision.domain.vocabulary import Reason
+from services.decision.domain.vocabulary import Exclusion, Reason
 from services.feedback.domain.behavior import value_problem
 from services.feedback.domain.schemas import EventProperty, PropertyKind
 from services.identity.domain.permission import Word as Answer
@@ -225,3 +226,10 @@ def test_a_property_of_a_kind_that_is_not_known_takes_any_value() -> None:
     """Nothing that was declared to a newer replica is lost on this one."""
     entry = EventProperty("size", PropertyKind.UNKNOWN)
     assert [value_problem(entry, value) for value in ("m", 3.0, True)] == [None] * 3
+
+
+def test_numbers_of_arrays_are_read_as_others_are() -> None:
+    """Exclusions travel as arrays: replay and explanations name those of a later release, too."""
+    numbers: Any = np.array([200, 1], dtype=np.uint8)
+    later, known = Exclusion(numbers[0]), Exclusion(numbers[1])
+    assert (later, later.name, known) == (200, "NUMBER_200", Exclusion(1))

@@ -101,6 +101,25 @@ async def test_letters_are_listed_retried_and_dropped(pool: Pool) -> None:
         assert await serving == 0
 
 
+async def test_retry_that_is_refused_ends_what_it_began(pool: Pool) -> None:
+    """Whoever waits for the effects of messages must not wait for one that was rolled back."""
+    told: list[int] = []
+
+    async def after_commit(batch: list[RecordedEvent]) -> None:
+        told.append(len(batch))
+
+    consumer = Consumer(pool)
+    consumer.refused = {1}
+    subscription = Subscription(pool, consumer.bus, "source", "test", consumer.handle, after_commit)
+    consumer.letters.retried_by("source", "test", subscription.retry)
+    payload = envelope.encode_batch(events(1))
+    await put_aside(pool, [Letter("source", "test", "REFUSED", payload=payload)])
+    ((letter,), _) = await consumer.letters.after(0, 0)
+    refusal = await consumer.letters.retry(letter.id)
+    assert (refusal is not None, told) == (True, [0])
+    assert (await consumer.letters.after(0, 0))[1] == 1
+
+
 async def test_service_that_does_not_serve_is_a_finding() -> None:
     """Where nothing answers doctor says so, with what to do, and exits with 1."""
     code, told = await cli("doctor", "--json", "--address", "feedback=127.0.0.1:1")
@@ -119,6 +138,16 @@ async def test_row_is_put_aside_once(pool: Pool) -> None:
     assert await letters.discard([letter.id]) == 1
     await put_aside(pool, [ROW])
     assert (await letters.after(0, 0))[1] == 0
+
+
+async def test_rows_of_two_people_are_two_letters(pool: Pool) -> None:
+    """Also where nothing but the person names the row; that one was dropped hides no other."""
+    letters = DeadLetters(pool)
+    await put_aside(pool, [replace(ROW, subject_id="a" * 26)])
+    (first,), _ = await letters.after(0, 0)
+    await letters.discard([first.id])
+    await put_aside(pool, [replace(ROW, subject_id="b" * 26)])
+    assert [letter.subject_id for letter in (await letters.after(0, 0))[0]] == ["b" * 26]
 
 
 async def test_nothing_is_put_aside_about_the_erased(pool: Pool) -> None:
