@@ -30,6 +30,10 @@ class Alarm(Enum):
         "Consent's Revoke waits for shorter than a Decide may take; no profile is used, the default answers.",
         "Set COMITY_CONSENT_DECIDE_BUDGET_MS_MAX to COMITY_DECISION_BUDGET_MS_MAX or more.",
     )
+    RULE_STOPPED = (
+        "A rule of the site takes too much time or memory and is not evaluated: its placements answer the default.",
+        "`comity check` names the rule; make it smaller and apply the site again.",
+    )
     JOURNAL_BEHIND = (
         "Refusals and erasures are not written into consent's journal: a restore would forget them.",
         "Make room on the disk of COMITY_CONSENT_JOURNAL_DIR, or mend it; consent's log names what it could not do.",

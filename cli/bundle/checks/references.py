@@ -13,6 +13,7 @@ from cli.bundle.bundle import Bundle, Declared
 from cli.bundle.checks.kinds import attributes_of, kind_of
 from cli.bundle.problem import Problem
 from services.decision.domain.rules import RuleError, compile_audience, compile_eligibility
+from services.decision.rule_trial import refusals
 from services.features.domain.catalog import ITEM_ID
 from services.feedback.domain.schemas import EXPOSURE
 
@@ -32,6 +33,7 @@ def contradictions(bundle: Bundle) -> Iterator[Problem]:
         _item_attributes,
         _placements,
         _policies,
+        _rules,
     )
     for check in checks:
         yield from check(bundle)
@@ -180,11 +182,6 @@ def _policies(bundle: Bundle) -> Iterator[Problem]:
     popular = sorted(name for name, kind in rankable.items() if kind in ITEM_KINDS)
     for policy in bundle.policies:
         message = policy.message
-        for rule, compile_rule in (("eligibility", compile_eligibility), ("audience", compile_audience)):
-            try:
-                compile_rule(getattr(message, rule) or "true")
-            except RuleError as error:
-                yield policy.problem(f".{rule}", f"is no valid CEL: {error}", "mend the rule")
         if message.popular_by not in popular:
             yield _unknown(
                 policy, ".popular_by", "feature with one value an item", message.popular_by, popular, "features.yaml"
@@ -196,6 +193,22 @@ def _policies(bundle: Bundle) -> Iterator[Problem]:
         column = message.ranker.column
         if column and not any(column == name or column.startswith(f"{name}_") for name in rankable):
             yield _unknown(policy, ".ranker.column", "feature", column, sorted(rankable), "features.yaml")
+
+
+def _rules(bundle: Bundle) -> Iterator[Problem]:
+    compiled: dict[tuple[str, str], list[Declared[site_pb.Policy]]] = {}
+    for policy in bundle.policies:
+        for rule, compile_rule in (("eligibility", compile_eligibility), ("audience", compile_audience)):
+            source = getattr(policy.message, rule)
+            try:
+                if source:
+                    compile_rule(source)
+                    compiled.setdefault((rule, source), []).append(policy)
+            except RuleError as error:
+                yield policy.problem(f".{rule}", f"is no valid CEL: {error}", error.remedy)
+    for declared, refused in refusals(frozenset(compiled)).items():
+        for policy in compiled[declared]:
+            yield policy.problem(f".{declared[0]}", str(refused), refused.remedy)
 
 
 def _unknown(thing: Declared[Any], path: str, what: str, name: str, known: Sequence[str], where: str) -> Problem:

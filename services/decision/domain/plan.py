@@ -41,6 +41,12 @@ class CompiledSite:
     layout: Layout
     plans: Mapping[str, Plan]
 
+    @property
+    def has_stopped_rules(self) -> bool:
+        """Whether a rule is not evaluated, because it takes too much."""
+        rules = (rule for plan in self.plans.values() for rule in (plan.eligibility, plan.audience))
+        return any(rule is not None and rule.stopped for rule in rules)
+
 
 def compile_site(site: Site, feature_set: FeatureSet) -> CompiledSite:
     """The site ready to decide.
@@ -49,15 +55,16 @@ def compile_site(site: Site, feature_set: FeatureSet) -> CompiledSite:
         ServiceError: INVALID (SITE_INVALID) with a problem for each mistake, each naming the field and the remedy.
     """
     # Before a layout is made of it: that costs what the widths say.
-    _refuse(list(misplaced(feature_set)))
+    refuse(list(misplaced(feature_set)))
     layout = Layout(feature_set)
-    _refuse(list(_problems(site, layout)))
+    refuse(list(_problems(site, layout)))
     policies = {policy.id: policy for policy in site.policies}
     plans = {p.id: _plan(p, policies[p.policy_id], layout) for p in site.placements}
     return CompiledSite(site, layout, plans)
 
 
-def _refuse(problems: Sequence[FieldProblem]) -> None:
+def refuse(problems: Sequence[FieldProblem]) -> None:
+    """Raises ServiceError INVALID (SITE_INVALID) with every problem, where there is one."""
     if problems:
         text = "; ".join(f"{problem.field}: {problem.problem}" for problem in problems[:3])
         raise ServiceError(Kind.INVALID, "SITE_INVALID", f"the site is not valid: {text}", problems=tuple(problems))

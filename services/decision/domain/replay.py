@@ -159,6 +159,9 @@ def _exclude_again(record: DecisionRecord, plan: Plan, items: Sequence[Item | No
     if record.versions.semantics and not record.member_id:
         # Of what nobody asked for only the candidates that were eligible are kept, and no context to judge them by.
         return logged
+    if plan.eligibility is not None and plan.eligibility.stopped:
+        # What it once said was logged; asking it again would hold up everybody.
+        return logged
     judged = (
         Exclusion.UNKNOWN_ITEM if item is None else judge_item(item, plan.placement, plan.eligibility)[1]
         for item in items

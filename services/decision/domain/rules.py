@@ -1,7 +1,8 @@
 """Eligibility and audience rules: CEL expressions, compiled once, that say yes or no and never guess.
 
-A rule that cannot be evaluated (a missing key, a wrong type) is an ERROR, which its reader treats as an exclusion: an
-error is never a grant. What a rule reads of the context is known when it is compiled, so that exactly that is logged.
+A rule that cannot be evaluated (a missing key, a wrong type, CEL's iteration budget) is an ERROR, which its reader
+treats as an exclusion: an error is never a grant. What a rule reads of the context is known when it is compiled, so
+that exactly that is logged.
 """
 
 import re
@@ -21,11 +22,21 @@ _POSITION = re.compile(r"ERROR: <input>:(\d+):(\d+): (.*)")
 # Enough of CEL's lexicon to find names: strings are skipped, so that a quoted "context" is no reading of it.
 _TOKEN = re.compile(
     r"""(?P<comment>//[^\n]*)"""
-    r"""|(?P<string>[rR]?(?:'''.*?'''|\"\"\".*?\"\"\"|'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"))"""
+    r"""|(?P<string>[rR]?(?:'''(?:\\.|[^\\])*?'''|\"\"\"(?:\\.|[^\\])*?\"\"\"|'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"))"""
     r"""|(?P<name>[A-Za-z_]\w*)|(?P<sign>[.\[\](){},])""",
     re.DOTALL,
 )
 _PLAIN_STRING = re.compile(r"""["'][^"'\\]*["']""")
+# CEL's macros that evaluate a part of a rule once an element.
+_COMPREHENSION = re.compile(r"\.\s*(?:all|exists|exists_one|map|filter)\s*\(")
+# What they may run over, in a source without comments and with zeros for strings.
+_VALUE = r"-?(?:\d[\w.]*+|true|false|null)\s*+"
+_BOUNDED = re.compile(
+    r"(?:(?<![.\w`])item\s*\.\s*categories(?:\s*\.\s*\w+|\s*\[\s*\w+\s*\])?"
+    rf"|(?:^|\bin|[(,&|!?:=<>+\-*/%\[{{])\s*\[\s*(?P<values>(?:{_VALUE}(?:,\s*{_VALUE})*,?)?)\s*\])\s*$"
+)
+LITERAL_VALUES_MAX = 32
+COMPREHENSIONS_DEEP_MAX = 2
 
 
 class Verdict(Enum):
@@ -45,10 +56,11 @@ class Scope(Enum):
 
 
 class RuleError(ValueError):
-    """A rule that does not compile: where it is wrong and what is wrong with it."""
+    """A rule that must not decide: where it is wrong, what is wrong with it, and what to do about it."""
 
-    def __init__(self, line: int, column: int, problem: str) -> None:
+    def __init__(self, line: int, column: int, problem: str, remedy: str = "mend the rule") -> None:
         super().__init__(f"line {line}, column {column}: {problem}")
+        self.remedy = remedy
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +69,14 @@ class Rule:
 
     Args:
         context_keys: what it reads of the context; nothing else is given to it.
+        stopped: it takes too much time or memory to be evaluated, and is an ERROR without being asked.
     """
 
     source: str
     scope: Scope
     context_keys: frozenset[str]
     _expression: cel.Expression
+    stopped: bool = False
 
     def about_item(self, item: Item) -> Verdict:
         """What an ITEM rule says of the item."""
@@ -76,14 +90,27 @@ class Rule:
         """What a rule of any scope says of the item in this request."""
         return self._evaluate(_item_data(item) | self._context_data(context))
 
+    def attempt(self, item: Item, context: Context, level: Level) -> None:
+        """Evaluate the rule on all that any rule reads.
+
+        Raises:
+            Exception: whatever the binding raises.
+        """
+        self._expression.eval(data=_item_data(item) | self._context_data(context) | {"level": level.name})
+
     def _context_data(self, context: Context) -> dict[str, Any]:
         return {"context": {key: context[key] for key in self.context_keys if key in context}}
 
     def _evaluate(self, data: Mapping[str, Any]) -> Verdict:
-        value = self._expression.eval(data=data)
-        if value.type() != cel.Type.BOOL:
+        if self.stopped:
             return Verdict.ERROR
-        return Verdict.YES if value.value() else Verdict.NO
+        try:
+            value = self._expression.eval(data=data)
+            if value.type() != cel.Type.BOOL:
+                return Verdict.ERROR
+            return Verdict.YES if value.value() else Verdict.NO
+        except Exception:  # whatever the binding raises: one rule must not take an answer or the catalog with it
+            return Verdict.ERROR
 
 
 def compile_eligibility(source: str) -> Rule:
@@ -109,6 +136,50 @@ def compile_audience(source: str) -> Rule:
     """
     expression = _compile(_environment(item=False, context=True, level=True), source)
     return Rule(source, Scope.CONTEXT, context_keys_of(source), expression)
+
+
+def require_bounded(source: str) -> None:
+    """That the steps of evaluating the rule are bounded by what it reads and not by what it builds.
+
+    Raises:
+        RuleError: a comprehension runs over anything but item.categories or a short list of values, or they are nested
+            too deep.
+    """
+    code = _code_of(source)
+    remedy = f"run over item.categories, one of its lists, or at most {LITERAL_VALUES_MAX} values written in brackets"
+    ends: list[int] = []
+    for match in _COMPREHENSION.finditer(code):
+        over = _BOUNDED.search(code, 0, match.start())
+        line, column = code.count("\n", 0, match.start()) + 1, match.start() - code.rfind("\n", 0, match.start())
+        if over is None:
+            raise RuleError(line, column, "a comprehension runs over what has no bound", remedy)
+        if (over["values"] or "").count(",") >= LITERAL_VALUES_MAX:
+            raise RuleError(line, column, "a comprehension runs over too many values", remedy)
+        ends = [end for end in ends if end > match.start()] + [_closing(code, match.end())]
+        if len(ends) > COMPREHENSIONS_DEEP_MAX:
+            problem = f"comprehensions are nested more than {COMPREHENSIONS_DEEP_MAX} deep"
+            raise RuleError(line, column, problem, "nest fewer of them")
+
+
+def _code_of(source: str) -> str:
+    """The source with a blank for each character of a comment and zeros for strings; places stay what they are."""
+    fill = {"comment": " ", "string": "0"}
+    return _TOKEN.sub(
+        lambda match: (
+            re.sub(r"[^\n]", fill[match.lastgroup], match.group()) if match.lastgroup in fill else match.group()
+        ),
+        source,
+    )
+
+
+def _closing(code: str, start: int) -> int:
+    """Where the parenthesis closes that was opened before *start*."""
+    depth = 1
+    for place in range(start, len(code)):
+        depth += {"(": 1, ")": -1}.get(code[place], 0)
+        if depth == 0:
+            return place
+    return len(code)
 
 
 def context_keys_of(source: str) -> frozenset[str]:

@@ -1,13 +1,17 @@
 """What there is to show and by which rules: all of a call, or none of it."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 
-from services.chassis.errors import Kind, ServiceError, invalid
+from services.chassis.errors import FieldProblem, Kind, ServiceError, invalid
 from services.chassis.events import ORIGIN, LogPosition
+from services.decision.domain.plan import refuse
 from services.decision.domain.release import DeclaredItem, SentSite
 from services.decision.domain.serving import Serving
+from services.decision.domain.site import Site
 from services.decision.handlers.ports import CatalogStore, FeatureSetReader, SiteStore
 from services.decision.handlers.refresh import Refresher
+from services.decision.rule_trial import refusals, rules_of
 
 
 class ApplySite:
@@ -37,6 +41,7 @@ class ApplySite:
                 "feature_set.version: features has published no such set; publish it first",
             )
         declared = sent.bound_to(published)
+        await _require_rules(declared.compiled.site)
         version = declared.compiled.site.version
         if validate_only:
             await self._refresher.refresh()
@@ -45,6 +50,20 @@ class ApplySite:
         changed = await self._sites.apply(declared)
         await self._refresher.refresh()
         return version, changed
+
+
+async def _require_rules(site: Site) -> None:
+    """Raises ServiceError INVALID (SITE_INVALID) for rules that are not bounded, fail or take too much."""
+    rules = frozenset(rule for policy in site.policies for rule in rules_of(policy).values())
+    refused = await asyncio.to_thread(refusals, rules)
+    refuse(
+        [
+            FieldProblem(f"site.policies[{k}].{field}", f"{refused[rule]}; {refused[rule].remedy}")
+            for k, policy in enumerate(site.policies)
+            for field, rule in rules_of(policy).items()
+            if rule in refused
+        ]
+    )
 
 
 class UpsertItems:

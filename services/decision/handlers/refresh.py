@@ -6,6 +6,7 @@ from typing import NoReturn
 
 import structlog
 
+from services.chassis.alarms import Alarm, set_alarm
 from services.chassis.deadline import remaining_s
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.events import LogPosition
@@ -87,6 +88,7 @@ class Refresher:
             compiled = await self._site(now, held.compiled)
             catalog = await self._items(now, held.catalog)
             rankers = await self._rankers(now, held.rankers)
+            set_alarm(Alarm.RULE_STOPPED, compiled is not None and compiled.has_stopped_rules)
             await self._swap(compiled, catalog, held.columns, rankers)
             self._taken_over = now
 

@@ -1,15 +1,23 @@
 """Sites, kept for ever by content hash; one of them decides."""
 
+import asyncio
+
+import structlog
+
 from services.chassis.clock import Clock
 from services.chassis.dead_letters import put_aside, read_rows
+from services.chassis.errors import ServiceError
 from services.chassis.events import Append, NewEvent
 from services.chassis.eventstore import append_in
 from services.chassis.ids import uuid7
 from services.chassis.postgres import Pool, acquire, transaction
 from services.decision.domain.plan import CompiledSite
 from services.decision.domain.release import DeclaredSite
+from services.decision.rule_trial import without_slow_rules
 from services.decision.wire.facts import SITE_APPLIED, site_applied
 from services.decision.wire.site import compiled_from_bytes
+
+_log = structlog.get_logger(__name__)
 
 SITE_STREAM = "site"
 
@@ -42,7 +50,7 @@ class PostgresSites:
             "site_version",
         )
         await put_aside(self._pool, letters)
-        return found[0][1] if found else None
+        return await _decidable(found[0][1]) if found else None
 
     async def data(self, site_version: str) -> bytes:
         """See handlers.ports.SiteStore."""
@@ -61,3 +69,12 @@ class PostgresSites:
             event = NewEvent(uuid7(now), SITE_APPLIED, site_applied(version, declared.site), now)
             await append_in(connection, [Append(SITE_STREAM, stream_version, (event,))])
         return True
+
+
+async def _decidable(compiled: CompiledSite) -> CompiledSite:
+    """The site without rules that would hold up the process; where that cannot be told it decides as it is."""
+    try:
+        return await asyncio.to_thread(without_slow_rules, compiled)
+    except ServiceError as error:
+        _log.warning("rules not tried", site_version=compiled.site.version, reason=error.reason)
+        return compiled

@@ -72,6 +72,7 @@ async def test_a_site_is_applied_once_and_described(deciding: Deciding) -> None:
     ("changes", "field", "said"),
     [
         ({"eligibility": "item.prize > 1.0"}, "site.policies[0].eligibility", "line 1, column 5"),
+        ({"eligibility": "item.attributes.exists(k, true)"}, "site.policies[0].eligibility", "item.categories"),
         ({"popular_by": "visits"}, "site.policies[0].popular_by", "item column"),
         ({"ranker": site_pb2.Ranker(column="nothing")}, "site.policies[0].ranker.column", "features.yaml"),
         ({"id": "other"}, "site.placements[0].policy_id", "other"),

@@ -11,6 +11,8 @@ from typer.testing import CliRunner
 from cli.bundle import BundleError, check_bundle, load_bundle
 from cli.main import app
 from tests.unit.bundle.samples import SHOP, Edit, problems_of
+from tests.unit.decision.test_rule_trial import LARGE_PATTERNS
+from tests.unit.decision.test_rules import DOUBLING
 
 
 def test_the_shop_is_sound() -> None:
@@ -90,6 +92,20 @@ def test_the_shop_is_sound() -> None:
         ),
         ("policies.yaml", "item.attributes.stock > 0.0", "item.attributes.stock >", "eligibility", "line 1, column"),
         ("policies.yaml", "item.attributes.stock > 0.0", "item.attributes.stock", "eligibility", "true or false"),
+        (
+            "policies.yaml",
+            "item.attributes.stock > 0.0\n",
+            f"'{DOUBLING}'\n",
+            "eligibility",
+            "run over item.categories",
+        ),
+        (
+            "policies.yaml",
+            "item.attributes.stock > 0.0\n",
+            f"'{LARGE_PATTERNS}'\n",
+            "eligibility",
+            "make the rule smaller",
+        ),
         ("policies.yaml", "epsilon: 0.10", "epsilon: 1.5", "epsilon", "0 to 1"),
         ("policies.yaml", "epsilon: 0.10", "epsilon: .nan", "epsilon", ""),
         ("policies.yaml", "popular_by: item_click_rate", "popular_by: item_clicks", "popular_by", "is no feature"),

@@ -7,17 +7,22 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from services.chassis import alarms
+from services.chassis.alarms import Alarm
 from services.chassis.deadline import deadline_scope
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.events import ORIGIN, LogPosition
 from services.decision.domain.catalog import ItemColumns
-from services.decision.domain.plan import CompiledSite
+from services.decision.domain.plan import CompiledSite, compile_site
 from services.decision.domain.release import DeclaredItem, DeclaredSite, Model, NewModel, Standing
 from services.decision.domain.serving import Ranker
 from services.decision.domain.site import Item
+from services.decision.domain.vocabulary import Exclusion
 from services.decision.handlers.refresh import Refresher
+from services.decision.rule_trial import without_slow_rules
 from tests.unit.decision.fakes import DEAD, FakeRanker
-from tests.unit.decision.world import ITEMS, PLACEMENT, columns, site
+from tests.unit.decision.test_rules import DOUBLING, OVER_BUDGET
+from tests.unit.decision.world import FEATURE_SET, ITEMS, PLACEMENT, POLICY, columns, site
 from tests.waiting import eventually
 
 NO_MODEL = NewModel("ranker", "1", "features-1", 5, b"")
@@ -30,6 +35,7 @@ class World:
         self.now = Standing("site-1", 1, frozenset({("ranker", "1")}))
         self.items: list[Item] = list(ITEMS)
         self.snapshot: ItemColumns | None = columns()
+        self.site = site()
         self.refuses_models = False
         self.down = False
         self.loads = 0
@@ -45,7 +51,7 @@ class World:
 
     async def load_site(self, site_version: str) -> CompiledSite | None:
         self.loads += 1
-        return site()
+        return self.site
 
     async def changed_since(self, catalog_version: int) -> tuple[int, list[Item]]:
         return self.now.catalog_version, self.items
@@ -195,6 +201,30 @@ async def test_columns_of_another_feature_set_are_not_used() -> None:
     await replica.refresh()
     await replica.refresh_columns()
     assert replica.serving().rows is None
+
+
+async def test_a_rule_that_raises_excludes_and_the_refresh_goes_on() -> None:
+    """An item-only rule is asked when the catalog is judged: it must not end the loop that everything stands on."""
+    world = World()
+    world.items = [Item("a", variants=("small",)), Item("b", variants=("small",))]
+    world.site = site(policy=replace(POLICY, eligibility=OVER_BUDGET))
+    replica = refresher(world)
+    await replica.refresh()
+    view = replica.serving().views[PLACEMENT.id]
+    assert view.exclusions.tolist() == [Exclusion.RULE_ERROR, Exclusion.INELIGIBLE, Exclusion.UNKNOWN_ITEM]
+
+
+async def test_a_stopped_rule_is_an_alarm_until_another_site_decides() -> None:
+    """Whoever looks at the status is told, and told when it is over."""
+    world = World()
+    world.site = without_slow_rules(site(policy=replace(POLICY, eligibility=DOUBLING)))
+    replica = refresher(world)
+    await replica.refresh()
+    assert Alarm.RULE_STOPPED in alarms.standing()
+    world.site = compile_site(replace(site().site, version="site-2"), FEATURE_SET)
+    world.now = replace(world.now, site_version="site-2")
+    await replica.refresh()
+    assert Alarm.RULE_STOPPED not in alarms.standing()
 
 
 async def test_an_outage_keeps_what_there_is() -> None:

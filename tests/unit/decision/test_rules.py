@@ -11,10 +11,15 @@ from services.decision.domain.rules import (
     compile_audience,
     compile_eligibility,
     context_keys_of,
+    require_bounded,
 )
 from services.decision.domain.site import Item
 from services.decision.domain.vocabulary import Level
 
+DIGITS = str(list(range(10))).replace(" ", "")
+DIGITS_FIVE_DEEP = "".join(f"{DIGITS}.all({name}," for name in "abcde") + "{})))))"
+DOUBLING = f'["{"x" * 20}"]' + ".map(l, l+l+l+l+l+l+l+l)" * 7 + ".size() > 0"
+OVER_BUDGET = DIGITS_FIVE_DEEP.format("item.id == 'a'")
 ITEM = Item("a", categories={"tags": ("sale", "red")}, numbers={"price": 9.5})
 
 
@@ -49,6 +54,59 @@ def test_a_rule_whose_value_is_no_boolean_is_an_error() -> None:
     """A dynamic value that is not a boolean is never taken as true."""
     assert compile_eligibility("context.flag").about_context({"flag": 1.0}) is Verdict.ERROR
     assert compile_eligibility("context.flag").about_context({"flag": True}) is Verdict.YES
+
+
+def test_what_raises_is_an_error_and_no_grant() -> None:
+    """CEL's iteration budget is exceeded: the binding raises, of an item, of the context and of both."""
+    over = {"x": 1.0}
+    assert compile_eligibility(OVER_BUDGET).about_item(ITEM) is Verdict.ERROR
+    assert compile_eligibility(DIGITS_FIVE_DEEP.format("context.x > 0.0")).about_context(over) is Verdict.ERROR
+    assert compile_audience(DIGITS_FIVE_DEEP.format("context.x > 0.0")).about_context(over) is Verdict.ERROR
+    both = DIGITS_FIVE_DEEP.format("item.id == 'a' && context.x > 0.0")
+    assert compile_eligibility(both).about(ITEM, over) is Verdict.ERROR
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        'item.categories.exists(k, item.categories[k].exists(v, v == "x"))',
+        'item . categories["tags"].all(v, v != "a") && item.categories.tags.exists_one(v, v == "b")',
+        '["a",\n"b"].exists(v, v in item.categories.tags)',
+        "true || [1, -2.5, 3u, true].map(v, v) == []",
+        '"a" in ["a"].filter(v, v != "b")',
+        "item.id == '.map(' // .map(",
+        "size(item.categories.tags.map(v, v + v)) > 0",
+        "[1].all(a, true) && [1].all(a, true) && [1].all(a, true)",
+    ],
+)
+def test_a_comprehension_over_categories_or_a_few_values_is_bounded(source: str) -> None:
+    """Also one in another, and what only looks like one in a string or a comment."""
+    compile_eligibility(source)
+    require_bounded(source)
+
+
+@pytest.mark.parametrize(
+    ("source", "place"),
+    [
+        (DOUBLING, "line 1, column 49"),
+        ("item.attributes.exists(k, true)", "line 1, column 16"),
+        ("true &&\ncontext.x.exists(v, true)", "line 2, column 10"),
+        ("item.categories.map(k, k).exists(k, true)", "line 1, column 26"),
+        ("[[1, 2]].exists(x, x.exists(y, y == 1))", "line 1, column 9"),
+        ("[1].map(v, [v, v])[0].exists(v, true)", "line 1, column 22"),
+        ("[item.id].exists(v, true)", "line 1, column 10"),
+        ("QQQa\\QQQ.QQQ.size() > 0 && item.attributes.exists(k, true)".replace("Q", "'"), "line 1, column 43"),
+        (f"[{','.join('1' * 33)}].exists(v, true)", "line 1, column 68"),
+        (OVER_BUDGET, "line 1, column 78"),
+    ],
+)
+def test_any_other_comprehension_is_refused_with_its_place(source: str, place: str) -> None:
+    """What it runs over may grow with every step; the refusal says what it may run over."""
+    compile_eligibility(source)
+    with pytest.raises(RuleError) as refused:
+        require_bounded(source)
+    assert str(refused.value).startswith(place)
+    assert refused.value.remedy
 
 
 def test_an_audience_reads_the_level() -> None:
