@@ -246,6 +246,12 @@ async def log_records(
         for event, plain in zip(page, await open_many(page), strict=True):
             content = {"event_id": event.event_id, **await _content_of(event, plain, tell)}
             yield HeldRecord(POSTGRES, "events", event.type, event.subject_id, event.occurred_at, content)
+    async for letter in letter_records(pool, member_ids):
+        yield letter
+
+
+async def letter_records(pool: Pool, member_ids: Sequence[str]) -> AsyncIterator[HeldRecord]:
+    """The dead letters about these members, for Holdings.export."""
     async with acquire(pool) as connection:
         letters = await connection.fetch(LETTERS_SQL, list(member_ids))
     for row in letters:

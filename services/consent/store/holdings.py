@@ -1,14 +1,18 @@
-"""What consent itself holds about people, and that an erasure leaves it: pseudonyms, and what was agreed to."""
+"""What consent itself holds about people, and that an erasure leaves it: pseudonyms, and what was agreed to.
+
+But for dead letters, which prove nothing.
+"""
 
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from comity.common.v1.holdings_pb2 import DescribeHoldingsRequest, ExportHoldingsRequest
 
-from services.chassis.erasure import POSTGRES, Erasure, Step
+from services.chassis.erasure import POSTGRES, Erasure, Step, count_in, delete_dead_letters_in
+from services.chassis.events import RecordedEvent
 from services.chassis.eventstore import recorded
-from services.chassis.holdings import HeldRecord, Holding, HoldingsService
-from services.chassis.postgres import Pool, acquire
+from services.chassis.holdings import HeldRecord, Holding, HoldingsService, letter_records
+from services.chassis.postgres import Pool, acquire, transaction
 from services.consent import wire
 from services.consent.domain.erasure import Step as DomainStep
 from services.consent.domain.receipts import Counts
@@ -59,6 +63,13 @@ class ConsentHoldings:
                 read_by=("consent", "identity", "features", "decision", "feedback"),
             ),
             Holding(
+                store=POSTGRES,
+                name="dead_letters",
+                content="facts of the ledger that could not be read: type and reason under a pseudonym",
+                erasure="deleted",
+                read_by=("consent",),
+            ),
+            Holding(
                 store="file",
                 name="journal (COMITY_CONSENT_JOURNAL_DIR)",
                 content="refusals and erasures again, outside of every backup: pseudonym, purpose, verdict, times",
@@ -89,14 +100,28 @@ class ConsentHoldings:
                     schema=event.type,
                     member_id=members[event.stream_id],
                     occurred_at=event.occurred_at,
-                    content=wire.event_json(event),
+                    content=_content_of(event),
                 )
             if len(rows) < PAGE_MAX:
-                return
+                break
             after, version = rows[-1]["stream_id"], rows[-1]["version"]
+        async for letter in letter_records(self._pool, member_ids):
+            yield letter
 
     async def erase(self, step: Step, erasure: Erasure) -> None:
         """See chassis.holdings.Holdings: the ledger was closed when the erasure began, and is kept."""
+        if step is Step.DELETE:
+            async with transaction(self._pool) as connection:
+                letters = await delete_dead_letters_in(connection, erasure.member_ids)
+                await count_in(connection, erasure.erasure_id, step, letters)
+
+
+def _content_of(event: RecordedEvent) -> dict[str, Any]:
+    """What an event says; of one that cannot be read that it cannot, and the others are handed out all the same."""
+    try:
+        return wire.event_json(event)
+    except Exception:  # whatever a row may hold
+        return {"event_id": event.event_id, "unreadable": "UNREADABLE"}
 
 
 class OwnParticipant:

@@ -13,11 +13,15 @@ from comity.consent.v1 import privacy_service_pb2 as pb
 from comity.feedback.v1 import feedback_events_pb2 as feedback_pb
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from services.chassis.dead_letters import Letter, put_aside
+from services.chassis.erasure import Erasure
+from services.chassis.erasure import Step as SharedStep
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.eventstore import PostgresEventStore
 from services.chassis.settings import ServiceSettings
 from services.chassis.status import from_call_error
 from services.consent.domain.erasure import SERVICES, Step
+from services.consent.store.holdings import ConsentHoldings
 from tests.integration.consent.rights_world import KilledError, rights_over
 
 ALICE, BOB, CAROL = "a" * 26, "b" * 26, "c" * 26
@@ -111,6 +115,24 @@ async def test_a_request_id_erases_nobody_else_and_says_so(rights: Any) -> None:
             assert (await refusal(rights.privacy.Erase(request, timeout=10))).reason == reason
         else:
             assert (await rights.privacy.Erase(request, timeout=10)).erasure_id == erasure_id
+
+
+async def test_row_that_cannot_be_read_costs_no_other_its_export(consent: Any) -> None:
+    """It is handed out as what it is, with the letter that it has; the letter goes with the person."""
+    await consent.record("r1", who(ALICE), ads="GRANTED")
+    await consent.record("r2", who(ALICE), measurement="GRANTED")
+    await consent.pool.execute("ALTER TABLE events DISABLE TRIGGER events_append_only")
+    await consent.pool.execute(
+        "UPDATE events SET payload = '\\xff' WHERE stream_id = $1 AND version = 1", f"consent-{ALICE}"
+    )
+    await put_aside(consent.pool, [Letter("consent", "history", "BUG", subject_id=ALICE)])
+    holdings = ConsentHoldings(consent.pool)
+    broken, whole, letter = [record async for record in holdings.export([ALICE])]
+    assert broken.content["unreadable"] == "UNREADABLE"
+    assert whole.content["purpose"] == "measurement"
+    assert (letter.name, letter.content["reason"]) == ("dead_letters", "BUG")
+    await holdings.erase(SharedStep.DELETE, Erasure("e1", (ALICE,)))
+    assert [record.name async for record in holdings.export([ALICE])] == ["events", "events"]
 
 
 @pytest.mark.usefixtures("alice")
