@@ -13,7 +13,7 @@ from services.chassis.clock import Clock
 from services.chassis.erasure import ERASING_SQL, POSTGRES, Erasure, Step, count_in, delete_from_log
 from services.chassis.events import Append
 from services.chassis.eventstore import append_in
-from services.chassis.holdings import HeldRecord, Holding
+from services.chassis.holdings import HeldRecord, Holding, letter_records
 from services.chassis.postgres import Connection, Pool, acquire, transaction
 from services.identity import wire
 from services.identity.domain.facts import DataKeyDestroyed, Fact, IdentityLinked, SubjectErased
@@ -108,6 +108,7 @@ class IdentityHoldings:
             ),
             Holding(POSTGRES, "events", "that the person was linked, and has a key", "deleted"),
             Holding(POSTGRES, "commands", "ids of the requests that linked the person", "deleted"),
+            Holding(POSTGRES, "dead_letters", "that a key of the person could not be opened", "deleted"),
             Holding(POSTGRES, "erased_members", "that a pseudonym was erased", "kept: it keeps the erasure"),
         ]
 
@@ -131,6 +132,8 @@ class IdentityHoldings:
         for row in events:
             content = {"type": row["type"]}
             yield HeldRecord(POSTGRES, "events", "event", row["subject_id"], row["occurred_at"], content)
+        async for letter in letter_records(self._pool, ids):
+            yield letter
 
     async def erase(self, step: Step, erasure: Erasure) -> None:
         """See chassis.holdings.Holdings."""

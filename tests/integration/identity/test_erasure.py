@@ -10,6 +10,7 @@ from comity.common.v1 import holdings_pb2 as holdings_pb
 from comity.common.v1 import types_pb2 as common_pb
 from comity.identity.v1 import identity_service_pb2 as pb
 
+from services.chassis.dead_letters import Letter, put_aside
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.status import from_call_error
 from services.identity.domain.identities import Identity as IdentityValue
@@ -253,6 +254,18 @@ async def test_links_that_race_with_an_erasure_name_nobody_who_is_erased(identit
         assert not {row["member_id"] for row in rows} & set(members)
     subjects = {who(await identity.resolve(f"anonymous_id:{n}")) for n in range(1, 7)}
     assert not {name for name, *_ in subjects} & set(members)
+
+
+async def test_key_that_cannot_be_opened_is_told_and_its_letter_erased(identity: Any) -> None:
+    """What was put aside about a person is theirs to see, and goes with them."""
+    member_id = (await identity.resolve("user_id:1")).member_id
+    await put_aside(identity.pool, [Letter("identity", "data keys", "KEY_UNREADABLE", subject_id=member_id)])
+    request = holdings_pb.ExportHoldingsRequest(member_ids=[member_id])
+    records = [one async for page in identity.holdings.ExportHoldings(request, timeout=10) for one in page.records]
+    assert [one.name for one in records] == ["dead_letters"]
+    described = await identity.holdings.DescribeHoldings(holdings_pb.DescribeHoldingsRequest(), timeout=10)
+    assert "dead_letters" in {one.name for one in described.holdings}
+    assert (await erase(identity, [member_id], *STEPS))["dead_letters"] == 1
 
 
 async def test_holdings_are_described_and_given_out_without_hashes(identity: Any) -> None:
