@@ -61,6 +61,12 @@ def test_up_status_down(data_dir: Path) -> None:
     assert comity("status", data_dir=data_dir).returncode == 1
 
 
+def kill(pid: int | None) -> None:
+    """End the process at once."""
+    assert pid, "it does not run; a signal to 0 would end the tests themselves"
+    os.kill(pid, signal.SIGKILL)
+
+
 async def test_supervisor_outlives_up_and_mends(data_dir: Path) -> None:
     """What is killed comes back; the supervisor killed is told by status and mended by up; down leaves nothing."""
     told: dict[str, Any] = {}
@@ -70,16 +76,17 @@ async def test_supervisor_outlives_up_and_mends(data_dir: Path) -> None:
         return all(part.works for part in told.values()) and told["consent"].restarts is not None
 
     try:
-        comity("up", data_dir=data_dir)
+        up = comity("up", data_dir=data_dir)
+        assert up.returncode == 0, up.stderr
         pids = {part.name: part.pid for part in (await look(data_dir)).parts}
         for name in ("consent", "valkey"):
-            os.kill(pids[name] or 0, signal.SIGKILL)
+            kill(pids[name])
         await eventually(is_up_again, within_s=60)
         assert (told["consent"].restarts.count, told["valkey"].restarts.count) == (1, 1)
         assert told["consent"].pid != pids["consent"]
         assert told["identity"].restarts is None
         assert "started again" in comity("status", data_dir=data_dir).stdout
-        os.kill(pids["supervisor"] or 0, signal.SIGKILL)
+        kill(pids["supervisor"])
         shown = comity("status", data_dir=data_dir)
         assert shown.returncode == 1
         assert "not_supervised" in shown.stdout
