@@ -2,23 +2,24 @@
 
 import asyncio
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
 import grpc
-from comity.decision.v1 import decision_service_pb2 as decision_pb
 from comity.decision.v1 import decision_service_pb2_grpc as decision_grpc
 from comity.feedback.v1 import feedback_service_pb2 as feedback_pb
 from comity.feedback.v1 import feedback_service_pb2_grpc as feedback_grpc
 from comity.identity.v1 import identity_service_pb2_grpc as identity_grpc
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from comity_client import wire, wire_people
 from comity_client.consent import Consent
 from comity_client.errors import FieldError, FieldProblem, InvalidRequestError, MissingDefaultError
+from comity_client.failures import Failure, Failures
 from comity_client.incoming import Fact
-from comity_client.results import ConsentSignals, Decision, Entry, Happening, Identified, Page, Tracked
-from comity_client.transport import Transport
+from comity_client.results import ConsentSignals, Decision, Entry, Happening, Identified, Page, Placement, Tracked
+from comity_client.transport import Outcome, Transport, check_address
 
 DEADLINE_S = 0.1
 TRACK_DEADLINE_S = 1.0
@@ -32,6 +33,8 @@ _FROM_VISITORS = ("subject", "identities", "item_ids", "properties", "consent_si
 class ComityClient:
     """Asks what to show and says what came of it. Use it as `async with`, one for the life of the process.
 
+    Each event loop has connections of its own; where a framework runs one a request, SyncComityClient keeps them.
+
     Args:
         address: host:port of the decision service.
         feedback_address: host:port of the feedback service, where it is another.
@@ -44,9 +47,13 @@ class ComityClient:
         retries_max: further tries while the server is unavailable and time is left.
         raise_on_invalid: whether a request that the server refuses as wrong raises; otherwise it gives the default.
         credentials: for TLS; None: plain text.
+        on_failure: called, in the event loop, with each call that came to nothing; it must not block.
 
     Attributes:
         consent: the ledger: record, revoke, object, history.
+
+    Raises:
+        InvalidAddressError: an address can be none.
     """
 
     def __init__(
@@ -63,7 +70,16 @@ class ComityClient:
         retries_max: int = RETRIES_MAX,
         raise_on_invalid: bool = True,
         credentials: grpc.ChannelCredentials | None = None,
+        on_failure: Callable[[Failure], None] | None = None,
     ) -> None:
+        given = {
+            "address": address,
+            "feedback_address": feedback_address or address,
+            "consent_address": consent_address or address,
+            "identity_address": identity_address or address,
+        }
+        for field, one in given.items():
+            check_address(field, one)
         self._address = address
         self._feedback_address = feedback_address or address
         self._identity_address = identity_address or address
@@ -77,9 +93,19 @@ class ComityClient:
             raise_on_invalid=raise_on_invalid,
             credentials=credentials,
         )
+        self._failures = Failures(on_failure)
         self.consent = Consent(
-            self._transport, consent_address or address, deadline_s=people_deadline_s, raise_on_invalid=raise_on_invalid
+            self._transport,
+            consent_address or address,
+            deadline_s=people_deadline_s,
+            raise_on_invalid=raise_on_invalid,
+            failures=self._failures,
         )
+
+    @property
+    def counts(self) -> Mapping[tuple[str, str], int]:
+        """How many calls ended how, since the client was made: (method, FallbackReason) → count; "" where answered."""
+        return dict(self._failures.counts)
 
     async def __aenter__(self) -> "ComityClient":
         # Connect now, so that the first call of a page need not; a login or an answer can wait for its connection.
@@ -98,7 +124,7 @@ class ComityClient:
         self,
         *,
         identities: Mapping[str, str | None],
-        placements: Sequence[str],
+        placements: Sequence[str | Placement],
         context: Mapping[str, Fact | None] | None = None,
         candidate_ids: Sequence[str] = (),
         excluded_item_ids: Sequence[str] = (),
@@ -116,7 +142,7 @@ class ComityClient:
         Args:
             identities: namespace → value, e.g. {"user_id": "42"}; of what a visitor brings (a cookie, None where there
                 is none) that which can be nobody's is left out.
-            placements: ids; what one shows is not shown again by those after it.
+            placements: ids, or Placements; what one shows is not shown again by those after it.
             context: facts of the request that rules and features may read; of a text the first 1,024 characters.
             candidate_ids: items to choose from; empty: the whole catalog.
             excluded_item_ids: items that must not be chosen.
@@ -125,20 +151,23 @@ class ComityClient:
             deferred: the slates count as seen only when an exposure is tracked.
             template_version: of the page or template that asks; kept with the decision.
             request_id: the same id gives the same decisions; one is drawn when not given.
-            traceparent: W3C trace context of the caller; the server's spans belong under it.
+            traceparent: W3C trace context of the caller; the server's spans belong under it. That of the current
+                OpenTelemetry span when not given.
             defaults: for this call, before the client's own.
 
         Raises:
             MissingDefaultError: a placement has no default.
             InvalidRequestError: the request is wrong, here or to the server (unless raise_on_invalid is off).
+            ForkedError: a client was connected before this process was forked (unless raise_on_invalid is off).
         """
         deadline_at = _after(self._deadline_s if deadline_s is None else deadline_s)
-        own = {placement: self._default_of(placement, defaults or {}) for placement in placements}
+        asked = [one if isinstance(one, Placement) else Placement(one) for one in placements]
+        own = {one.placement_id: self._default_of(one, defaults or {}) for one in asked}
         try:
             request = wire.decide_request(
                 request_id or uuid.uuid4().hex,
                 identities,
-                placements,
+                asked,
                 context=context or {},
                 candidate_ids=candidate_ids,
                 excluded_item_ids=excluded_item_ids,
@@ -149,15 +178,18 @@ class ComityClient:
         except FieldError as error:
             if self._raise_on_invalid and not error.from_visitor:
                 raise error.as_invalid_request() from None
-            return _page(None, placements, own, "CLIENT_REFUSED")
-        outcome = await self._transport.ask(
-            self._address,
-            lambda channel: decision_grpc.DecisionServiceStub(channel).Decide,
-            request,
-            deadline_at,
-            traceparent=traceparent,
-        )
-        return _page(outcome.answer, placements, own, outcome.why)
+            outcome = Outcome(why="CLIENT_REFUSED", cause=str(error))
+        else:
+            outcome = await self._transport.ask(
+                self._address,
+                lambda channel: decision_grpc.DecisionServiceStub(channel).Decide,
+                request,
+                deadline_at,
+                traceparent=traceparent,
+            )
+        page = _page(outcome, asked, own)
+        self._failures.ended("Decide", outcome, is_sound=_is_sound(page))
+        return page
 
     async def identify(
         self,
@@ -191,7 +223,9 @@ class ComityClient:
             request,
             deadline_at,
         )
-        return wire_people.identified_of(outcome, request_id=request_id)
+        identified = wire_people.identified_of(outcome, request_id=request_id)
+        self._failures.ended("Link", outcome, is_sound=identified.status != "NOT_DELIVERED")
+        return identified
 
     async def track(
         self,
@@ -239,48 +273,67 @@ class ComityClient:
             raise InvalidRequestError(f"{problem.field}: {problem.problem}", problems=(problem,))
         return tracked
 
-    async def track_many(self, happenings: Sequence[Happening], *, deadline_s: float | None = None) -> list[Tracked]:
+    async def track_many(
+        self, happenings: Sequence[Happening], *, sent_at: datetime | None = None, deadline_s: float | None = None
+    ) -> list[Tracked]:
         """Say that things happened, in one call; what became of each, in that order.
 
         A refused event is among the results: one bad event never costs the others.
 
+        Args:
+            sent_at: aware; the clock that gave occurred_at, as it stood when the events were sent, e.g. an app's. With
+                it their times are put right by how far that clock is off.
+
         Raises:
-            InvalidRequestError: the server refused the request as a whole (unless raise_on_invalid is off).
+            InvalidRequestError: sent_at is wrong, or the server refused the request as a whole (unless
+                raise_on_invalid is off).
         """
-        return await self._deliver(happenings, [_written(happening) for happening in happenings], deadline_s)
+        events = [_written(happening) for happening in happenings]
+        try:
+            stamp = None if sent_at is None else wire.moment_of("sent_at", sent_at)
+        except FieldError as error:
+            if self._raise_on_invalid:
+                raise error.as_invalid_request() from None
+            return [_refused(happening, error) for happening in happenings]
+        return await self._deliver(happenings, events, deadline_s, stamp)
 
     async def _deliver(
         self,
         happenings: Sequence[Happening],
         events: Sequence[feedback_pb.TrackedEvent | FieldError],
         deadline_s: float | None,
+        sent_at: Timestamp | None = None,
     ) -> list[Tracked]:
         """Send the events that could be written; what became of each happening, in order."""
         deadline_at = _after(self._track_deadline_s if deadline_s is None else deadline_s)
         sent = [event for event in events if isinstance(event, feedback_pb.TrackedEvent)]
         results: list[feedback_pb.TrackResult] = []
-        why = ""
+        outcome = Outcome()
         if sent:
             outcome = await self._transport.ask(
                 self._feedback_address,
                 lambda channel: feedback_grpc.FeedbackServiceStub(channel).Track,
-                feedback_pb.TrackRequest(events=sent),
+                feedback_pb.TrackRequest(events=sent, sent_at=sent_at),
                 deadline_at,
             )
-            results, why = [] if outcome.answer is None else list(outcome.answer.results), outcome.why
+            results = [] if outcome.answer is None else list(outcome.answer.results)
         answered = iter([*results, *[None] * len(sent)])
-        return [
+        tracked = [
             _refused(happening, event)
             if isinstance(event, FieldError)
-            else _tracked(next(answered), happening, event.event_id, why)
+            else _tracked(next(answered), happening, event.event_id, outcome)
             for happening, event in zip(happenings, events, strict=True)
         ]
+        if sent:
+            self._failures.ended("Track", outcome, is_sound=all(one.status != "NOT_DELIVERED" for one in tracked))
+        return tracked
 
-    def _default_of(self, placement_id: str, of_call: Mapping[str, Sequence[Entry]]) -> tuple[Entry, ...]:
-        entries = tuple(of_call.get(placement_id) or self._defaults.get(placement_id) or ())
+    def _default_of(self, asked: Placement, of_call: Mapping[str, Sequence[Entry]]) -> tuple[Entry, ...]:
+        entries = tuple(of_call.get(asked.placement_id) or self._defaults.get(asked.placement_id) or ())
         if not entries:
-            raise MissingDefaultError(placement_id)
-        return entries
+            raise MissingDefaultError(asked.placement_id)
+        size = asked.slate_size
+        return entries[:size] if isinstance(size, int) and size > 0 else entries
 
 
 def _after(seconds: float) -> float:
@@ -288,32 +341,34 @@ def _after(seconds: float) -> float:
     return asyncio.get_running_loop().time() + seconds
 
 
-def _page(
-    answer: decision_pb.DecideResponse | None,
-    placements: Sequence[str],
-    own: Mapping[str, tuple[Entry, ...]],
-    why: str,
-) -> Page:
+def _page(outcome: Outcome, asked: Sequence[Placement], own: Mapping[str, tuple[Entry, ...]]) -> Page:
     """The server's decision for each placement, or the caller's own where there is no sound one."""
-    given = list(answer.decisions) if answer is not None else []
+    given = list(outcome.answer.decisions) if outcome.answer is not None else []
     page = {}
-    for index, placement in enumerate(placements):
+    for index, placement in enumerate(one.placement_id for one in asked):
+        entries = own[placement]
         try:
             page[placement] = wire.decision_of(given[index], placement_id=placement)
         except wire.EmptyError as empty:
-            page[placement] = _own_decision(placement, own[placement], str(empty))
+            page[placement] = _own_decision(placement, entries, str(empty), "")
         except (IndexError, wire.GarbageError):
-            page[placement] = _own_decision(placement, own[placement], why or "CLIENT_INVALID_ANSWER")
+            why = outcome.why or "CLIENT_INVALID_ANSWER"
+            page[placement] = _own_decision(placement, entries, why, outcome.cause)
     return page
 
 
-def _own_decision(placement_id: str, entries: tuple[Entry, ...], why: str) -> Decision:
+def _is_sound(page: Page) -> bool:
+    return all(decision.fallback_reason != "CLIENT_INVALID_ANSWER" for decision in page.values())
+
+
+def _own_decision(placement_id: str, entries: tuple[Entry, ...], why: str, cause: str) -> Decision:
     return Decision(
         placement_id=placement_id,
         entries=entries,
         source="client_default",
         reason="CLIENT_DEFAULT",
         fallback_reason=why,
+        cause=cause,
     )
 
 
@@ -332,11 +387,11 @@ def _refused(happening: Happening, error: FieldError) -> Tracked:
     return Tracked(event_id=event_id, status="REFUSED", field=error.field, problem=error.problem)
 
 
-def _tracked(result: feedback_pb.TrackResult | None, happening: Happening, sent_id: str, why: str) -> Tracked:
+def _tracked(result: feedback_pb.TrackResult | None, happening: Happening, sent_id: str, outcome: Outcome) -> Tracked:
     if result is not None:
         try:
             return replace(wire.tracked_of(result, event_id=sent_id), event_id=happening.event_id)
         except wire.GarbageError:
             pass
-    problem = why or "CLIENT_INVALID_ANSWER"
-    return Tracked(event_id=happening.event_id, status="NOT_DELIVERED", problem=problem)
+    problem = outcome.why or "CLIENT_INVALID_ANSWER"
+    return Tracked(event_id=happening.event_id, status="NOT_DELIVERED", problem=problem, cause=outcome.cause)

@@ -11,6 +11,7 @@ from comity.consent.v1 import consent_service_pb2_grpc as consent_grpc
 
 from comity_client import wire_people
 from comity_client.errors import FieldError
+from comity_client.failures import Failures
 from comity_client.results import ConsentChange, ConsentHistory, ConsentState
 from comity_client.transport import Outcome, Transport
 
@@ -22,8 +23,17 @@ class Consent:
     brings raises nothing: where it names nobody the status is REFUSED. Outages raise nothing either: look at `status`.
     """
 
-    def __init__(self, transport: Transport, address: str, *, deadline_s: float, raise_on_invalid: bool) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        address: str,
+        *,
+        deadline_s: float,
+        raise_on_invalid: bool,
+        failures: Failures,
+    ) -> None:
         self._transport = transport
+        self._failures = failures
         self._address = address
         self._deadline_s = deadline_s
         self._raise_on_invalid = raise_on_invalid
@@ -158,6 +168,7 @@ class Consent:
             self._raise_mistake(error)
             return ConsentHistory(status="REFUSED", reason="NOT_A_REQUEST", problem=str(error))
         outcome = await self._ask(lambda channel: consent_grpc.ConsentServiceStub(channel).History, request, deadline_s)
+        self._failures.ended("History", outcome)
         return wire_people.history_of(outcome)
 
     async def _change(
@@ -173,7 +184,11 @@ class Consent:
         except FieldError as error:
             self._raise_mistake(error)
             return ConsentChange(request_id=own_id, status="REFUSED", reason="NOT_A_REQUEST", problem=str(error))
-        return wire_people.change_of(await self._ask(method, request, deadline_s), request_id=own_id)
+        outcome = await self._ask(method, request, deadline_s)
+        change = wire_people.change_of(outcome, request_id=own_id)
+        name = request.DESCRIPTOR.name.removesuffix("Request")
+        self._failures.ended(name, outcome, is_sound=change.status != "NOT_DELIVERED")
+        return change
 
     async def _ask(self, method: Callable[[grpc.aio.Channel], Any], request: Any, deadline_s: float | None) -> Outcome:
         deadline_at = asyncio.get_running_loop().time() + (self._deadline_s if deadline_s is None else deadline_s)

@@ -1,4 +1,4 @@
-"""The two mistakes of a program that the client raises; outages it never raises."""
+"""The mistakes of a program that the client raises; outages it never raises."""
 
 from dataclasses import dataclass
 
@@ -43,6 +43,29 @@ class MissingDefaultError(ValueError):
         super().__init__(
             f"placement {placement_id!r} has no default: pass at least one entry for it in `defaults`, "
             "to ComityClient or to decide"
+        )
+
+
+class InvalidAddressError(ValueError):
+    """An address that leads nowhere, whatever runs; it is not repeated, for it may hold a password.
+
+    Args:
+        is_url: it is a URL, as services with HTTP have.
+    """
+
+    def __init__(self, field: str, *, is_url: bool = False) -> None:
+        remedy = "; leave the scheme out, and pass `credentials` for TLS" if is_url else ""
+        super().__init__(f"{field}: must be host:port, such as comity.internal:7070 or [::1]:7070{remedy}")
+
+
+class ForkedError(RuntimeError):
+    """The process was forked from one in which a client was connected; gRPC does not work in such a child."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this process was forked after a Comity client had connected, and gRPC does not work in such a child: "
+            "make no call (and enter no client) before the fork, e.g. not while gunicorn preloads; a client that was "
+            "only constructed may be used after it"
         )
 
 

@@ -174,11 +174,11 @@ def item_ids_of(field: str, values: Iterable[object]) -> list[str]:
     return [one for one in texts if len(one) <= ID_CHARACTERS_MAX and "\0" not in one and is_writable(one)]
 
 
-def candidates_of(values: Iterable[object]) -> list[str]:
+def candidates_of(field: str, values: Iterable[object]) -> list[str]:
     """The candidates that can be items; where none can, one that is none: an empty list would mean the whole catalog.
 
     Raises:
         FieldError: one is no text.
     """
-    given = texts_of("candidate_ids", values)
-    return item_ids_of("candidate_ids", given) or ([UNFIT] if given else [])
+    given = texts_of(field, values)
+    return item_ids_of(field, given) or ([UNFIT] if given else [])

@@ -26,7 +26,7 @@ class Entry:
         slot: place in the slate, from 0.
         score: the ranker's; 0 where nothing was scored.
         propensity: probability, in (0, 1], that this entry was in this slot.
-        reason: why it is here, e.g. RANKED or EXPLORED; empty for the caller's own.
+        reason: a Reason, why it is here; empty for the caller's own.
     """
 
     item_id: str
@@ -38,18 +38,35 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
+class Placement:
+    """A placement to decide for, where more is to be said than its id.
+
+    Args:
+        slate_size: entries wanted, at most 100; 0: the placement's own.
+        candidate_ids: items to choose from; empty: those of the call.
+        excluded_item_ids: items that must not be chosen, besides those of the call.
+    """
+
+    placement_id: str
+    slate_size: int = 0
+    candidate_ids: Sequence[str] = ()
+    excluded_item_ids: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """What to show at one placement.
 
     Args:
         entries: in order of slot; never empty.
-        reason: e.g. RANKED, EXPLORED, HOLDOUT, POPULAR, DEFAULT; CLIENT_DEFAULT when the client answered.
-        fallback_reason: why the answer is not the one that was aimed for; empty when it is.
+        reason: a Reason; CLIENT_DEFAULT when the client answered.
+        fallback_reason: a FallbackReason, why the answer is not the one that was aimed for; empty when it is.
         decision_id: names the decision in the log; empty when the client answered.
         exposure_token: proof of the decision, for track; empty when the log does not hold it.
         learnable: False: never train on it.
         versions: part → version that decided (model, feature_set, consent_policy, …).
         layer: how much of the person was used: ANONYMOUS, PSEUDONYMOUS or KNOWN; empty: nothing.
+        cause: for people: why the client answered, as what the connection said.
     """
 
     placement_id: str
@@ -63,6 +80,7 @@ class Decision:
     holdout: bool = False
     versions: Mapping[str, str] = field(default_factory=dict)
     layer: str = ""
+    cause: str = ""
 
 
 # Placement id → its decision; every placement that was asked for is there.
@@ -124,13 +142,17 @@ class Tracked:
         status: NOT_DELIVERED: nobody took it in time; the others are the server's. DROPPED_NO_CONSENT: nothing was
             stored; ANONYMIZED: only its type and items were, without the person.
         field: for REFUSED: the field that is wrong.
-        problem: for REFUSED: what is wrong with it and how to mend it; for NOT_DELIVERED: why.
+        problem: for REFUSED: what is wrong with it and how to mend it; for NOT_DELIVERED: why, a FallbackReason.
+        reason: a TrackReason where one tells why it was REFUSED.
+        cause: for people: why it was NOT_DELIVERED.
     """
 
     event_id: str
     status: TrackedStatus
     field: str = ""
     problem: str = ""
+    reason: str = ""
+    cause: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +162,9 @@ class Identified:
     Args:
         request_id: send it again under this id and it links once.
         status: DONE: they are one person.
-        reason: stable word for why it was REFUSED, e.g. IDENTITY_LINKING_NOT_ALLOWED, NOBODY_NAMED, SUBJECT_FULL.
-        problem: for people: why there is no link.
+        reason: a PeopleReason, why it was REFUSED.
+        problem: for people: why there is no link; for NOT_DELIVERED a FallbackReason.
+        cause: for people: why it was NOT_DELIVERED.
         merged: two persons became one.
         link_id: names the link; an operator takes it back by it.
         subject_id: the person's pseudonym.
@@ -153,6 +176,7 @@ class Identified:
     status: PeopleStatus
     reason: str = ""
     problem: str = ""
+    cause: str = ""
     merged: bool = False
     link_id: str = ""
     subject_id: str = ""
@@ -166,8 +190,9 @@ class ConsentChange:
     Args:
         request_id: send it again under this id and it is recorded once.
         status: DONE: it stands. Anything else: it may not, so send it again or tell the person.
-        reason: stable word for why it was REFUSED, e.g. NOBODY_NAMED, SUBJECT_ERASED.
-        problem: for people: why it does not stand.
+        reason: a PeopleReason, why it was REFUSED.
+        problem: for people: why it does not stand; for NOT_DELIVERED a FallbackReason.
+        cause: for people: why it was NOT_DELIVERED.
         subject_id: the person's pseudonym.
         consent_version: of the person's ledger after it; a receipt is asked for by it.
         purposes: for revoke: those that were revoked.
@@ -177,6 +202,7 @@ class ConsentChange:
     status: PeopleStatus
     reason: str = ""
     problem: str = ""
+    cause: str = ""
     subject_id: str = ""
     consent_version: int = 0
     purposes: tuple[str, ...] = ()
@@ -210,10 +236,11 @@ class ConsentHistory:
     """Every answer that a person gave, the oldest first; the whole where status is DONE, and nothing else.
 
     Args:
-        reason, problem: as of ConsentChange.
+        reason, problem, cause: as of ConsentChange.
     """
 
     status: PeopleStatus
     reason: str = ""
     problem: str = ""
+    cause: str = ""
     records: tuple[ConsentRecord, ...] = ()

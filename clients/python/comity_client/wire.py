@@ -27,7 +27,7 @@ from comity_client.incoming import (
     text_of,
     texts_of,
 )
-from comity_client.results import ConsentSignals, Decision, Entry, Happening, Tracked, TrackedStatus
+from comity_client.results import ConsentSignals, Decision, Entry, Happening, Placement, Tracked, TrackedStatus
 
 SLATE_ENTRIES_MAX = 100
 
@@ -51,7 +51,7 @@ class EmptyError(Exception):
 def decide_request(
     request_id: str,
     identities: Mapping[str, str | None],
-    placements: Sequence[str],
+    placements: Sequence[Placement],
     *,
     context: Mapping[str, Fact | None],
     candidate_ids: Sequence[str],
@@ -65,18 +65,30 @@ def decide_request(
     Raises:
         FieldError: a value of the program's cannot be sent.
     """
-    candidates, excluded = candidates_of(candidate_ids), item_ids_of("excluded_item_ids", excluded_item_ids)
+    candidates = candidates_of("candidate_ids", candidate_ids)
+    excluded = item_ids_of("excluded_item_ids", excluded_item_ids)
     return decision_pb.DecideRequest(
         request_id=id_of("request_id", request_id),
         identities=identities_of(identities),
         placements=[
-            decision_pb.PlacementRequest(placement_id=placement, candidate_ids=candidates, excluded_item_ids=excluded)
-            for placement in texts_of("placements", placements)
+            _placement(f"placements[{index}]", one, candidates, excluded) for index, one in enumerate(placements)
         ],
         context={key: _context_fact(value) for key, value in facts_of(context).items()},
         consent_signals=signals_of(consent_signals),
         activation=decision_events_pb.ACTIVATION_DEFERRED if deferred else decision_events_pb.ACTIVATION_IMMEDIATE,
         template_version=text_of("template_version", template_version),
+    )
+
+
+def _placement(field: str, one: Placement, candidates: list[str], excluded: list[str]) -> decision_pb.PlacementRequest:
+    size = one.slate_size
+    if not isinstance(size, int) or not 0 <= size <= SLATE_ENTRIES_MAX:
+        raise FieldError(f"{field}.slate_size", f"must be a whole number from 0 to {SLATE_ENTRIES_MAX}")
+    return decision_pb.PlacementRequest(
+        placement_id=text_of(field, one.placement_id),
+        candidate_ids=candidates_of(f"{field}.candidate_ids", one.candidate_ids) or candidates,
+        slate_size=size,
+        excluded_item_ids=[*excluded, *item_ids_of(f"{field}.excluded_item_ids", one.excluded_item_ids)],
     )
 
 
@@ -150,7 +162,7 @@ def tracked_of(result: feedback_pb.TrackResult, *, event_id: str) -> Tracked:
     status = _STATUSES.get(result.status)
     if result.event_id != event_id or status is None:
         raise GarbageError
-    return Tracked(event_id=event_id, status=status, field=result.field, problem=result.problem)
+    return Tracked(event_id=event_id, status=status, field=result.field, problem=result.problem, reason=result.reason)
 
 
 def moment_of(field: str, at: datetime) -> Timestamp:

@@ -183,8 +183,8 @@ def _moment(stamp: Timestamp) -> datetime:
     return stamp.ToDatetime(tzinfo=UTC)
 
 
-def _ended(outcome: Outcome) -> tuple[PeopleStatus, str, str]:
-    """Status, reason and problem of a call about people that has no answer."""
+def _ended(outcome: Outcome) -> tuple[PeopleStatus, str, str, str]:
+    """Status, reason, problem and cause of a call about people that has no answer."""
     if outcome.refusal is None:
-        return "NOT_DELIVERED", "", outcome.why or "CLIENT_INVALID_ANSWER"
-    return "REFUSED", outcome.refusal.reason, str(outcome.refusal)
+        return "NOT_DELIVERED", "", outcome.why or "CLIENT_INVALID_ANSWER", outcome.cause
+    return "REFUSED", outcome.refusal.reason, str(outcome.refusal), ""
