@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from services.chassis.errors import FieldProblem
-from services.feedback.domain.behavior import Behavior, PropertyValue, unknown_type, value_problem
+from services.feedback.domain.behavior import Behavior, PropertyValue, digest_of, unknown_type, value_problem
 from services.feedback.domain.schemas import SchemaBook
 
 
@@ -61,4 +61,6 @@ def put_right(behavior: Behavior, asked: Rectification) -> Behavior | None:
         return None
     if type(held) is type(asked.value) and held == asked.value:
         return None
-    return replace(behavior, properties={**behavior.properties, asked.property_name: asked.value})
+    # What its sender said stays known: sent again, it is the same event.
+    said = behavior.digest or digest_of(behavior.type, behavior.item_ids, behavior.properties, behavior.decision_id)
+    return replace(behavior, properties={**behavior.properties, asked.property_name: asked.value}, digest=said)

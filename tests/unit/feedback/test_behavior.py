@@ -1,13 +1,23 @@
 """Which behavior fits its declared type."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.feedback.domain.behavior import PropertyValue, problem_of, stream_of, unknown_type
-from tests.unit.feedback.world import BOOK, NOW, event, schema
+from services.feedback.domain.behavior import (
+    Behavior,
+    PropertyValue,
+    digest_of,
+    is_same,
+    problem_of,
+    stream_of,
+    unknown_type,
+)
+from services.feedback.domain.rectification import Rectification, put_right
+from tests.unit.feedback.world import BOOK, NOW, event, member, schema
 
 
 @pytest.mark.parametrize(
@@ -45,3 +55,15 @@ def test_different_events_have_different_streams(keys: list[tuple[str, str]]) ->
     """No two (member, event id) share a stream, and the same has the same."""
     clean = [(a.replace("\0", ""), b.replace("\0", "")) for a, b in keys]
     assert len({stream_of(a, b) for a, b in clean}) == len(set(clean))
+
+
+def test_an_event_that_was_put_right_is_the_same_when_it_is_sent_again() -> None:
+    """Also where a release before recorded it, which kept no digest of what its sender said."""
+    said = digest_of("search", (), {"results": 3.0}, "")
+    sent = Behavior("search", member("ann"), (), {"results": 3.0}, digest=said)
+    asked = Rectification("r", (member("ann"),), "search", "results", 4.0)
+    for stored in (sent, replace(sent, digest=b"")):
+        right = put_right(stored, asked)
+        assert right is not None
+        assert right.properties == {"results": 4.0}
+        assert is_same(right, sent)
