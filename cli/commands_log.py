@@ -37,6 +37,7 @@ def register(app: typer.Typer) -> None:
 
 def why(
     decision_id: Annotated[str, typer.Argument(metavar="DECISION_ID", help="As in the answer of decide.")],
+    item: Annotated[str, typer.Option("--item", metavar="ID", help="Also say why this item is shown or not.")] = "",
     read_as: ReadAs = "",
     reason: Reason = "",
     data_dir: DataDir = DEFAULT_DATA_DIR,
@@ -44,7 +45,7 @@ def why(
     as_json: AsJson = False,
 ) -> None:
     """Say why a decision came out as it did: consent, eligible, scored, drawn, served; that you looked is recorded."""
-    request = decision_pb.ExplainRequest(decision_id=decision_id, access=access(read_as, reason))
+    request = decision_pb.ExplainRequest(decision_id=decision_id, access=access(read_as, reason), item_id=item)
     answer = run(_explain(request, data_dir, address), as_json=as_json)
     if as_json:
         print_json(MessageToDict(answer, preserving_proto_field_name=True))

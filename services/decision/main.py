@@ -153,6 +153,7 @@ class _Parts:
             loader=self.loader,
             keys=self.keys,
             accesses=self.accesses,
+            serving=lambda: self.refresher.serving(),
         )
         self.scoring = Scoring(inline_cost_s=settings.inline_cost_us / 1e6)
         app.on_stop("scoring", self.scoring.close)

@@ -67,7 +67,9 @@ class DecisionService(pb_grpc.DecisionServiceServicer):
 
     async def Explain(self, request: pb.ExplainRequest, context: Context) -> pb.ExplainResponse:  # noqa: N802
         """Say why a decision came out as it did."""
-        return explanation_to_pb(*await self._inspect.explain(request.decision_id, access_of(request.access)))
+        return explanation_to_pb(
+            *await self._inspect.explain(request.decision_id, access_of(request.access), request.item_id)
+        )
 
     async def Replay(self, request: pb.ReplayRequest, context: Context) -> pb.ReplayResponse:  # noqa: N802
         """Decide again and compare."""

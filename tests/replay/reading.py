@@ -20,6 +20,7 @@ from services.decision.domain.attempts import Logged
 from services.decision.domain.plan import CompiledSite
 from services.decision.domain.record import DecisionRecord
 from services.decision.domain.release import NewModel
+from services.decision.domain.serving import Serving
 from services.decision.domain.site import Item
 from services.decision.handlers.draft import Keys
 from services.decision.handlers.inspect import InspectDecisions
@@ -103,7 +104,14 @@ class Kept:
         kept: Any = self
         keys = Keys(unpack(self._history["seed_key"]), b"")
         return InspectDecisions(
-            log=kept, sites=kept, catalog=kept, models=kept, loader=OnnxLoader(), keys=keys, accesses=kept
+            log=kept,
+            sites=kept,
+            catalog=kept,
+            models=kept,
+            loader=OnnxLoader(),
+            keys=keys,
+            accesses=kept,
+            serving=Serving,
         )
 
 

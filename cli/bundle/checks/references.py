@@ -13,6 +13,7 @@ from cli.bundle.bundle import Bundle, Declared
 from cli.bundle.checks.kinds import attributes_of, kind_of
 from cli.bundle.problem import Problem
 from services.decision.domain.rules import RuleError, compile_audience, compile_eligibility
+from services.decision.domain.rules import attributes_of as attributes_read
 from services.decision.rule_trial import refusals
 from services.features.domain.catalog import ITEM_ID
 from services.feedback.domain.schemas import EXPOSURE
@@ -202,13 +203,37 @@ def _rules(bundle: Bundle) -> Iterator[Problem]:
             source = getattr(policy.message, rule)
             try:
                 if source:
-                    compile_rule(source)
+                    reads = compile_rule(source).context_keys
+                    yield from _rule_names(bundle, policy, rule, reads)
                     compiled.setdefault((rule, source), []).append(policy)
             except RuleError as error:
                 yield policy.problem(f".{rule}", f"is no valid CEL: {error}", error.remedy)
     for declared, refused in refusals(frozenset(compiled)).items():
         for policy in compiled[declared]:
             yield policy.problem(f".{declared[0]}", str(refused), refused.remedy)
+
+
+def _rule_names(
+    bundle: Bundle, policy: Declared[site_pb.Policy], rule: str, context_keys: frozenset[str]
+) -> Iterator[Problem]:
+    """Names that no item has, by which a rule would exclude everything, and context keys that look misspelled.
+
+    Only features declare context keys, and rules may read others: a key that is not like a declared one is taken for
+    one of those.
+    """
+    known = {
+        "attributes": sorted({name for item in bundle.items for name in item.message.numbers}),
+        "categories": sorted({name for item in bundle.items for name in item.message.categories}),
+    }
+    for group, name in sorted(attributes_read(getattr(policy.message, rule))):
+        if bundle.items_given and name not in known[group]:
+            yield _unknown(policy, f".{rule}", f"item.{group} of an item", name, known[group], "the items")
+    declared = [one.message.context_value.key for one in bundle.features if one.message.HasField("context_value")]
+    for key in sorted(context_keys.difference(declared)):
+        if close := get_close_matches(key, declared, n=1, cutoff=0.75):
+            yield policy.problem(
+                f".{rule}", f"{key!r} is no context key that is declared", f"did you mean {close[0]!r}?"
+            )
 
 
 def _unknown(thing: Declared[Any], path: str, what: str, name: str, known: Sequence[str], where: str) -> Problem:

@@ -4,12 +4,13 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from services.decision.domain.catalog import OFFERED_MAX
+from services.decision.domain.catalog import OFFERED_MAX, PlacementView, judge_item
 from services.decision.domain.ladder import Inputs, Slate, audience_of, choose_ranked
 from services.decision.domain.layers import layer_of, not_stronger
 from services.decision.domain.plan import Plan
 from services.decision.domain.record import DecisionRecord
 from services.decision.domain.rules import Verdict
+from services.decision.domain.site import Item
 from services.decision.domain.vocabulary import Exclusion, FallbackReason, Level, Origin, Reason, StageOutcome
 
 _WHY = {
@@ -63,6 +64,52 @@ def explain(record: DecisionRecord, plan: Plan) -> Explanation:
         Step("served", _served(record)),
     )
     return Explanation(steps, _without_exploration(record, plan))
+
+
+def of_catalog(record: DecisionRecord, plan: Plan, view: PlacementView) -> Iterator[Step]:
+    """How many items could not be shown whatever the request said, and by what.
+
+    Args:
+        view: what decides now; where that is not what decided then, nothing can be told.
+    """
+    if (plan.placement, plan.eligibility and plan.eligibility.source) != (
+        view.placement,
+        view.rule and view.rule.source,
+    ) or record.versions.catalog != str(view.catalog.version):
+        return
+    counts = Counter(Exclusion(value) for value in view.exclusions[:-1].tolist())
+    counts.pop(Exclusion.NONE, 0)
+    excluded = "".join(f"; {count} {_excluded(why, plan)}" for why, count in sorted(counts.items()))
+    yield Step("catalog", f"{len(view.catalog.items)} items{excluded}")
+
+
+def of_item(record: DecisionRecord, plan: Plan, item_id: str, item: Item | None) -> Step:
+    """Why an item is shown or not.
+
+    Args:
+        item: as the catalog had it then; None: it did not.
+    """
+    candidates, shown = record.inputs.candidates, list(record.choice.slate.item_ids)
+    if item_id in shown:
+        return Step("item", f"{item_id}: shown at place {shown.index(item_id) + 1}")
+    if item_id in candidates.item_ids:
+        exclusion = Exclusion(int(candidates.exclusions[list(candidates.item_ids).index(item_id)]))
+        finding = "eligible, and others came before it"
+    else:
+        exclusion = Exclusion.UNKNOWN_ITEM
+        if item is not None:
+            exclusion = judge_item(item, plan.placement, plan.eligibility)[1]
+        finding = "may be shown, and was not among the candidates"
+    if exclusion is not Exclusion.NONE:
+        finding = f"excluded, {_excluded(exclusion, plan)}"
+    return Step("item", f"{item_id}: {finding}")
+
+
+def _excluded(why: Exclusion, plan: Plan) -> str:
+    """The exclusion, with the rule where a rule excludes."""
+    if why in (Exclusion.INELIGIBLE, Exclusion.RULE_ERROR) and plan.eligibility is not None:
+        return f"{why.name} by the rule {plan.eligibility.source}"
+    return why.name
 
 
 def _identity(record: DecisionRecord) -> str:

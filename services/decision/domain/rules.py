@@ -207,6 +207,22 @@ def context_keys_of(source: str) -> frozenset[str]:
     return frozenset(keys)
 
 
+def attributes_of(source: str) -> frozenset[tuple[str, str]]:
+    """What a rule that compiles reads of items by name: ("attributes" or "categories", the name)."""
+    tokens = [match for match in _TOKEN.finditer(source) if match.lastgroup != "comment"]
+    texts = [match.group() for match in tokens] + [""] * 3
+    read = set()
+    for k, group in enumerate(texts[:-3]):
+        if group not in ("attributes", "categories") or texts[max(k - 2, 0) : k] != ["item", "."]:
+            continue
+        sign, name, end = texts[k + 1 : k + 4]
+        if sign == "[" and end == "]" and _PLAIN_STRING.fullmatch(name):
+            read.add((group, name[1:-1]))
+        elif sign == "." and not source[tokens[k + 2].end() :].lstrip().startswith("("):
+            read.add((group, name))
+    return frozenset(read)
+
+
 def names_of(source: str) -> frozenset[str]:
     """Every name that a rule reads, of items and of the context alike, whether it compiles or not.
 

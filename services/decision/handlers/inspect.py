@@ -3,15 +3,17 @@
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable
+from dataclasses import replace
 from typing import Generic, TypeVar
 
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.ports import Access, AccessLog
 from services.chassis.uncancelled import Shared
-from services.decision.domain.explain import Explanation, explain
+from services.decision.domain.explain import Explanation, Step, explain, of_catalog, of_item
 from services.decision.domain.plan import CompiledSite, Plan
 from services.decision.domain.record import DecisionRecord
 from services.decision.domain.replay import Pinned, Replayed, Scorer, decide_again
+from services.decision.domain.serving import Serving
 from services.decision.handlers.draft import Keys
 from services.decision.handlers.ports import CatalogStore, DecisionLog, ModelLoader, ModelStore, SiteStore
 
@@ -64,6 +66,7 @@ class InspectDecisions:
         loader: ModelLoader,
         keys: Keys,
         accesses: AccessLog,
+        serving: Callable[[], Serving],
     ) -> None:
         self._log = log
         self._catalog = catalog
@@ -71,6 +74,7 @@ class InspectDecisions:
         self._loader = loader
         self._keys = keys
         self._accesses = accesses
+        self._serving = serving
         self._sites = Kept[str, CompiledSite](sites.load, SITES_MAX)
         self._scorers = Kept[str, Scorer](self._load_scorer, MODELS_MAX)
 
@@ -84,7 +88,7 @@ class InspectDecisions:
         await self._read(record, access, GET_METHOD)
         return record
 
-    async def explain(self, decision_id: str, access: Access) -> tuple[DecisionRecord, Explanation]:
+    async def explain(self, decision_id: str, access: Access, item_id: str = "") -> tuple[DecisionRecord, Explanation]:
         """The decision and why it came out as it did; that it was read is a fact about its subject.
 
         Raises:
@@ -92,8 +96,20 @@ class InspectDecisions:
         """
         record = await self._find(decision_id)
         explanation = await self.explained(record)
+        *steps, served = explanation.steps
+        explanation = replace(explanation, steps=(*steps, *await self._around(record, item_id), served))
         await self._read(record, access, EXPLAIN_METHOD)
         return record, explanation
+
+    async def _around(self, record: DecisionRecord, item_id: str) -> list[Step]:
+        """What the catalog excluded before there were candidates, and why an item that was asked about is not there."""
+        plan = _plan_of(await self._site_of(record), record)
+        view = self._serving().views.get(record.placement_id)
+        steps = [] if view is None else list(of_catalog(record, plan, view))
+        if item_id:
+            (item,) = await self._catalog.at([item_id], int(record.versions.catalog or 0))
+            steps.append(of_item(record, plan, item_id, item))
+        return steps
 
     async def explained(self, record: DecisionRecord) -> Explanation:
         """Why a decision that is at hand came out as it did.

@@ -44,8 +44,13 @@ async def test_a_decision_is_ranked_logged_explained_and_replayed(deciding: Deci
     logged = (await deciding.decision.GetDecision(pb.GetDecisionRequest(decision_id=decision_id), timeout=5)).decision
     assert list(logged.slate) == list(answer.slate.entries)
     assert logged.subject_id == member("ann")
-    explained = await deciding.decision.Explain(pb.ExplainRequest(decision_id=decision_id), timeout=5)
+    explained = await deciding.decision.Explain(
+        pb.ExplainRequest(decision_id=decision_id, item_id="item-6"), timeout=TIMEOUT_S
+    )
     assert [step.stage for step in explained.steps][:4] == ["identity", "consent", "eligible", "scored"]
+    steps = {step.stage: step.finding for step in explained.steps}
+    assert "2 INELIGIBLE by the rule item.attributes.price < 6.0" in steps["catalog"]
+    assert steps["item"] == "item-6: excluded, INELIGIBLE by the rule item.attributes.price < 6.0"
     again = await replayed(deciding, decision_id)
     assert (again.identical, list(again.differences)) == (True, [])
 

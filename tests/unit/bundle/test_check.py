@@ -92,6 +92,15 @@ def test_the_shop_is_sound() -> None:
         ),
         ("policies.yaml", "item.attributes.stock > 0.0", "item.attributes.stock >", "eligibility", "line 1, column"),
         ("policies.yaml", "item.attributes.stock > 0.0", "item.attributes.stock", "eligibility", "true or false"),
+        ("policies.yaml", "item.attributes.stock >", "item.attributes.stokc >", "eligibility", "did you mean 'stock'?"),
+        (
+            "policies.yaml",
+            "item.attributes.stock > 0.0\n",
+            "'item.categories[\"brnad\"] != []'\n",
+            "eligibility",
+            "did you mean 'brand'?",
+        ),
+        ("policies.yaml", "has(context.gift)", "has(context.huor)", "eligibility", "did you mean 'hour'?"),
         (
             "policies.yaml",
             "item.attributes.stock > 0.0\n",

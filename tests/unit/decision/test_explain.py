@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 
 from services.decision.domain.catalog import Cut
-from services.decision.domain.explain import Explanation, explain
+from services.decision.domain.explain import Explanation, explain, of_catalog, of_item
 from services.decision.domain.record import DecisionRecord, of_nobody
 from services.decision.domain.vocabulary import Origin, StageOutcome
-from tests.unit.decision.world import PLACEMENT, POLICY, decide, site
+from tests.unit.decision.world import ITEMS, PLACEMENT, POLICY, decide, site, view
 
 SITE = site(policy=replace(POLICY, epsilon=1.0, eligibility="item.attributes.price < 4.0"))
 
@@ -89,3 +89,40 @@ def test_a_cut_among_the_eligible_is_told(by: str, said: str) -> None:
     assert steps["eligible"].endswith(
         f"the first 6 of 1500 eligible items {said}, bounded by COMITY_DECISION_OFFERED_MAX"
     )
+
+
+def test_the_catalog_tells_how_many_each_rule_excludes() -> None:
+    """Where no candidates are named the excluded are none: without it, "0 of 0 candidates" is all there is."""
+    rule = "item.attributes.price < context.limit || item.attributes.stokc > 0.0"
+    for source, said in (
+        ("item.attributes.price < 4.0", "6 items; 2 INELIGIBLE by the rule item.attributes.price < 4.0"),
+        ("item.attributes.stokc > 4.0", "6 items; 6 RULE_ERROR by the rule item.attributes.stokc > 4.0"),
+        (rule, "6 items"),
+    ):
+        compiled = site(policy=replace(POLICY, eligibility=source))
+        plan = compiled.plans[PLACEMENT.id]
+        record = decide(compiled, context={"limit": 3.0})
+        record = replace(record, versions=replace(record.versions, catalog="1"))
+        assert [step.finding for step in of_catalog(record, plan, view(compiled))] == [said]
+        changed = replace(record, versions=replace(record.versions, catalog="2"))
+        assert not list(of_catalog(changed, plan, view(compiled)))
+        assert not list(of_catalog(record, plan, view(site())))
+
+
+@pytest.mark.parametrize(
+    ("asked", "item_id", "said"),
+    [
+        (None, "item-4", "excluded, INELIGIBLE by the rule item.attributes.price < 4.0"),
+        (["item-1"], "item-5", "excluded, INELIGIBLE by the rule item.attributes.price < 4.0"),
+        (["item-1"], "item-1", "shown at place 1"),
+        (["item-1"], "item-2", "may be shown, and was not among the candidates"),
+        (["item-1"], "nothing", "excluded, UNKNOWN_ITEM"),
+        (["item-0", "item-1", "item-2", "item-3"], "", "eligible, and others came before it"),
+    ],
+)
+def test_an_explanation_says_why_one_item_is_there_or_not(asked: list[str] | None, item_id: str, said: str) -> None:
+    """By the record where it was a candidate, else by the pinned rule and the item as it was."""
+    record = decide(SITE, asked=asked)
+    (item_id,) = {item_id} - {""} or set(asked or ()) - set(record.choice.slate.item_ids)
+    item = {item.id: item for item in ITEMS}.get(item_id)
+    assert of_item(record, SITE.plans[PLACEMENT.id], item_id, item).finding == f"{item_id}: {said}"

@@ -1,6 +1,10 @@
 """Rules say yes, no or error, know what they read, and say where they are wrong."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -8,6 +12,7 @@ from services.decision.domain.rules import (
     RuleError,
     Scope,
     Verdict,
+    attributes_of,
     compile_audience,
     compile_eligibility,
     context_keys_of,
@@ -155,3 +160,24 @@ def test_what_a_rule_does_not_name_does_not_change_it(context: dict[str, float])
     rule = compile_eligibility("context.hour > 18")
     named = {key: value for key, value in context.items() if key == "hour"}
     assert rule.about_context(context) is rule.about_context(named)
+
+
+def test_a_rule_knows_which_attributes_and_categories_it_reads() -> None:
+    """By either notation; functions, comments, strings and computed names are none."""
+    source = """has(item.attributes.stock) && item.attributes["price"] > (1.0) && item.categories.exists(k, k == "a")
+        && "x" in item.categories.tags && "item.attributes.text" != item.id // item.attributes.comment"""
+    compile_eligibility(source)
+    assert attributes_of(source) == {("attributes", "stock"), ("attributes", "price"), ("categories", "tags")}
+
+
+@pytest.mark.parametrize(
+    ("context", "dear_is_shown"),
+    [({}, True), ({"gift": True}, False), ({"gift": False}, True), ({"gift": ""}, True), ({"gift": 0.0}, True)],
+)
+def test_the_shop_takes_only_who_says_so_for_a_gift_seeker(context: dict[str, Any], dear_is_shown: bool) -> None:
+    """People copy examples: gift=false, an empty gift and 0 say that it is none."""
+    policies = yaml.safe_load((Path(__file__).parents[3] / "examples/shop/policies.yaml").read_text())
+    (source,) = [policy["eligibility"] for policy in policies if policy["id"] == "row"]
+    rule = compile_eligibility(source)
+    assert (rule.about(Item("dear", numbers={"stock": 1.0, "price": 80.0}), context) is Verdict.YES) is dear_is_shown
+    assert rule.about(Item("cheap", numbers={"stock": 1.0, "price": 8.0}), context) is Verdict.YES

@@ -490,7 +490,10 @@ class ExplainRequest(_message.Message):
 
     DECISION_ID_FIELD_NUMBER: _builtins.int
     ACCESS_FIELD_NUMBER: _builtins.int
+    ITEM_ID_FIELD_NUMBER: _builtins.int
     decision_id: _builtins.str
+    item_id: _builtins.str
+    """Also say why this item is shown or not; empty: none."""
     @_builtins.property
     def access(self) -> _types_pb2.Access: ...
     def __init__(
@@ -498,10 +501,11 @@ class ExplainRequest(_message.Message):
         *,
         decision_id: _builtins.str = ...,
         access: _types_pb2.Access | None = ...,
+        item_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["access", b"access"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "decision_id", b"decision_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "decision_id", b"decision_id", "item_id", b"item_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -518,7 +522,7 @@ class ExplainResponse(_message.Message):
     def decision(self) -> _decision_events_pb2.DecisionMade: ...
     @_builtins.property
     def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExplanationStep]:
-        """Steps in the order they were taken: consent, eligible, scored, drawn, served."""
+        """Steps in the order they were taken: consent, eligible, scored, drawn, catalog, item, served."""
 
     @_builtins.property
     def without_exploration(self) -> _containers.RepeatedCompositeFieldContainer[_decision_events_pb2.SlateEntry]:
