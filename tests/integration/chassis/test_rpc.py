@@ -158,12 +158,13 @@ async def test_limits_are_enforced_before_the_handler(served: Served) -> None:
     request = question()
     request.queries[0].purposes.extend(["p"] * 100)
     request.queries.add().members.add(subject_id="no")
+    request.queries.add()
     error = await refusal_of(rpc_client.call(served.stub.Evaluate, request, 5.0))
     assert (error.kind, error.reason) == (Kind.INVALID, "INVALID_FIELD")
     assert set(error.problems) == {
         FieldProblem("queries[0].purposes", "has 101 entries; at most 64 are allowed"),
-        FieldProblem("queries[1].purposes", "is empty; give at least one"),
         FieldProblem("queries[1].members[0].subject_id", "does not match [a-z2-7]{26}"),
+        FieldProblem("queries[2].members", "is empty; give at least one"),
     }
     assert served.consent.calls == 0
 
