@@ -150,7 +150,7 @@ def show(found: StackStatus, *, as_json: bool, notes: Sequence[str] = ()) -> Non
     for part in found.parts:
         for alarm in part.alarms:
             since = f" since {alarm.since}" if alarm.since else ""
-            console.print(f"[red]{part.name}: {alarm.name}[/]{since}: {alarm.sentence} {alarm.remedy}")
+            console.print(f"[red]{part.name}: {alarm.name}[/]{since}: {alarm.sentence} {alarm.remedy}", soft_wrap=True)
     for note in notes:
         console.print(note, markup=False)
 

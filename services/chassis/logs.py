@@ -26,7 +26,7 @@ CAUSES_MAX = 4
 ALLOWED_FIELDS = frozenset({
     "alarm", "cause", "channels", "consumer", "count", "crashes", "decision_id", "dropped", "durable", "epoch",
     "erasure_id", "error", "event", "event_id", "level", "logger", "loop", "members_count", "method", "model", "name",
-    "port", "reason", "remedy", "retry_in_s", "service", "settings", "source", "stage", "timeout_s",
+    "port", "reason", "remedy", "retry_in_s", "service", "settings", "site_version", "source", "stage", "timeout_s",
     "timestamp", "where",
 })
 # fmt: on

@@ -78,7 +78,9 @@ async def test_supervisor_outlives_up_and_mends(data_dir: Path) -> None:
     try:
         up = comity("up", data_dir=data_dir)
         assert up.returncode == 0, up.stderr
-        pids = {part.name: part.pid for part in (await look(data_dir)).parts}
+        parts = (await look(data_dir)).parts
+        assert all(part.works and part.pid for part in parts), parts
+        pids = {part.name: part.pid for part in parts}
         for name in ("consent", "valkey"):
             kill(pids[name])
         await eventually(is_up_again, within_s=60)

@@ -8,7 +8,7 @@ from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from cli.stack.probe import standing_alarms
-from services.chassis import alarms
+from services.chassis import alarms, metrics
 from services.chassis.alarms import Alarm, set_alarm
 from services.chassis.lifecycle import App, serve
 from services.chassis.settings import ServiceSettings
@@ -18,6 +18,7 @@ SETTINGS = ServiceSettings(database_url=SecretStr("x"), nats_url="x", drain_s=0.
 
 @pytest.fixture(autouse=True)
 def none_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics.ALARM.clear()  # others may have raised some in this process
     monkeypatch.setattr(alarms, "_since", {})
 
 
