@@ -28,10 +28,13 @@ _templates: set[str] = set()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several processes, a file's tests stay together, and all end-to-end tests share one stack."""
+    """With several processes, a file's tests stay together, and all end-to-end tests share one stack.
+
+    Tests of the supervisor stay together, too: two stacks that come up at once would want the same usual ports.
+    """
     for item in items:
         folder = item.path.parent
-        group = "e2e" if folder.name == "e2e" else str(item.path)
+        group = folder.name if folder.name in ("e2e", "stack") else str(item.path)
         item.add_marker(pytest.mark.xdist_group(group))
 
 
