@@ -48,19 +48,14 @@ def _readable(content: Content, descriptor: Descriptor | None) -> dict[str, Any]
 
 
 def _value(value: Any, field: FieldDescriptor) -> Any:
+    if isinstance(value, list):
+        return [_value(one, field) for one in value]
     if field.enum_type is not None:
-        names = value if isinstance(value, list) else [value]
-        return (
-            [_word(name, field.enum_type) for name in names]
-            if isinstance(value, list)
-            else _word(value, field.enum_type)
-        )
+        return _word(value, field.enum_type)
     if field.message_type is None:
         return value
     if field.message_type.GetOptions().map_entry:
         return {key: _value(one, field.message_type.fields_by_name["value"]) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_value(one, field) for one in value]
     return _readable(value, field.message_type) if isinstance(value, Mapping) else value
 
 
