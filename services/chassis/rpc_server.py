@@ -66,7 +66,7 @@ class RpcServer:
         Raises:
             OSError: the address cannot be listened on.
         """
-        self._port = await self._listen(self._settings.listen, self._services)
+        self._port = await self._listen(self._settings.listen, self._services, reflects=self._settings.reflection)
         if self._settings.public_listen:
             self._public_port = await self._listen(self._settings.public_listen, _public(self._services))
         for name in ("", *self._services):
@@ -83,8 +83,13 @@ class RpcServer:
         await asyncio.sleep(self._settings.drain_s)
         await asyncio.gather(*(server.stop(self._settings.stop_grace_s) for server in servers))
 
-    async def _listen(self, address: str, services: Mapping[str, Mapping[str, Handler]]) -> int:
+    async def _listen(
+        self, address: str, services: Mapping[str, Mapping[str, Handler]], *, reflects: bool = False
+    ) -> int:
         server = self._build(services)
+        if reflects:
+            names = (*services, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, server)
         try:
             port = server.add_insecure_port(address)
         except RuntimeError as error:
@@ -102,8 +107,6 @@ class RpcServer:
         for service, handlers in services.items():
             server.add_registered_method_handlers(service, handlers)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        names = (*services, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, server)
         return server
 
 

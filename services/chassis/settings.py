@@ -23,6 +23,7 @@ class ServiceSettings(BaseSettings):
     Args:
         listen: host:port of the gRPC server; port 0 takes a free one.
         public_listen: host:port of a second server with the methods that backends may call, and no others; empty: none.
+        reflection: tell callers of `listen` which methods and messages there are, for generic clients such as grpcurl.
         database_url: of the service's own Postgres database.
         nats_url: of JetStream.
         redis_url: of Redis or Valkey; empty where the service uses none.
@@ -41,6 +42,7 @@ class ServiceSettings(BaseSettings):
 
     listen: str = "127.0.0.1:0"
     public_listen: str = ""
+    reflection: bool = False
     database_url: SecretStr
     nats_url: str
     redis_url: str = ""

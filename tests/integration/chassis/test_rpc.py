@@ -36,7 +36,7 @@ class Consent(consent_grpc.ConsentServiceServicer):
     def __init__(self) -> None:
         self.error: Exception | None = None
         self.seen_remaining_s: float | None = None
-        self.calls = 0
+        self.calls = self.described = 0
         self.waits: asyncio.Event | None = None
         self.cancelled = asyncio.Event()
         self.entered = asyncio.Event()
@@ -54,6 +54,12 @@ class Consent(consent_grpc.ConsentServiceServicer):
                 self.cancelled.set()
                 raise
         return consent_pb.EvaluateResponse(policy_version="v1")
+
+    async def DescribeConsent(  # noqa: N802
+        self, request: consent_pb.DescribeConsentRequest, context: Any
+    ) -> consent_pb.DescribeConsentResponse:
+        self.described += 1
+        return consent_pb.DescribeConsentResponse()
 
     async def History(self, request: consent_pb.HistoryRequest, context: Any) -> consent_pb.HistoryResponse:  # noqa: N802
         self.seen_remaining_s = remaining_s()
@@ -285,17 +291,36 @@ async def test_a_method_that_is_not_implemented_says_so(served: Served) -> None:
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
-async def test_health_and_reflection_answer(served: Served) -> None:
-    """A probe and a person with a generic client find what is served."""
+async def test_health_answers(served: Served) -> None:
+    """A probe finds what is served."""
     health = health_pb2_grpc.HealthStub(served.channel)
     for name in ("", "comity.consent.v1.ConsentService"):
         answer = await health.Check(health_pb2.HealthCheckRequest(service=name), timeout=5)
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
-    reflection = reflection_pb2_grpc.ServerReflectionStub(served.channel)
-    request = reflection_pb2.ServerReflectionRequest(list_services="")
-    answers = [one async for one in reflection.ServerReflectionInfo(iter([request]), timeout=5)]
-    names = {service.name for service in answers[0].list_services_response.service}
-    assert {"comity.consent.v1.ConsentService", "grpc.health.v1.Health"} <= names
+
+
+async def test_reflection_answers_where_a_setting_turns_it_on(served: Served) -> None:
+    """A person with a generic client finds what is served, on the internal port and where it was asked for."""
+    server = RpcServer(settings(public_listen="127.0.0.1:0", reflection=True))
+    server.add(consent_grpc.add_ConsentServiceServicer_to_server, Consent())  # type: ignore[abstract]
+    port = await server.start()
+    try:
+        assert await reflected(f"127.0.0.1:{port}") >= {"comity.consent.v1.ConsentService", "grpc.health.v1.Health"}
+        for silent in (server.public_port, served.server.port):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await reflected(f"127.0.0.1:{silent}")
+            assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    finally:
+        await server.stop()
+
+
+async def reflected(address: str) -> set[str]:
+    """The services that the server at the address tells of."""
+    async with rpc_client.connect(address) as channel:
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        request = reflection_pb2.ServerReflectionRequest(list_services="")
+        answers = [one async for one in stub.ServerReflectionInfo(iter([request]), timeout=5)]
+    return {service.name for service in answers[0].list_services_response.service}
 
 
 async def test_a_drain_lets_calls_in_flight_end() -> None:
@@ -376,11 +401,12 @@ async def test_the_public_port_serves_what_backends_may_call_and_nothing_else() 
         columns = features_grpc.FeatureServiceStub(channel).GetItemColumns(
             features_pb.GetItemColumnsRequest(), timeout=5
         )
-        for closed in (stub.Evaluate(question(), timeout=5), columns.read()):
+        describe = stub.DescribeConsent(consent_pb.DescribeConsentRequest(), timeout=5)
+        for closed in (describe, columns.read()):
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await closed
             assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
-        assert consent.calls == 0
+        assert consent.described == 0
     finally:
         await channel.close()
         await server.stop()

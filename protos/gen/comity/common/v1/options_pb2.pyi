@@ -91,7 +91,7 @@ class MethodRules(_message.Message):
     request_bytes_max: _builtins.int
     """Largest request in bytes. Unset: 262,144."""
     public: _builtins.bool
-    """Served on the public port as well: a backend may call it where it may call nothing else of the service."""
+    """Served on the public port as well: a backend calls it. All other methods are internal."""
     def __init__(
         self,
         *,
