@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 import grpc
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from opentelemetry import trace
 
 from services.chassis import metrics, tracing
 from services.chassis.deadline import shave
@@ -190,15 +189,14 @@ def _counted(error: grpc.aio.AioRpcError, name: str) -> ServiceError:
 class _Switch:
     """One method: traced inside a sampled call; elsewhere plain, because interceptors cost about as much as a call."""
 
-    __slots__ = ("_current_span", "_plain", "_traced")
+    __slots__ = ("_plain", "_traced")
 
     def __init__(self, plain: Any, traced: Any) -> None:
         self._plain = plain
         self._traced = traced
-        self._current_span = trace.get_current_span
 
     def __call__(self, *args: Any, metadata: Any = None, **kwargs: Any) -> Any:
-        if self._current_span().is_recording():
+        if tracing.sampled():
             return self._traced(*args, metadata=metadata, **kwargs)
         return self._plain(*args, metadata=metadata or _NOT_SAMPLED, **kwargs)
 

@@ -30,6 +30,10 @@ class ServiceSettings(BaseSettings):
         traces_dir: folder for OTLP-JSON lines when there is no otlp_endpoint; empty: no spans are kept.
         otlp_endpoint: host:port that takes OTLP over gRPC.
         trace_ratio: share of calls that are sampled when their caller did not decide.
+        instance: name of this process among those of its service, as spans give it (the pod's); empty: a random one.
+        namespace: what tells this Comity's services from others of the same name, as spans give it.
+        environment: where it is deployed, as spans give it ("production"); empty: spans do not say.
+        version: of the service that runs, as spans give it; empty: spans do not say.
         metrics_port: of the Prometheus endpoint; 0: none.
         metrics_host: address the Prometheus endpoint binds to.
         drain_s: between "not serving" and the last new call, so that balancers can look away.
@@ -49,6 +53,10 @@ class ServiceSettings(BaseSettings):
     traces_dir: str = ""
     otlp_endpoint: str = ""
     trace_ratio: float = Field(default=1.0, ge=0.0, le=1.0)
+    instance: str = ""
+    namespace: str = "comity"
+    environment: str = ""
+    version: str = ""
     metrics_port: int = Field(default=0, ge=0, le=65535)
     metrics_host: str = "127.0.0.1"
     log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")

@@ -7,11 +7,11 @@ query, measured). What leaves the process is scrubbed (chassis.span_export).
 """
 
 import functools
-import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import asyncpg.connection
 import asyncpg.cursor
@@ -19,16 +19,22 @@ import asyncpg.prepared_stmt
 import grpc
 import redis.asyncio
 import redis.asyncio.client
-from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.instrumentation.asyncpg import AsyncPGInstrumentor
 from opentelemetry.instrumentation.grpc import aio_client_interceptors, aio_server_interceptor
 from opentelemetry.instrumentation.redis import RedisInstrumentor
-from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, Resource
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased, Sampler, SamplingResult, TraceIdRatioBased
+from opentelemetry.semconv.attributes.deployment_attributes import DEPLOYMENT_ENVIRONMENT_NAME
+from opentelemetry.semconv.attributes.service_attributes import (
+    SERVICE_INSTANCE_ID,
+    SERVICE_NAME,
+    SERVICE_NAMESPACE,
+    SERVICE_VERSION,
+)
 from opentelemetry.trace import Link, SpanKind, TraceState
 from opentelemetry.util.types import Attributes
 
@@ -64,15 +70,22 @@ _GATED_REDIS = (
 
 
 class Telemetry:
-    """A process's tracing; without an exporter it does nothing and costs nothing."""
+    """A process's tracing; without an exporter it does nothing and costs nothing.
 
-    def __init__(self, service: str, exporter: SpanExporter | None, *, ratio: float) -> None:
+    Args:
+        ratio: see ServiceSettings.trace_ratio.
+        process: resource attributes of its spans, beside the service's name.
+    """
+
+    def __init__(
+        self, service: str, exporter: SpanExporter | None, *, ratio: float, process: Mapping[str, str] | None = None
+    ) -> None:
         self._ratio = ratio
         self._exporter = exporter
         self._plain: list[tuple[type, str, Any]] = []
         self._provider: TracerProvider | None = None
         if exporter is not None:
-            self._provider = _provider(service, exporter, ratio)
+            self._provider = _provider(Resource.create({SERVICE_NAME: service, **(process or {})}), exporter, ratio)
             self._install(self._provider)
 
     def server_interceptors(self) -> list[grpc.aio.ServerInterceptor]:
@@ -133,7 +146,19 @@ def setup(service: str, settings: ServiceSettings) -> Telemetry:
         exporter = OTLPSpanExporter(endpoint=settings.otlp_endpoint, insecure=True, channel_options=_COLLECTOR_OPTIONS)
     elif settings.traces_dir:
         exporter = FileExporter(Path(settings.traces_dir), service)
-    return Telemetry(service, exporter, ratio=settings.trace_ratio)
+    return Telemetry(service, exporter, ratio=settings.trace_ratio, process=process_of(settings))
+
+
+def process_of(settings: ServiceSettings) -> dict[str, str]:
+    """Which process spans are from, beside its service's name; what is not known is left out."""
+    told = {
+        SERVICE_NAMESPACE: settings.namespace,
+        # Not the process id: that of every container is 1.
+        SERVICE_INSTANCE_ID: settings.instance or uuid4().hex,
+        SERVICE_VERSION: settings.version,
+        DEPLOYMENT_ENVIRONMENT_NAME: settings.environment,
+    }
+    return {name: value for name, value in told.items() if value}
 
 
 class HeadSampler(Sampler):
@@ -166,10 +191,10 @@ class HeadSampler(Sampler):
         return f"HeadSampler({self._by_dice.rate})"
 
 
-def _provider(service: str, exporter: SpanExporter, ratio: float) -> TracerProvider:
+def _provider(resource: Resource, exporter: SpanExporter, ratio: float) -> TracerProvider:
     provider = TracerProvider(
         sampler=ParentBased(HeadSampler(ratio)),
-        resource=Resource.create({SERVICE_NAME: service, SERVICE_INSTANCE_ID: f"{service}-{os.getpid()}"}),
+        resource=resource,
         span_limits=SpanLimits(max_attribute_length=ATTRIBUTE_CHARACTERS_MAX),
         # The lifecycle shuts it down in its order.
         shutdown_on_exit=False,
@@ -184,10 +209,9 @@ def _provider(service: str, exporter: SpanExporter, ratio: float) -> TracerProvi
 
 def _gate(plain: Callable[..., Any], instrumented: Callable[..., Any]) -> Callable[..., Any]:
     """The instrumented function inside a sampled call, the plain one elsewhere."""
-    current_span = trace.get_current_span
 
     @functools.wraps(plain)
     def gated(*args: Any, **kwargs: Any) -> Any:
-        return (instrumented if current_span().is_recording() else plain)(*args, **kwargs)
+        return (instrumented if tracing.sampled() else plain)(*args, **kwargs)
 
     return gated

@@ -10,12 +10,14 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from opentelemetry import trace
-from opentelemetry.context import Context
-from opentelemetry.trace import INVALID_SPAN, Link, Span, SpanContext, SpanKind
+from opentelemetry.context import Context, get_current
+from opentelemetry.semconv.attributes.error_attributes import ERROR_TYPE
+from opentelemetry.trace import INVALID_SPAN, Link, Span, SpanContext, SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
-# Attributes a span may carry beside OpenTelemetry's own; none of them tells who the person is.
+# Attributes a span may carry beside OpenTelemetry's own; none of them tells who the person is. Values are scalars:
+# backends search spans by an attribute's plain value, and do not find it in a list.
 COMITY_DECISION_ID = "comity.decision.id"
 COMITY_PLACEMENT_ID = "comity.placement.id"
 COMITY_MODEL_VERSION = "comity.model.version"
@@ -26,6 +28,7 @@ COMITY_CATALOG_VERSION = "comity.catalog.version"
 COMITY_SITE_VERSION = "comity.site.version"
 COMITY_REASON = "comity.reason"
 COMITY_LAYER = "comity.layer"
+COMITY_FALLBACK = "comity.fallback"
 COMITY_FALLBACK_REASON = "comity.fallback_reason"
 COMITY_ERROR_REASON = "comity.error.reason"
 COMITY_BATCH_SIZE = "comity.batch.size"
@@ -66,12 +69,13 @@ def client_interceptors() -> tuple[Any, ...]:
 
 def sampled() -> bool:
     """Whether the current call is traced."""
-    return trace.get_current_span().is_recording()
+    # Of a call that is not, the context is empty: that is told at a third of what looking for a span in it costs.
+    return bool(get_current()) and trace.get_current_span().is_recording()
 
 
 def span(name: str, attributes: Attributes | None = None) -> AbstractContextManager[Span]:
     """A span of this step inside the current call; where the call is not sampled, nothing."""
-    if not trace.get_current_span().is_recording():
+    if not sampled():
         return _NO_SPAN
     return tracer().start_as_current_span(name, attributes=attributes)
 
@@ -88,15 +92,19 @@ def root_span(
 
 def set_attributes(attributes: Attributes) -> None:
     """Put attributes on the current span, if it records."""
-    current = trace.get_current_span()
-    if current.is_recording():
-        current.set_attributes(attributes)
+    if sampled():
+        trace.get_current_span().set_attributes(attributes)
+
+
+def mark_failed(span: Span, error_type: str) -> None:
+    """Mark what a span stands for as failed; *error_type* is one of few words."""
+    span.set_status(StatusCode.ERROR)
+    span.set_attribute(ERROR_TYPE, error_type)
 
 
 def traceparent() -> str:
     """W3C trace context of the current span; empty when it is not sampled."""
-    current = trace.get_current_span()
-    return format_traceparent(current.get_span_context()) if current.is_recording() else ""
+    return format_traceparent(trace.get_current_span().get_span_context()) if sampled() else ""
 
 
 def consumer_span(

@@ -99,6 +99,15 @@ def test_a_service_gets_the_settings_it_has(service: str) -> None:
 
 
 @pytest.mark.parametrize("service", SERVICES)
+def test_replicas_of_a_service_are_told_apart(service: str) -> None:
+    """Spans name the pod that they are from and its environment; by process id every container is number 1."""
+    given = {entry["name"]: entry.get("valueFrom") for entry in container(service)["env"]}
+    prefix = f"COMITY_{service.upper()}_"
+    assert given[f"{prefix}INSTANCE"] == {"fieldRef": {"fieldPath": "metadata.name"}}
+    assert given[f"{prefix}ENVIRONMENT"] == {"configMapKeyRef": {"name": "comity", "key": "environment"}}
+
+
+@pytest.mark.parametrize("service", SERVICES)
 def test_a_service_has_no_privileges(service: str) -> None:
     """A service that is broken into can neither become root nor write to its image nor ask the cluster anything."""
     pod = ALL[f"base/{service}.yaml:Deployment"]["spec"]["template"]["spec"]

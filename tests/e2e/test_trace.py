@@ -46,6 +46,18 @@ async def test_a_fallback_says_in_its_trace_why(stack: Stack, services: Services
     assert "NO_CONSENT" in attributes[tracing.COMITY_FALLBACK_REASON]
 
 
+async def test_each_decision_of_a_call_is_found_by_its_id(stack: Stack, services: Services) -> None:
+    """A call with several placements is one trace, and each id leads to it and to the reasons of its own placement."""
+    somebody = await ranked_person(services)
+    answer = await somebody.decide("home_hero", "you_may_like")
+    for decision in answer.decisions:
+        roots = await asyncio.to_thread(settled_tree, stack.traces_dir, decision.decision_id)
+        told = [node.span.attributes for root in roots for node in root.walk()]
+        (own,) = [each for each in told if each.get(tracing.COMITY_DECISION_ID) == decision.decision_id]
+        assert own[tracing.COMITY_PLACEMENT_ID] == decision.placement_id
+        assert own[tracing.COMITY_DECISION_POLICY_VERSION] == decision.versions.decision_policy
+
+
 async def test_a_trace_holds_nothing_that_names_a_person(stack: Stack, services: Services) -> None:
     """Neither the identity nor anything of the request's context is in any span."""
     somebody = await ranked_person(services)

@@ -24,7 +24,7 @@ from services.decision.domain.serving import Serving
 from services.decision.domain.vocabulary import FallbackReason, Level, Reason, StageOutcome
 from services.decision.handlers.corrections import Corrections
 from services.decision.handlers.draft import Call, Draft, Drafting, Keys
-from services.decision.handlers.people import Known, People
+from services.decision.handlers.people import People
 from services.decision.handlers.ports import DecisionLog
 from services.decision.handlers.stages import RECORDED_BY, Budget, Ended, within
 
@@ -75,7 +75,7 @@ class Decide:
                 answers = [await self._conclude(drafts[0], call)]
             else:
                 answers = list(await asyncio.gather(*(self._conclude(draft, call) for draft in drafts)))
-            _tell(answers, call.known)
+            _tell(answers)
             return _answers(answers, call.budget)
 
     async def preview(self, request: DecideRequest) -> Answers:
@@ -113,12 +113,25 @@ class Decide:
         drafts: list[Draft] = []
         shown: set[str] = set()
         for ask, plan in zip(call.request.asks, plans, strict=True):
-            draft = await self._drafting.draft(call, ask, plan, shown)
+            with tracing.span("decision.choose") as span:
+                draft = await self._drafting.draft(call, ask, plan, shown)
+                if span.is_recording():
+                    eligible_count = len(draft.record.inputs.candidates.eligible)
+                    span.set_attribute(tracing.COMITY_PLACEMENT_ID, plan.placement.id)
+                    span.set_attribute(tracing.COMITY_ELIGIBLE_COUNT, eligible_count)
             shown.update(draft.record.choice.slate.item_ids)
             drafts.append(draft)
         return drafts
 
     async def _conclude(self, draft: Draft, call: Call) -> Answer:
+        """The answer of one placement, in a span that tells which decision it is and why it came out so."""
+        with tracing.span("decision.answer") as span:
+            answer = await self._record_and_answer(draft, call)
+            if span.is_recording():
+                span.set_attributes(_described(answer))
+        return answer
+
+    async def _record_and_answer(self, draft: Draft, call: Call) -> Answer:
         """Record the decision, check that it may still be emitted, answer.
 
         The log comes before the answer: an answer that was given and then lost could not be explained or learned from.
@@ -302,25 +315,29 @@ def _counter(reason: Reason, fallback_reason: FallbackReason) -> Counter:
     return metrics.DECISIONS.labels(reason.name, fallback_reason.name)
 
 
-def _tell(answers: Sequence[Answer], known: Known) -> None:
-    """Count the decisions, and put them on the call's span if it records."""
+def _tell(answers: Sequence[Answer]) -> None:
+    """Count the decisions; where there is one, the call's span says all of it, so that the call is found by its id."""
     for answer in answers:
         _counter(answer.choice.reason, answer.choice.fallback_reason).inc()
-    if not tracing.sampled():
-        return
-    first = answers[0]
-    tracing.set_attributes(
-        {
-            tracing.COMITY_DECISION_ID: [answer.decision_id for answer in answers],
-            tracing.COMITY_PLACEMENT_ID: [answer.placement_id for answer in answers],
-            tracing.COMITY_REASON: [answer.choice.reason.name for answer in answers],
-            tracing.COMITY_LAYER: [answer.layer.name for answer in answers],
-            tracing.COMITY_FALLBACK_REASON: [answer.choice.fallback_reason.name for answer in answers],
-            tracing.COMITY_MODEL_VERSION: first.versions.model,
-            tracing.COMITY_FEATURE_SET_VERSION: first.versions.feature_set,
-            tracing.COMITY_CONSENT_POLICY_VERSION: first.versions.consent_policy,
-            tracing.COMITY_DECISION_POLICY_VERSION: first.versions.decision_policy,
-            tracing.COMITY_CATALOG_VERSION: first.versions.catalog,
-            tracing.COMITY_SITE_VERSION: first.versions.site,
-        }
-    )
+    if len(answers) == 1 and tracing.sampled():
+        tracing.set_attributes(_described(answers[0]))
+
+
+def _described(answer: Answer) -> tracing.Attributes:
+    """What a span says of a decision; of what there is none it says nothing."""
+    choice, versions = answer.choice, answer.versions
+    is_fallback = choice.fallback_reason is not FallbackReason.UNSPECIFIED
+    told = {
+        tracing.COMITY_DECISION_ID: answer.decision_id,
+        tracing.COMITY_PLACEMENT_ID: answer.placement_id,
+        tracing.COMITY_REASON: choice.reason.name,
+        tracing.COMITY_FALLBACK_REASON: choice.fallback_reason.name if is_fallback else "",
+        tracing.COMITY_LAYER: "" if answer.layer is Level.UNSPECIFIED else answer.layer.name,
+        tracing.COMITY_MODEL_VERSION: versions.model,
+        tracing.COMITY_FEATURE_SET_VERSION: versions.feature_set,
+        tracing.COMITY_CONSENT_POLICY_VERSION: versions.consent_policy,
+        tracing.COMITY_DECISION_POLICY_VERSION: versions.decision_policy,
+        tracing.COMITY_CATALOG_VERSION: versions.catalog,
+        tracing.COMITY_SITE_VERSION: versions.site,
+    }
+    return {tracing.COMITY_FALLBACK: is_fallback, **{name: value for name, value in told.items() if value}}

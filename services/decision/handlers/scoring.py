@@ -17,7 +17,7 @@ from services.chassis import tracing
 from services.decision.domain.layout import Floats
 from services.decision.domain.serving import Ranker
 from services.decision.domain.vocabulary import StageOutcome
-from services.decision.handlers.stages import tell_later
+from services.decision.handlers.stages import tell_later, tell_outcome
 
 T = TypeVar("T")
 
@@ -41,18 +41,24 @@ class Scoring:
 
     async def score(self, ranker: Ranker, matrix: Floats, until_s: float) -> tuple[StageOutcome, Floats | None]:
         """One finite score a row, if they are ready by *until_s* on the loop's clock."""
-        with tracing.span("decision.score", {tracing.COMITY_ELIGIBLE_COUNT: len(matrix)}):
-            try:
-                if ranker.cost_s(len(matrix)) <= self._inline_cost_s and ranker not in self._slow:
-                    scores: Floats | None = self._score_here(ranker, matrix)
-                else:
-                    scores = await self._score_in_thread(ranker, matrix, until_s)
-            except TimeoutError:
-                return StageOutcome.LATE, None
-            except Exception as error:
-                # A model that breaks costs its decisions the ranking, never the answer.
-                tell_later("model failed", error, stage="score")
-                return StageOutcome.UNAVAILABLE, None
+        with tracing.span("decision.score", {tracing.COMITY_ELIGIBLE_COUNT: len(matrix)}) as span:
+            outcome, scores = await self._score(ranker, matrix, until_s)
+            if span.is_recording():
+                tell_outcome(span, outcome)
+        return outcome, scores
+
+    async def _score(self, ranker: Ranker, matrix: Floats, until_s: float) -> tuple[StageOutcome, Floats | None]:
+        try:
+            if ranker.cost_s(len(matrix)) <= self._inline_cost_s and ranker not in self._slow:
+                scores: Floats | None = self._score_here(ranker, matrix)
+            else:
+                scores = await self._score_in_thread(ranker, matrix, until_s)
+        except TimeoutError:
+            return StageOutcome.LATE, None
+        except Exception as error:
+            # A model that breaks costs its decisions the ranking, never the answer.
+            tell_later("model failed", error, stage="score")
+            return StageOutcome.UNAVAILABLE, None
         if scores is None:
             return StageOutcome.LATE, None
         if len(scores) != len(matrix) or not np.isfinite(scores).all():

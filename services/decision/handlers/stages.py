@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import structlog
+from opentelemetry.trace import Span
 
 from services.chassis import tracing
 from services.chassis.deadline import remaining_s
@@ -79,8 +80,15 @@ async def within(stage: str, work: Awaitable[T], until_s: float) -> Ended[T]:
     with tracing.span(f"decision.{stage}") as span:
         ended = await _within(stage, work, until_s)
         if span.is_recording():
-            span.set_attribute(tracing.COMITY_STAGE_OUTCOME, ended.outcome.name)
+            tell_outcome(span, ended.outcome, ended.error)
     return ended
+
+
+def tell_outcome(span: Span, outcome: StageOutcome, error: ServiceError | None = None) -> None:
+    """Put on a stage's span how it ended. A refusal is an answer; what was late or away has failed."""
+    span.set_attribute(tracing.COMITY_STAGE_OUTCOME, outcome.name)
+    if outcome in (StageOutcome.LATE, StageOutcome.UNAVAILABLE):
+        tracing.mark_failed(span, outcome.name if error is None else error.reason)
 
 
 def is_too_short(until_s: float) -> bool:

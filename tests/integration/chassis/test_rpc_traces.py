@@ -1,6 +1,6 @@
 """One trace over services, SQL and Redis; and nothing where the call is not sampled."""
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import asyncpg
@@ -10,7 +10,6 @@ import redis.asyncio
 from comity.consent.v1 import consent_service_pb2 as pb
 from comity.consent.v1 import consent_service_pb2_grpc as pb_grpc
 from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.trace import SpanKind, StatusCode
 from pydantic import SecretStr
 
@@ -20,16 +19,8 @@ from services.chassis.errors import Kind, ServiceError
 from services.chassis.rpc_server import RpcServer
 from services.chassis.settings import ServiceSettings
 from services.chassis.telemetry import Telemetry
+from tests.traced import Kept
 from tests.waiting import eventually
-
-
-class Kept(SpanExporter):
-    def __init__(self) -> None:
-        self.spans: list[ReadableSpan] = []
-
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        self.spans.extend(spans)
-        return SpanExportResult.SUCCESS
 
 
 def history(subject_id: str) -> pb.HistoryRequest:

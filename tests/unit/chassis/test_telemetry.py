@@ -13,41 +13,20 @@ import pytest
 import redis.asyncio
 from google.protobuf.json_format import Parse
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.export import SpanExportResult
 from opentelemetry.trace import SpanKind, StatusCode
+from pydantic import SecretStr
 
 from services.chassis import tracing
 from services.chassis.gather import Gatherer, Load
 from services.chassis.old_files import DAY_S
+from services.chassis.settings import ServiceSettings
 from services.chassis.span_export import FileExporter
-from services.chassis.telemetry import Telemetry
+from services.chassis.telemetry import Telemetry, process_of
+from tests.traced import Kept, Traced
 
 SAMPLED = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
 NOT_SAMPLED = SAMPLED[:-2] + "00"
-
-
-class Kept(SpanExporter):
-    """Keeps what is exported."""
-
-    def __init__(self) -> None:
-        self.spans: list[ReadableSpan] = []
-
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        self.spans.extend(spans)
-        return SpanExportResult.SUCCESS
-
-
-class Traced:
-    """Tracing that keeps its spans."""
-
-    def __init__(self, ratio: float = 1.0) -> None:
-        self.kept = Kept()
-        self.telemetry = Telemetry("sample", self.kept, ratio=ratio)
-
-    def spans(self) -> dict[str, ReadableSpan]:
-        self.telemetry.flush()
-        return {span.name: span for span in self.kept.spans}
 
 
 class Call(NamedTuple):
@@ -180,6 +159,32 @@ def test_a_file_holds_otlp_json_lines(tmp_path: Path) -> None:
     names = {one["key"]: one["value"] for one in request["resourceSpans"][0]["resource"]["attributes"]}
     assert names["service.name"] == {"stringValue": "sample"}
     Parse(line, ExportTraceServiceRequest())
+
+
+def test_two_processes_of_a_service_are_told_apart() -> None:
+    """By the pod's name, else at random: the process id of every container is 1."""
+    plain = ServiceSettings(database_url=SecretStr("x"), nats_url="x")
+    first, second = process_of(plain), process_of(plain)
+    assert first["service.instance.id"] != second["service.instance.id"]
+    assert first.keys() == {"service.instance.id", "service.namespace"}
+    told = plain.model_copy(update={"instance": "pod-7", "environment": "staging", "version": "1.2", "namespace": "a"})
+    assert process_of(told) == {
+        "service.instance.id": "pod-7",
+        "service.namespace": "a",
+        "service.version": "1.2",
+        "deployment.environment.name": "staging",
+    }
+
+
+def test_process_is_on_what_it_exports() -> None:
+    """The resource of every span has the service's name and which process of it this is."""
+    kept = Kept()
+    made = Telemetry("sample", kept, ratio=1.0, process={"service.instance.id": "pod-7"})
+    with tracing.root_span("call"):
+        pass
+    made.shutdown()
+    resource = kept.spans[0].resource.attributes
+    assert (resource["service.name"], resource["service.instance.id"]) == ("sample", "pod-7")
 
 
 def test_files_are_bounded(tmp_path: Path) -> None:
