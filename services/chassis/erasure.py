@@ -9,13 +9,14 @@ Whoever asks in SQL of its own says FOR KEY SHARE: that is what holds the table 
 is found. Mere readers of the list, and a backup that is being taken, wait for nobody and keep nobody waiting.
 """
 
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from services.chassis import envelope
-from services.chassis.errors import ServiceError
+from services.chassis.errors import ServiceError, invalid
 from services.chassis.postgres import Connection, Pool, transaction
 
 # A statement within its timeout; more than that are deleted in several transactions, so that none is long.
@@ -80,12 +81,28 @@ class Step(StrEnum):
     DELETE = "DELETE"
 
 
+# What identity derives (services/identity/domain/identities.py); the suppress list has the same as a CHECK.
+MEMBER_ID = re.compile("[a-z2-7]{26}")
+
+
 @dataclass(frozen=True, slots=True)
 class Erasure:
-    """Whose erasure it is, under which id."""
+    """Whose erasure it is, under which id.
+
+    Raises:
+        ServiceError: INVALID (INVALID_FIELD) where it names nobody, or names what is no member: the empty id is that of
+            all facts about nobody, and a letter is found in anybody's bytes.
+    """
 
     erasure_id: str
     member_ids: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse what erases nobody, or more than somebody."""
+        if not self.member_ids:
+            raise invalid("member_ids", "names nobody; give the members of the person who is erased")
+        if not all(map(MEMBER_ID.fullmatch, self.member_ids)):
+            raise invalid("member_ids", f"holds what is no id of a member; one matches {MEMBER_ID.pattern}")
 
 
 async def suppress_in(connection: Connection, erasure_id: str, member_ids: Sequence[str]) -> int:

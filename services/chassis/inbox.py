@@ -52,7 +52,9 @@ WITH advanced AS (
 )
 INSERT INTO inbox (source, consumer, event_id)
 SELECT $1, $2, e.event_id FROM unnest($3::uuid[], $7::text[]) AS e(event_id, subject_id)
-WHERE (SELECT true FROM erased_members m WHERE m.member_id = e.subject_id FOR KEY SHARE) IS NULL ORDER BY e.event_id
+WHERE (SELECT true FROM erased_members m
+       WHERE m.member_id = e.subject_id AND e.subject_id <> '' FOR KEY SHARE) IS NULL
+ORDER BY e.event_id
 ON CONFLICT DO NOTHING RETURNING event_id
 """
 POSITION_SQL = "SELECT epoch, xid, position FROM inbox_positions WHERE source = $1 AND consumer = $2"

@@ -2,8 +2,9 @@
 
 A message type is compiled once into a check that walks only what can be wrong; a path such as
 `placements[2].candidate_ids` is put together only when something is. Beyond what a field declares, every field is
-bounded: strings have at most 1,024 characters and no NUL (Postgres cannot store one), bytes at most 262,144, lists and
-maps at most 64 entries, floating point numbers are finite, enums known, and times within what a datetime can hold.
+bounded: strings have at most 1,024 characters and none that is `UNPRINTABLE`, bytes at most 262,144, lists and
+maps at most 64 entries, integers fit the columns they are kept in, floating point numbers are finite, enums known, and
+times within what a datetime can hold. A string that is `prose` may hold anything but NUL, which Postgres cannot store.
 A field that is `from_visitor` is left to its reader (chassis.visitors).
 No problem repeats a value of the request: values may be personal, and problems travel into logs of callers.
 """
@@ -24,9 +25,20 @@ PROBLEMS_MAX = 20
 STRING_CHARACTERS_MAX = 1024
 BYTES_MAX = 262_144
 ITEMS_MAX = 64
+# Control characters, line breaks, and what turns the direction of writing around: they forge lines of logs and
+# terminals, and make two names look like one. What was stored before they were refused is still read.
+UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+# What Postgres' integer and bigint hold: the unsigned are kept in the same.
+_INTEGERS = {
+    FieldDescriptor.TYPE_INT32: (-(2**31), 2**31 - 1),
+    FieldDescriptor.TYPE_UINT32: (0, 2**31 - 1),
+    FieldDescriptor.TYPE_INT64: (-(2**63), 2**63 - 1),
+    FieldDescriptor.TYPE_UINT64: (0, 2**63 - 1),
+}
 
 # Years 1 to 9999, as datetime and google.protobuf.Timestamp have it.
 _TIMESTAMP_S = (-62_135_596_800, 253_402_300_799)
+_NUL = re.compile("\0")
 _DECLARED_NAME = re.compile(r"[a-z][a-z0-9_.]{0,63}")
 
 # (where, what is wrong), innermost first; each level puts its own name in front.
@@ -202,7 +214,8 @@ def _string_entries(field: FieldDescriptor, limits: pb.FieldLimits, place: str =
 
     def check_strings(values: Iterable[str]) -> _Found | None:
         strings = list(values)
-        if max(map(len, strings)) <= len_max and "\0" not in "".join(strings):
+        # Everything that is UNPRINTABLE is not printable, and little else.
+        if max(map(len, strings)) <= len_max and "".join(strings).isprintable():
             return None
         return slowly(strings)
 
@@ -247,27 +260,32 @@ def _compile_scalar(field: FieldDescriptor, limits: pb.FieldLimits, *, entry: bo
     if field.type == FieldDescriptor.TYPE_STRING:
         if limits.from_visitor:
             return None
-        return _string_check(limits.len_max or STRING_CHARACTERS_MAX, limits.pattern, required)
+        # An entry of a list that has a pattern is there, so an empty one does not match.
+        required = required or (entry and bool(limits.pattern))
+        return _string_check(limits.len_max or STRING_CHARACTERS_MAX, limits.pattern, required, prose=limits.prose)
     if field.type == FieldDescriptor.TYPE_BYTES:
         return _bytes_check(limits.len_max or BYTES_MAX, required)
     if field.type == FieldDescriptor.TYPE_BOOL:
         return None
     if field.enum_type is not None:
         return _enum_check(field.enum_type, required)
-    is_float = field.type in (FieldDescriptor.TYPE_DOUBLE, FieldDescriptor.TYPE_FLOAT)
-    return _number_check(limits.gte, limits.lte, required=required, is_float=is_float)
+    kept = _INTEGERS.get(field.type, (-math.inf, math.inf))
+    bounds = (limits.gte, limits.lte) if limits.gte or limits.lte else kept
+    return _number_check(*bounds, required=required)
 
 
-def _string_check(len_max: int, pattern: str, required: bool) -> _Check:
+def _string_check(len_max: int, pattern: str, required: bool, *, prose: bool) -> _Check:
     matches = re.compile(pattern).fullmatch if pattern else None
+    refused = (_NUL if prose else UNPRINTABLE).search
+    wrong = "a NUL character" if prose else "a control character, a line break or one that turns the writing around"
 
     def check_string(value: str) -> _Found | None:
         if not value:
             return [("", "is missing; set it")] if required else None
         if len(value) > len_max:
             return [("", f"has {len(value)} characters; at most {len_max:,} are allowed")]
-        if "\0" in value:
-            return [("", "holds a NUL character; remove it")]
+        if refused(value) is not None:
+            return [("", f"holds {wrong}; remove it")]
         if matches is not None and matches(value) is None:
             return [("", f"does not match {pattern}")]
         return None
@@ -296,23 +314,24 @@ def _enum_check(enum: EnumDescriptor, required: bool) -> _Check:
     return check_enum
 
 
-def _number_check(gte: float, lte: float, *, required: bool, is_float: bool) -> _Check | None:
-    bounded = gte != 0 or lte != 0
-    if not (bounded or required or is_float):
-        return None
-    low, high = (gte, lte) if bounded else (-math.inf, math.inf)
+def _number_check(low: float, high: float, *, required: bool) -> _Check:
     assert low <= high, f"a bound from {low:g} to {high:g} allows nothing: declare both ends"
 
     def check_number(value: float) -> _Found | None:
-        if is_float and not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             return [("", "is not a finite number; NaN and infinity are refused")]
         if required and value == 0:
             return [("", "is missing; set it to a number other than 0")]
         if not low <= value <= high:
-            return [("", f"is out of bounds; {low:,g} to {high:,g} is allowed")]
+            return [("", f"is out of bounds; {_number(low)} to {_number(high)} is allowed")]
         return None
 
     return check_number
+
+
+def _number(bound: float) -> str:
+    """The bound as a person writes it."""
+    return f"{int(bound):,}" if bound == int(bound) else f"{bound:,g}"
 
 
 def _check_timestamp(value: Any) -> _Found | None:

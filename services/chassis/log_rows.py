@@ -10,12 +10,13 @@ from services.chassis.events import Append, LogPosition, NewEvent, RecordedEvent
 # else is faster (ON CONFLICT waits for one who may be). The rest follow those that went in. Both are inserted in a
 # fixed order, so that two batches never wait for each other. Scalar subqueries, because they are always index
 # look-ups, whatever the planner believes about the size of the arrays. An append about somebody who was erased (by its
-# first event) goes in nowhere and comes back as version 0: see chassis.erasure.
+# first event) goes in nowhere and comes back as version 0: see chassis.erasure. Nobody ('') is never erased.
 APPEND_SQL = """
 WITH asked AS (
     SELECT stream_id, expected, events_count, request_id, digest, event_id, type, subject_id, occurred_at,
            key_id, nonce, payload, traceparent,
-           (SELECT true FROM erased_members m WHERE m.member_id = a.subject_id FOR KEY SHARE) AS erased
+           (SELECT true FROM erased_members m
+            WHERE m.member_id = a.subject_id AND a.subject_id <> '' FOR KEY SHARE) AS erased
     FROM unnest($1::text[], $2::int[], $3::int[], $4::text[], $5::bytea[], $6::uuid[], $7::text[], $8::text[],
                 $9::timestamptz[], $10::text[], $11::bytea[], $12::bytea[], $13::text[])
         AS a(stream_id, expected, events_count, request_id, digest, event_id, type, subject_id, occurred_at,

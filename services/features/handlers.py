@@ -7,7 +7,7 @@ from typing import Protocol
 from services.chassis.deadline import deadline_scope, remaining_s
 from services.chassis.errors import FieldProblem, Kind, ServiceError
 from services.chassis.events import LogPosition
-from services.chassis.tracing import COMITY_BATCH_SIZE, COMITY_FEATURE_SET_VERSION, span
+from services.chassis.tracing import COMITY_BATCH_SIZE, COMITY_FEATURE_SET_VERSION, set_attributes, span
 from services.chassis.uncancelled import uncancelled
 from services.features.domain.aggregates import ItemLayout
 from services.features.domain.book import Book
@@ -207,8 +207,9 @@ class ReadFeatures:
         Raises:
             ServiceError: FAILED_PRECONDITION (FEATURE_SET_UNKNOWN); UNAVAILABLE.
         """
-        with span("features.read", {COMITY_BATCH_SIZE: len(queries), COMITY_FEATURE_SET_VERSION: version}):
+        with span("features.read", {COMITY_BATCH_SIZE: len(queries)}):
             feature_set = await known_set(self._books, version)
+            set_attributes({COMITY_FEATURE_SET_VERSION: feature_set.version})
             book = self._books.book
             table = await self._columns.table(version)
             member_ids = list(dict.fromkeys(member for query in queries for member in query.member_ids))

@@ -26,6 +26,7 @@ from services.chassis.eventstore import PostgresEventStore, append_in
 from services.chassis.holdings import HeldRecord, Holding, HoldingsService
 from services.chassis.inbox import FRESH_SQL, Subscription
 from services.chassis.memory import MemoryBus
+from services.chassis.migrations import CHASSIS
 from services.chassis.postgres import Connection, Pool, acquire, create_pool, transaction
 from tests.conftest import MakeDatabase
 from tests.contract.samples import new_event
@@ -283,6 +284,41 @@ async def test_a_step_taken_again_answers_the_same(pool: Pool) -> None:
     assert {count.name: count.count for count in answers[2].counts}["events"] == 1
     assert await store.read_stream("gone") == []
     assert set(forgotten) == {GONE, KEPT}
+
+
+@pytest.mark.parametrize("member_ids", [(), ("",), (GONE, ""), ("a",), (GONE.upper(),)], ids=str)
+def test_erasure_of_nobody_is_refused(member_ids: tuple[str, ...]) -> None:
+    """Neither an empty list, nor one that names what is no member, is anybody's erasure."""
+    with pytest.raises(ServiceError) as refusal:
+        Erasure("e1", member_ids)
+    assert (refusal.value.kind, refusal.value.problems[0].field) == (Kind.INVALID, "member_ids")
+
+
+async def test_list_takes_members_alone(pool: Pool) -> None:
+    """The table refuses what is no member's id, whoever writes it."""
+    for member_id in ("", "a", "A" * 26):
+        with pytest.raises(asyncpg.CheckViolationError):
+            await pool.execute("INSERT INTO erased_members (member_id, erasure_id) VALUES ($1, 'e1')", member_id)
+
+
+async def test_nobody_on_the_list_is_taken_off_by_the_update(pool: Pool) -> None:
+    """Entries of an earlier release that are no members go; until then facts about nobody are stored all the same."""
+    named = (CHASSIS / "0008_erased_members_named.sql").read_text()
+    up, down = named.removeprefix("-- migrate:up").split("-- migrate:down")
+    await pool.execute(down)
+    await pool.execute(
+        "INSERT INTO erased_members (member_id, erasure_id) SELECT m, 'e1' FROM unnest($1::text[]) AS m",
+        ["", "a", GONE],
+    )
+    store = PostgresEventStore(pool)
+    assert await store.append(Append("site", 0, (new_event(),)))
+    async with acquire(pool) as connection:
+        taken = await connection.fetch(
+            FRESH_SQL, "source", "test", [UUID(new_event().event_id)], None, None, None, [""]
+        )
+        assert len(taken) == 1
+        await connection.execute(up)
+        assert await connection.fetchval("SELECT array_agg(member_id) FROM erased_members") == [GONE]
 
 
 async def test_export_comes_in_pages(pool: Pool) -> None:

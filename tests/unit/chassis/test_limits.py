@@ -3,21 +3,25 @@
 import importlib
 import math
 import pkgutil
+import re
 from typing import Any
 
 import comity
 import pytest
+from comity.common.v1 import holdings_pb2, options_pb2, types_pb2
 from comity.consent.v1 import consent_service_pb2 as consent_pb
+from comity.consent.v1 import never_list_pb2
 from comity.decision.v1 import decision_service_pb2 as decision_pb
 from comity.decision.v1 import site_pb2
 from comity.features.v1 import feature_set_pb2, features_service_pb2
 from comity.feedback.v1 import feedback_service_pb2 as feedback_pb
 from google.protobuf import descriptor_pool, message_factory
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from hypothesis import given
 from hypothesis import strategies as st
 
 from services.chassis.errors import Kind, ServiceError
-from services.chassis.limits import PROBLEMS_MAX, check_of, problems_of, require_valid
+from services.chassis.limits import PROBLEMS_MAX, UNPRINTABLE, check_of, problems_of, require_valid
 
 # Every service there is: walking the packages registers their descriptors.
 SERVICES = sorted(
@@ -89,13 +93,34 @@ def test_one_long_entry_of_a_list_is_named_by_its_index() -> None:
     assert set(found(request)) == {"placements[0].candidate_ids[2]", "placements[0].candidate_ids[4]"}
 
 
-def test_nul_is_refused_everywhere() -> None:
-    """Postgres cannot store it: in a string, an entry and a key alike."""
+@pytest.mark.parametrize(
+    "character",
+    ["\0", "\n", "\r", "\t", "\x1b", "\x7f", "\x85", "\x9b", "\u2028", "\u2029", "\u202e", "\u2066", "\u200f"],
+    ids=ascii,
+)
+def test_id_that_forges_lines_or_directions_is_refused_everywhere(character: str) -> None:
+    """No control character, line break or turned writing: in a string, an entry and a key alike."""
     request = decide()
-    request.request_id = "a\0b"
-    request.placements[0].excluded_item_ids.append("a\0b")
-    request.context["a\0b"].boolean_value = True
+    request.request_id = f"a{character}b"
+    request.placements[0].excluded_item_ids.append(f"a{character}b")
+    request.context[f"a{character}b"].boolean_value = True
     assert set(found(request)) == {"request_id", "placements[0].excluded_item_ids[0]", "context[a key]"}
+
+
+@pytest.mark.parametrize("text", ["[/red]boom", "käse 49,90 €", "شطرنج", "a\u00a0b", "👩\u200d🍳"])
+def test_id_may_be_whatever_can_be_shown(text: str) -> None:
+    """Letters of any language, spaces, emoji with joiners and brackets stay allowed."""
+    request = decide()
+    request.placements[0].candidate_ids.append(text)
+    assert found(request) == {}
+
+
+def test_text_for_people_may_have_lines() -> None:
+    """What describes a thing and names nothing is refused for NUL alone."""
+    item = site_pb2.Item(id="i", title="first\nsecond \N{RIGHT-TO-LEFT MARK}")
+    assert found(item) == {}
+    item.title = "a\0b"
+    assert found(item) == {"title": "holds a NUL character; remove it"}
 
 
 def test_a_pattern_holds_for_the_whole_string() -> None:
@@ -238,7 +263,7 @@ def test_no_request_crashes_the_check(ids: list[str], name: str, context: dict[s
         request.context[key].number_value = value
     wrong = (
         not 0 < len(name) <= 64
-        or any("\0" in text for text in (name, *ids, *context))
+        or any(UNPRINTABLE.search(text) for text in (name, *ids, *context))
         or any(len(text) > 64 for text in (*ids, *context))
         or size > 100
         or not all(math.isfinite(value) for value in context.values())
@@ -269,3 +294,128 @@ def test_what_a_visitor_sent_is_never_refused(name: str, value: str) -> None:
         message.namespace = "user_id"  # type: ignore[attr-defined]
     setattr(message, field, value)
     assert problems_of(message) == ()
+
+
+def _sent(descriptor: Descriptor, into: dict[str, FieldDescriptor]) -> None:
+    """Every field that a message of this type can carry, by its full name."""
+    for field in descriptor.fields:
+        if field.full_name not in into and not descriptor.full_name.startswith("google."):
+            into[field.full_name] = field
+            if field.message_type is not None:
+                _sent(field.message_type, into)
+
+
+def _all_sent() -> dict[str, FieldDescriptor]:
+    into: dict[str, FieldDescriptor] = {}
+    for service in SERVICES:
+        for method in descriptor_pool.Default().FindServiceByName(service).methods:
+            _sent(method.input_type, into)
+    _sent(never_list_pb2.NeverList.DESCRIPTOR, into)
+    return into
+
+
+# Every field that a caller or a bundle can send.
+SENT = _all_sent()
+STRINGS = {name: field for name, field in SENT.items() if field.type == FieldDescriptor.TYPE_STRING}
+INTEGERS = {
+    name: field
+    for name, field in SENT.items()
+    if field.cpp_type
+    in (
+        FieldDescriptor.CPPTYPE_INT32,
+        FieldDescriptor.CPPTYPE_UINT32,
+        FieldDescriptor.CPPTYPE_INT64,
+        FieldDescriptor.CPPTYPE_UINT64,
+    )
+}
+
+
+def limits_of(field: FieldDescriptor) -> options_pb2.FieldLimits:
+    return field.GetOptions().Extensions[options_pb2.limits]
+
+
+def of_entry(name: str) -> bool:
+    """Whether the field is the key or value of a map: the map itself declares their limits."""
+    return name.rpartition(".")[0].endswith("Entry")
+
+
+def test_every_string_that_is_sent_says_what_it_may_hold() -> None:
+    """A pattern, a length, or that it is text for people or a visitor's: none is left to the default unsaid."""
+    unsaid = [
+        name
+        for name, field in STRINGS.items()
+        if not of_entry(name)
+        and not any((limits_of(field).pattern, limits_of(field).len_max))
+        and not limits_of(field).prose
+        and not limits_of(field).from_visitor
+    ]
+    assert len(STRINGS) > 100
+    assert unsaid == []
+
+
+def test_members_and_subjects_have_the_pattern_of_a_member_wherever_they_are_sent() -> None:
+    """A member's id reaches keys, lists and searches of bytes: only what identity derives can be one."""
+    named = {name for name in STRINGS if re.search(r"(member|subject)_ids?$", name)}
+    assert len(named) > 8
+    assert {limits_of(STRINGS[name]).pattern for name in named} == {"[a-z2-7]{26}"}
+
+
+def test_fields_of_one_name_hold_the_same_in_every_proto() -> None:
+    """One pattern each: what one method refuses as an id no other takes for one."""
+    patterns: dict[str, set[str]] = {}
+    for field in STRINGS.values():
+        if field.name.endswith(("_id", "_ids", "_version", "sha256", "_hash")):
+            patterns.setdefault(field.name, set()).add(limits_of(field).pattern)
+    assert {name: found for name, found in patterns.items() if len(found) > 1} == {}
+    assert not any(limits_of(field).prose for field in STRINGS.values() if field.name.endswith(("id", "ids", "name")))
+
+
+def holding(field: FieldDescriptor, value: object) -> Any:
+    """A message of the field's type with this value in it."""
+    message: Any = message_factory.GetMessageClass(field.containing_type)()
+    if field.is_repeated:
+        getattr(message, field.name).append(value)
+    else:
+        setattr(message, field.name, value)
+    return message
+
+
+def problems_in(field: FieldDescriptor, value: object) -> list[str]:
+    return [one for one in found(holding(field, value)) if one.split("[")[0] == field.name]
+
+
+@pytest.mark.parametrize("name", sorted(name for name in STRINGS if not of_entry(name)))
+def test_every_string_refuses_what_no_terminal_should_see(name: str) -> None:
+    """Names, ids and versions hold neither an escape sequence nor a line break; text for people and visitors' may."""
+    field = STRINGS[name]
+    free = limits_of(field).prose or limits_of(field).from_visitor
+    assert bool(problems_in(field, "a\x1b[2J\n")) != free
+
+
+@pytest.mark.parametrize("name", sorted(name for name in INTEGERS if not of_entry(name)))
+def test_every_integer_fits_the_column_that_keeps_it(name: str) -> None:
+    """The largest number of the type that no column holds is refused, not raised behind the edge."""
+    field = INTEGERS[name]
+    signed = field.cpp_type in (FieldDescriptor.CPPTYPE_INT32, FieldDescriptor.CPPTYPE_INT64)
+    column_max = 2**31 - 1 if field.type in (FieldDescriptor.TYPE_UINT32, FieldDescriptor.TYPE_INT32) else 2**63 - 1
+    assert limits_of(field).lte <= column_max
+    if not signed:
+        assert problems_in(field, column_max + 1) == [f"{field.name}[0]" if field.is_repeated else field.name]
+
+
+def test_number_without_bounds_may_be_the_largest_that_is_kept() -> None:
+    """The column's own largest passes; what a log can never reach does not."""
+    assert found(consent_pb.TcfRule(purposes=[2**31 - 1])) == {}
+    assert found(types_pb2.LogPosition(epoch=2**31 - 1, xid=2**53, position=2**53)) == {}
+    assert set(found(types_pb2.LogPosition(epoch=2**31, xid=2**53 + 1, position=2**64 - 1))) == {
+        "epoch",
+        "xid",
+        "position",
+    }
+
+
+@pytest.mark.parametrize("member_id", ["", "a", "A" * 26, "a" * 27, f"{'a' * 25}\n"])
+def test_erasure_of_no_member_is_refused_at_the_edge(member_id: str) -> None:
+    """Empty, shortened and mistyped ids are no members, and erase nobody."""
+    request = holdings_pb2.EraseHoldingsRequest(erasure_id="e", member_ids=[member_id], step=1)
+    assert set(found(request)) == {"member_ids[0]"}

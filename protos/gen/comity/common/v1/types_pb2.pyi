@@ -206,6 +206,7 @@ class LogPosition(_message.Message):
     POSITION_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     xid: _builtins.int
+    """Bounded by what no log will ever have: 2^53 transactions are 285 years of a million a second."""
     position: _builtins.int
     def __init__(
         self,

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from comity.common.v1 import options_pb2 as comity_dot_common_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"comity/consent/v1/never_list.proto\x12\x11\x63omity.consent.v1\x1a\x1e\x63omity/common/v1/options.proto\"\x8a\x01\n\tNeverList\x12;\n\x05rules\x18\x01 \x03(\x0b\x32\x1c.comity.consent.v1.NeverRuleB\x07\x8a\xb5\x18\x03\x18\x80\x02R\x05rules\x12@\n\x05\x61llow\x18\x02 \x03(\x0b\x32!.comity.consent.v1.NeverExceptionB\x07\x8a\xb5\x18\x03\x18\x80\x02R\x05\x61llow\"\xa7\x01\n\tNeverRule\x12>\n\tattribute\x18\x01 \x01(\tB \x8a\xb5\x18\x1c\x08\x01\x10@\"\x16[a-z0-9]+(_[a-z0-9]+)*R\tattribute\x12\x1e\n\x06reason\x18\x02 \x01(\tB\x06\x8a\xb5\x18\x02\x08\x01R\x06reason\x12:\n\x07proxies\x18\x03 \x03(\tB \x8a\xb5\x18\x1c\x10@\x18@\"\x16[a-z0-9]+(_[a-z0-9]+)*R\x07proxies\"u\n\x0eNeverException\x12\x1c\n\x04name\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x10@R\x04name\x12\x1e\n\x06reason\x18\x02 \x01(\tB\x06\x8a\xb5\x18\x02\x08\x01R\x06reason\x12%\n\x08\x61pprover\x18\x03 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x10\x80\x01R\x08\x61pproverb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"comity/consent/v1/never_list.proto\x12\x11\x63omity.consent.v1\x1a\x1e\x63omity/common/v1/options.proto\"\x8a\x01\n\tNeverList\x12;\n\x05rules\x18\x01 \x03(\x0b\x32\x1c.comity.consent.v1.NeverRuleB\x07\x8a\xb5\x18\x03\x18\x80\x02R\x05rules\x12@\n\x05\x61llow\x18\x02 \x03(\x0b\x32!.comity.consent.v1.NeverExceptionB\x07\x8a\xb5\x18\x03\x18\x80\x02R\x05\x61llow\"\xa9\x01\n\tNeverRule\x12>\n\tattribute\x18\x01 \x01(\tB \x8a\xb5\x18\x1c\x08\x01\x10@\"\x16[a-z0-9]+(_[a-z0-9]+)*R\tattribute\x12 \n\x06reason\x18\x02 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01P\x01R\x06reason\x12:\n\x07proxies\x18\x03 \x03(\tB \x8a\xb5\x18\x1c\x10@\x18@\"\x16[a-z0-9]+(_[a-z0-9]+)*R\x07proxies\"w\n\x0eNeverException\x12\x1c\n\x04name\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x10@R\x04name\x12 \n\x06reason\x18\x02 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01P\x01R\x06reason\x12%\n\x08\x61pprover\x18\x03 \x01(\tB\t\x8a\xb5\x18\x05\x08\x01\x10\x80\x01R\x08\x61pproverb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,19 +39,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_NEVERRULE'].fields_by_name['attribute']._loaded_options = None
   _globals['_NEVERRULE'].fields_by_name['attribute']._serialized_options = b'\212\265\030\034\010\001\020@\"\026[a-z0-9]+(_[a-z0-9]+)*'
   _globals['_NEVERRULE'].fields_by_name['reason']._loaded_options = None
-  _globals['_NEVERRULE'].fields_by_name['reason']._serialized_options = b'\212\265\030\002\010\001'
+  _globals['_NEVERRULE'].fields_by_name['reason']._serialized_options = b'\212\265\030\004\010\001P\001'
   _globals['_NEVERRULE'].fields_by_name['proxies']._loaded_options = None
   _globals['_NEVERRULE'].fields_by_name['proxies']._serialized_options = b'\212\265\030\034\020@\030@\"\026[a-z0-9]+(_[a-z0-9]+)*'
   _globals['_NEVEREXCEPTION'].fields_by_name['name']._loaded_options = None
   _globals['_NEVEREXCEPTION'].fields_by_name['name']._serialized_options = b'\212\265\030\004\010\001\020@'
   _globals['_NEVEREXCEPTION'].fields_by_name['reason']._loaded_options = None
-  _globals['_NEVEREXCEPTION'].fields_by_name['reason']._serialized_options = b'\212\265\030\002\010\001'
+  _globals['_NEVEREXCEPTION'].fields_by_name['reason']._serialized_options = b'\212\265\030\004\010\001P\001'
   _globals['_NEVEREXCEPTION'].fields_by_name['approver']._loaded_options = None
   _globals['_NEVEREXCEPTION'].fields_by_name['approver']._serialized_options = b'\212\265\030\005\010\001\020\200\001'
   _globals['_NEVERLIST']._serialized_start=90
   _globals['_NEVERLIST']._serialized_end=228
   _globals['_NEVERRULE']._serialized_start=231
-  _globals['_NEVERRULE']._serialized_end=398
-  _globals['_NEVEREXCEPTION']._serialized_start=400
-  _globals['_NEVEREXCEPTION']._serialized_end=517
+  _globals['_NEVERRULE']._serialized_end=400
+  _globals['_NEVEREXCEPTION']._serialized_start=402
+  _globals['_NEVEREXCEPTION']._serialized_end=521
 # @@protoc_insertion_point(module_scope)

@@ -26,7 +26,7 @@ from comity.common.v1 import options_pb2 as comity_dot_common_dot_v1_dot_options
 from comity.common.v1 import types_pb2 as comity_dot_common_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63omity/decision/v1/site.proto\x12\x12\x63omity.decision.v1\x1a\x1e\x63omity/common/v1/options.proto\x1a\x1c\x63omity/common/v1/types.proto\"\xb4\x04\n\x04Site\x12-\n\x04name\x18\x01 \x01(\tB\x19\x8a\xb5\x18\x15\x08\x01\x10@\"\x0f[a-z][a-z0-9_]*R\x04name\x12\x34\n\rholdout_share\x18\x02 \x01(\x01\x42\x0f\x8a\xb5\x18\x0b(\x01\x39\x00\x00\x00\x00\x00\x00\xe0?R\x0choldoutShare\x12H\n\nplacements\x18\x03 \x03(\x0b\x32\x1d.comity.decision.v1.PlacementB\t\x8a\xb5\x18\x05\x08\x01\x18\x80\x02R\nplacements\x12\x41\n\x08policies\x18\x04 \x03(\x0b\x32\x1a.comity.decision.v1.PolicyB\t\x8a\xb5\x18\x05\x08\x01\x18\x80\x02R\x08policies\x12\x36\n\x13\x66\x65\x61ture_set_version\x18\x05 \x01(\tB\x06\x8a\xb5\x18\x02\x10@R\x11\x66\x65\x61tureSetVersion\x12<\n\x16\x63onsent_policy_version\x18\x06 \x01(\tB\x06\x8a\xb5\x18\x02\x10@R\x14\x63onsentPolicyVersion\x12\x35\n\x11\x65xposure_purposes\x18\x07 \x03(\tB\x08\x8a\xb5\x18\x04\x10@\x18\x08R\x10\x65xposurePurposes\x12.\n\x0cplaceholders\x18\x08 \x03(\tB\n\x8a\xb5\x18\x06\x10\x80\x02\x18\x80\x02R\x0cplaceholders\x12\x34\n\x12\x66\x65\x61ture_set_digest\x18\t \x01(\tB\x06\x8a\xb5\x18\x02\x10@R\x10\x66\x65\x61tureSetDigest\x12\'\n\ncontroller\x18\n \x01(\tB\x07\x8a\xb5\x18\x03\x10\x80\x02R\ncontroller\"\xee\x03\n\tPlacement\x12)\n\x02id\x18\x01 \x01(\tB\x19\x8a\xb5\x18\x15\x08\x01\x10@\"\x0f[a-z][a-z0-9_]*R\x02id\x12(\n\x0b\x64\x65scription\x18\x02 \x01(\tB\x06\x8a\xb5\x18\x02\x08\x01R\x0b\x64\x65scription\x12\x37\n\nslate_size\x18\x03 \x01(\rB\x18\x8a\xb5\x18\x14\x08\x01\x31\x00\x00\x00\x00\x00\x00\xf0?9\x00\x00\x00\x00\x00\x00Y@R\tslateSize\x12O\n\rdefault_slate\x18\x04 \x03(\x0b\x32 .comity.decision.v1.DefaultEntryB\x08\x8a\xb5\x18\x04\x08\x01\x18\x64R\x0c\x64\x65\x66\x61ultSlate\x12&\n\x08purposes\x18\x05 \x03(\tB\n\x8a\xb5\x18\x06\x08\x01\x10@\x18\x08R\x08purposes\x12%\n\tpolicy_id\x18\x06 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x10@R\x08policyId\x12\x36\n\x17popular_without_consent\x18\x07 \x01(\x08R\x15popularWithoutConsent\x12\x1a\n\x08\x64isabled\x18\x08 \x01(\x08R\x08\x64isabled\x12$\n\x08variants\x18\t \x03(\tB\x08\x8a\xb5\x18\x04\x10@\x18@R\x08variants\x12\x39\n\x06layers\x18\n \x03(\x0b\x32\x19.comity.decision.v1.LayerB\x06\x8a\xb5\x18\x02\x18\x03R\x06layers\"k\n\x05Layer\x12<\n\x05level\x18\x01 \x01(\x0e\x32\x1e.comity.common.v1.SubjectLevelB\x06\x8a\xb5\x18\x02\x08\x01R\x05level\x12$\n\x08purposes\x18\x02 \x03(\tB\x08\x8a\xb5\x18\x04\x10@\x18\x08R\x08purposes\"X\n\x0c\x44\x65\x66\x61ultEntry\x12!\n\x07item_id\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x10@R\x06itemId\x12%\n\nvariant_id\x18\x02 \x01(\tB\x06\x8a\xb5\x18\x02\x10@R\tvariantId\"\xbd\x02\n\x06Policy\x12)\n\x02id\x18\x01 \x01(\tB\x19\x8a\xb5\x18\x15\x08\x01\x10@\"\x0f[a-z][a-z0-9_]*R\x02id\x12(\n\x0b\x64\x65scription\x18\x02 \x01(\tB\x06\x8a\xb5\x18\x02\x08\x01R\x0b\x64\x65scription\x12)\n\x0b\x65ligibility\x18\x03 \x01(\tB\x07\x8a\xb5\x18\x03\x10\x80\x08R\x0b\x65ligibility\x12#\n\x08\x61udience\x18\x04 \x01(\tB\x07\x8a\xb5\x18\x03\x10\x80\x08R\x08\x61udience\x12:\n\x06ranker\x18\x05 \x01(\x0b\x32\x1a.comity.decision.v1.RankerB\x06\x8a\xb5\x18\x02\x08\x01R\x06ranker\x12)\n\x07\x65psilon\x18\x06 \x01(\x01\x42\x0f\x8a\xb5\x18\x0b(\x01\x39\x00\x00\x00\x00\x00\x00\xf0?R\x07\x65psilon\x12\'\n\npopular_by\x18\x07 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x10@R\tpopularBy\"R\n\x06Ranker\x12\x1e\n\x05model\x18\x01 \x01(\tB\x06\x8a\xb5\x18\x02\x10@H\x00R\x05model\x12 \n\x06\x63olumn\x18\x02 \x01(\tB\x06\x8a\xb5\x18\x02\x10@H\x00R\x06\x63olumnB\x06\n\x04kind\"\xbb\x03\n\x04Item\x12\x18\n\x02id\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x10@R\x02id\x12\x1d\n\x05title\x18\x02 \x01(\tB\x07\x8a\xb5\x18\x03\x10\x80\x02R\x05title\x12R\n\ncategories\x18\x03 \x03(\x0b\x32(.comity.decision.v1.Item.CategoriesEntryB\x08\x8a\xb5\x18\x04\x10@\x18 R\ncategories\x12K\n\x07numbers\x18\x04 \x03(\x0b\x32%.comity.decision.v1.Item.NumbersEntryB\n\x8a\xb5\x18\x06\x10@\x18@(\x01R\x07numbers\x12$\n\x08variants\x18\x05 \x03(\tB\x08\x8a\xb5\x18\x04\x10@\x18\x10R\x08variants\x12\x18\n\x07retired\x18\x06 \x01(\x08R\x07retired\x1a]\n\x0f\x43\x61tegoriesEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x34\n\x05value\x18\x02 \x01(\x0b\x32\x1e.comity.decision.v1.CategoriesR\x05value:\x02\x38\x01\x1a:\n\x0cNumbersEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x01R\x05value:\x02\x38\x01\".\n\nCategories\x12 \n\x06values\x18\x01 \x03(\tB\x08\x8a\xb5\x18\x04\x10@\x18@R\x06valuesb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63omity/decision/v1/site.proto\x12\x12\x63omity.decision.v1\x1a\x1e\x63omity/common/v1/options.proto\x1a\x1c\x63omity/common/v1/types.proto\"\xc4\x04\n\x04Site\x12-\n\x04name\x18\x01 \x01(\tB\x19\x8a\xb5\x18\x15\x08\x01\x10@\"\x0f[a-z][a-z0-9_]*R\x04name\x12\x34\n\rholdout_share\x18\x02 \x01(\x01\x42\x0f\x8a\xb5\x18\x0b(\x01\x39\x00\x00\x00\x00\x00\x00\xe0?R\x0choldoutShare\x12H\n\nplacements\x18\x03 \x03(\x0b\x32\x1d.comity.decision.v1.PlacementB\t\x8a\xb5\x18\x05\x08\x01\x18\x80\x02R\nplacements\x12\x41\n\x08policies\x18\x04 \x03(\x0b\x32\x1a.comity.decision.v1.PolicyB\t\x8a\xb5\x18\x05\x08\x01\x18\x80\x02R\x08policies\x12\x44\n\x13\x66\x65\x61ture_set_version\x18\x05 \x01(\tB\x14\x8a\xb5\x18\x10\"\x0e[0-9a-z]{1,64}R\x11\x66\x65\x61tureSetVersion\x12<\n\x16\x63onsent_policy_version\x18\x06 \x01(\tB\x06\x8a\xb5\x18\x02\x10@R\x14\x63onsentPolicyVersion\x12\x35\n\x11\x65xposure_purposes\x18\x07 \x03(\tB\x08\x8a\xb5\x18\x04\x10@\x18\x08R\x10\x65xposurePurposes\x12\x30\n\x0cplaceholders\x18\x08 \x03(\tB\x0c\x8a\xb5\x18\x08\x10\x80\x02\x18\x80\x02P\x01R\x0cplaceholders\x12\x34\n\x12\x66\x65\x61ture_set_digest\x18\t \x01(\tB\x06\x8a\xb5\x18\x02\x10@R\x10\x66\x65\x61tureSetDigest\x12\'\n\ncontroller\x18\n \x01(\tB\x07\x8a\xb5\x18\x03\x10\x80\x02R\ncontroller\"\xf0\x03\n\tPlacement\x12)\n\x02id\x18\x01 \x01(\tB\x19\x8a\xb5\x18\x15\x08\x01\x10@\"\x0f[a-z][a-z0-9_]*R\x02id\x12*\n\x0b\x64\x65scription\x18\x02 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01P\x01R\x0b\x64\x65scription\x12\x37\n\nslate_size\x18\x03 \x01(\rB\x18\x8a\xb5\x18\x14\x08\x01\x31\x00\x00\x00\x00\x00\x00\xf0?9\x00\x00\x00\x00\x00\x00Y@R\tslateSize\x12O\n\rdefault_slate\x18\x04 \x03(\x0b\x32 .comity.decision.v1.DefaultEntryB\x08\x8a\xb5\x18\x04\x08\x01\x18\x64R\x0c\x64\x65\x66\x61ultSlate\x12&\n\x08purposes\x18\x05 \x03(\tB\n\x8a\xb5\x18\x06\x08\x01\x10@\x18\x08R\x08purposes\x12%\n\tpolicy_id\x18\x06 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x10@R\x08policyId\x12\x36\n\x17popular_without_consent\x18\x07 \x01(\x08R\x15popularWithoutConsent\x12\x1a\n\x08\x64isabled\x18\x08 \x01(\x08R\x08\x64isabled\x12$\n\x08variants\x18\t \x03(\tB\x08\x8a\xb5\x18\x04\x10@\x18@R\x08variants\x12\x39\n\x06layers\x18\n \x03(\x0b\x32\x19.comity.decision.v1.LayerB\x06\x8a\xb5\x18\x02\x18\x03R\x06layers\"k\n\x05Layer\x12<\n\x05level\x18\x01 \x01(\x0e\x32\x1e.comity.common.v1.SubjectLevelB\x06\x8a\xb5\x18\x02\x08\x01R\x05level\x12$\n\x08purposes\x18\x02 \x03(\tB\x08\x8a\xb5\x18\x04\x10@\x18\x08R\x08purposes\"X\n\x0c\x44\x65\x66\x61ultEntry\x12!\n\x07item_id\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x10@R\x06itemId\x12%\n\nvariant_id\x18\x02 \x01(\tB\x06\x8a\xb5\x18\x02\x10@R\tvariantId\"\xc3\x02\n\x06Policy\x12)\n\x02id\x18\x01 \x01(\tB\x19\x8a\xb5\x18\x15\x08\x01\x10@\"\x0f[a-z][a-z0-9_]*R\x02id\x12*\n\x0b\x64\x65scription\x18\x02 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01P\x01R\x0b\x64\x65scription\x12+\n\x0b\x65ligibility\x18\x03 \x01(\tB\t\x8a\xb5\x18\x05\x10\x80\x08P\x01R\x0b\x65ligibility\x12%\n\x08\x61udience\x18\x04 \x01(\tB\t\x8a\xb5\x18\x05\x10\x80\x08P\x01R\x08\x61udience\x12:\n\x06ranker\x18\x05 \x01(\x0b\x32\x1a.comity.decision.v1.RankerB\x06\x8a\xb5\x18\x02\x08\x01R\x06ranker\x12)\n\x07\x65psilon\x18\x06 \x01(\x01\x42\x0f\x8a\xb5\x18\x0b(\x01\x39\x00\x00\x00\x00\x00\x00\xf0?R\x07\x65psilon\x12\'\n\npopular_by\x18\x07 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x10@R\tpopularBy\"R\n\x06Ranker\x12\x1e\n\x05model\x18\x01 \x01(\tB\x06\x8a\xb5\x18\x02\x10@H\x00R\x05model\x12 \n\x06\x63olumn\x18\x02 \x01(\tB\x06\x8a\xb5\x18\x02\x10@H\x00R\x06\x63olumnB\x06\n\x04kind\"\xbd\x03\n\x04Item\x12\x18\n\x02id\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x10@R\x02id\x12\x1f\n\x05title\x18\x02 \x01(\tB\t\x8a\xb5\x18\x05\x10\x80\x02P\x01R\x05title\x12R\n\ncategories\x18\x03 \x03(\x0b\x32(.comity.decision.v1.Item.CategoriesEntryB\x08\x8a\xb5\x18\x04\x10@\x18 R\ncategories\x12K\n\x07numbers\x18\x04 \x03(\x0b\x32%.comity.decision.v1.Item.NumbersEntryB\n\x8a\xb5\x18\x06\x10@\x18@(\x01R\x07numbers\x12$\n\x08variants\x18\x05 \x03(\tB\x08\x8a\xb5\x18\x04\x10@\x18\x10R\x08variants\x12\x18\n\x07retired\x18\x06 \x01(\x08R\x07retired\x1a]\n\x0f\x43\x61tegoriesEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x34\n\x05value\x18\x02 \x01(\x0b\x32\x1e.comity.decision.v1.CategoriesR\x05value:\x02\x38\x01\x1a:\n\x0cNumbersEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x01R\x05value:\x02\x38\x01\".\n\nCategories\x12 \n\x06values\x18\x01 \x03(\tB\x08\x8a\xb5\x18\x04\x10@\x18@R\x06valuesb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,13 +42,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SITE'].fields_by_name['policies']._loaded_options = None
   _globals['_SITE'].fields_by_name['policies']._serialized_options = b'\212\265\030\005\010\001\030\200\002'
   _globals['_SITE'].fields_by_name['feature_set_version']._loaded_options = None
-  _globals['_SITE'].fields_by_name['feature_set_version']._serialized_options = b'\212\265\030\002\020@'
+  _globals['_SITE'].fields_by_name['feature_set_version']._serialized_options = b'\212\265\030\020\"\016[0-9a-z]{1,64}'
   _globals['_SITE'].fields_by_name['consent_policy_version']._loaded_options = None
   _globals['_SITE'].fields_by_name['consent_policy_version']._serialized_options = b'\212\265\030\002\020@'
   _globals['_SITE'].fields_by_name['exposure_purposes']._loaded_options = None
   _globals['_SITE'].fields_by_name['exposure_purposes']._serialized_options = b'\212\265\030\004\020@\030\010'
   _globals['_SITE'].fields_by_name['placeholders']._loaded_options = None
-  _globals['_SITE'].fields_by_name['placeholders']._serialized_options = b'\212\265\030\006\020\200\002\030\200\002'
+  _globals['_SITE'].fields_by_name['placeholders']._serialized_options = b'\212\265\030\010\020\200\002\030\200\002P\001'
   _globals['_SITE'].fields_by_name['feature_set_digest']._loaded_options = None
   _globals['_SITE'].fields_by_name['feature_set_digest']._serialized_options = b'\212\265\030\002\020@'
   _globals['_SITE'].fields_by_name['controller']._loaded_options = None
@@ -56,7 +56,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PLACEMENT'].fields_by_name['id']._loaded_options = None
   _globals['_PLACEMENT'].fields_by_name['id']._serialized_options = b'\212\265\030\025\010\001\020@\"\017[a-z][a-z0-9_]*'
   _globals['_PLACEMENT'].fields_by_name['description']._loaded_options = None
-  _globals['_PLACEMENT'].fields_by_name['description']._serialized_options = b'\212\265\030\002\010\001'
+  _globals['_PLACEMENT'].fields_by_name['description']._serialized_options = b'\212\265\030\004\010\001P\001'
   _globals['_PLACEMENT'].fields_by_name['slate_size']._loaded_options = None
   _globals['_PLACEMENT'].fields_by_name['slate_size']._serialized_options = b'\212\265\030\024\010\0011\000\000\000\000\000\000\360?9\000\000\000\000\000\000Y@'
   _globals['_PLACEMENT'].fields_by_name['default_slate']._loaded_options = None
@@ -80,11 +80,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_POLICY'].fields_by_name['id']._loaded_options = None
   _globals['_POLICY'].fields_by_name['id']._serialized_options = b'\212\265\030\025\010\001\020@\"\017[a-z][a-z0-9_]*'
   _globals['_POLICY'].fields_by_name['description']._loaded_options = None
-  _globals['_POLICY'].fields_by_name['description']._serialized_options = b'\212\265\030\002\010\001'
+  _globals['_POLICY'].fields_by_name['description']._serialized_options = b'\212\265\030\004\010\001P\001'
   _globals['_POLICY'].fields_by_name['eligibility']._loaded_options = None
-  _globals['_POLICY'].fields_by_name['eligibility']._serialized_options = b'\212\265\030\003\020\200\010'
+  _globals['_POLICY'].fields_by_name['eligibility']._serialized_options = b'\212\265\030\005\020\200\010P\001'
   _globals['_POLICY'].fields_by_name['audience']._loaded_options = None
-  _globals['_POLICY'].fields_by_name['audience']._serialized_options = b'\212\265\030\003\020\200\010'
+  _globals['_POLICY'].fields_by_name['audience']._serialized_options = b'\212\265\030\005\020\200\010P\001'
   _globals['_POLICY'].fields_by_name['ranker']._loaded_options = None
   _globals['_POLICY'].fields_by_name['ranker']._serialized_options = b'\212\265\030\002\010\001'
   _globals['_POLICY'].fields_by_name['epsilon']._loaded_options = None
@@ -102,7 +102,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ITEM'].fields_by_name['id']._loaded_options = None
   _globals['_ITEM'].fields_by_name['id']._serialized_options = b'\212\265\030\004\010\001\020@'
   _globals['_ITEM'].fields_by_name['title']._loaded_options = None
-  _globals['_ITEM'].fields_by_name['title']._serialized_options = b'\212\265\030\003\020\200\002'
+  _globals['_ITEM'].fields_by_name['title']._serialized_options = b'\212\265\030\005\020\200\002P\001'
   _globals['_ITEM'].fields_by_name['categories']._loaded_options = None
   _globals['_ITEM'].fields_by_name['categories']._serialized_options = b'\212\265\030\004\020@\030 '
   _globals['_ITEM'].fields_by_name['numbers']._loaded_options = None
@@ -112,23 +112,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CATEGORIES'].fields_by_name['values']._loaded_options = None
   _globals['_CATEGORIES'].fields_by_name['values']._serialized_options = b'\212\265\030\004\020@\030@'
   _globals['_SITE']._serialized_start=116
-  _globals['_SITE']._serialized_end=680
-  _globals['_PLACEMENT']._serialized_start=683
-  _globals['_PLACEMENT']._serialized_end=1177
-  _globals['_LAYER']._serialized_start=1179
-  _globals['_LAYER']._serialized_end=1286
-  _globals['_DEFAULTENTRY']._serialized_start=1288
-  _globals['_DEFAULTENTRY']._serialized_end=1376
-  _globals['_POLICY']._serialized_start=1379
-  _globals['_POLICY']._serialized_end=1696
-  _globals['_RANKER']._serialized_start=1698
-  _globals['_RANKER']._serialized_end=1780
-  _globals['_ITEM']._serialized_start=1783
-  _globals['_ITEM']._serialized_end=2226
-  _globals['_ITEM_CATEGORIESENTRY']._serialized_start=2073
-  _globals['_ITEM_CATEGORIESENTRY']._serialized_end=2166
-  _globals['_ITEM_NUMBERSENTRY']._serialized_start=2168
-  _globals['_ITEM_NUMBERSENTRY']._serialized_end=2226
-  _globals['_CATEGORIES']._serialized_start=2228
-  _globals['_CATEGORIES']._serialized_end=2274
+  _globals['_SITE']._serialized_end=696
+  _globals['_PLACEMENT']._serialized_start=699
+  _globals['_PLACEMENT']._serialized_end=1195
+  _globals['_LAYER']._serialized_start=1197
+  _globals['_LAYER']._serialized_end=1304
+  _globals['_DEFAULTENTRY']._serialized_start=1306
+  _globals['_DEFAULTENTRY']._serialized_end=1394
+  _globals['_POLICY']._serialized_start=1397
+  _globals['_POLICY']._serialized_end=1720
+  _globals['_RANKER']._serialized_start=1722
+  _globals['_RANKER']._serialized_end=1804
+  _globals['_ITEM']._serialized_start=1807
+  _globals['_ITEM']._serialized_end=2252
+  _globals['_ITEM_CATEGORIESENTRY']._serialized_start=2099
+  _globals['_ITEM_CATEGORIESENTRY']._serialized_end=2192
+  _globals['_ITEM_NUMBERSENTRY']._serialized_start=2194
+  _globals['_ITEM_NUMBERSENTRY']._serialized_end=2252
+  _globals['_CATEGORIES']._serialized_start=2254
+  _globals['_CATEGORIES']._serialized_end=2300
 # @@protoc_insertion_point(module_scope)

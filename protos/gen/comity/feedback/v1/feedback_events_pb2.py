@@ -26,7 +26,7 @@ from comity.common.v1 import options_pb2 as comity_dot_common_dot_v1_dot_options
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(comity/feedback/v1/feedback_events.proto\x12\x12\x63omity.feedback.v1\x1a\x1e\x63omity/common/v1/options.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9a\x01\n\rPropertyValue\x12,\n\x0cstring_value\x18\x01 \x01(\tB\x07\x8a\xb5\x18\x03\x10\x80\x08H\x00R\x0bstringValue\x12+\n\x0cnumber_value\x18\x02 \x01(\x01\x42\x06\x8a\xb5\x18\x02(\x01H\x00R\x0bnumberValue\x12%\n\rboolean_value\x18\x03 \x01(\x08H\x00R\x0c\x62ooleanValueB\x07\n\x05value\"\xa3\x03\n\x10\x42\x65haviorRecorded\x12\x12\n\x04type\x18\x01 \x01(\tR\x04type\x12\x19\n\x08item_ids\x18\x02 \x03(\tR\x07itemIds\x12T\n\nproperties\x18\x03 \x03(\x0b\x32\x34.comity.feedback.v1.BehaviorRecorded.PropertiesEntryR\nproperties\x12\x1f\n\x0b\x64\x65\x63ision_id\x18\x04 \x01(\tR\ndecisionId\x12!\n\x0cplacement_id\x18\x05 \x01(\tR\x0bplacementId\x12\x1d\n\nsubject_id\x18\x06 \x01(\tR\tsubjectId\x12\'\n\x0f\x64\x65\x63ision_proven\x18\x07 \x01(\x08R\x0e\x64\x65\x63isionProven\x12\x16\n\x06\x64igest\x18\x08 \x01(\x0cR\x06\x64igest\x1a`\n\x0fPropertiesEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x37\n\x05value\x18\x02 \x01(\x0b\x32!.comity.feedback.v1.PropertyValueR\x05value:\x02\x38\x01:\x04\x98\xb5\x18\x01\"\x92\x02\n\x11OutcomeAttributed\x12\x1f\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\tR\ndecisionId\x12!\n\x0cplacement_id\x18\x02 \x01(\tR\x0bplacementId\x12\x12\n\x04type\x18\x03 \x01(\tR\x04type\x12\x17\n\x07item_id\x18\x04 \x01(\tR\x06itemId\x12\x12\n\x04slot\x18\x05 \x01(\x05R\x04slot\x12\x16\n\x06reward\x18\x06 \x01(\x01R\x06reward\x12\x1f\n\x0b\x62\x65havior_id\x18\x07 \x01(\tR\nbehaviorId\x12\x39\n\ndecided_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tdecidedAt:\x04\x98\xb5\x18\x01\"G\n\x15\x45ventSchemasPublished\x12\x18\n\x07version\x18\x01 \x01(\tR\x07version\x12\x14\n\x05types\x18\x02 \x03(\tR\x05typesb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(comity/feedback/v1/feedback_events.proto\x12\x12\x63omity.feedback.v1\x1a\x1e\x63omity/common/v1/options.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9c\x01\n\rPropertyValue\x12.\n\x0cstring_value\x18\x01 \x01(\tB\t\x8a\xb5\x18\x05\x10\x80\x08P\x01H\x00R\x0bstringValue\x12+\n\x0cnumber_value\x18\x02 \x01(\x01\x42\x06\x8a\xb5\x18\x02(\x01H\x00R\x0bnumberValue\x12%\n\rboolean_value\x18\x03 \x01(\x08H\x00R\x0c\x62ooleanValueB\x07\n\x05value\"\xa3\x03\n\x10\x42\x65haviorRecorded\x12\x12\n\x04type\x18\x01 \x01(\tR\x04type\x12\x19\n\x08item_ids\x18\x02 \x03(\tR\x07itemIds\x12T\n\nproperties\x18\x03 \x03(\x0b\x32\x34.comity.feedback.v1.BehaviorRecorded.PropertiesEntryR\nproperties\x12\x1f\n\x0b\x64\x65\x63ision_id\x18\x04 \x01(\tR\ndecisionId\x12!\n\x0cplacement_id\x18\x05 \x01(\tR\x0bplacementId\x12\x1d\n\nsubject_id\x18\x06 \x01(\tR\tsubjectId\x12\'\n\x0f\x64\x65\x63ision_proven\x18\x07 \x01(\x08R\x0e\x64\x65\x63isionProven\x12\x16\n\x06\x64igest\x18\x08 \x01(\x0cR\x06\x64igest\x1a`\n\x0fPropertiesEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x37\n\x05value\x18\x02 \x01(\x0b\x32!.comity.feedback.v1.PropertyValueR\x05value:\x02\x38\x01:\x04\x98\xb5\x18\x01\"\x92\x02\n\x11OutcomeAttributed\x12\x1f\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\tR\ndecisionId\x12!\n\x0cplacement_id\x18\x02 \x01(\tR\x0bplacementId\x12\x12\n\x04type\x18\x03 \x01(\tR\x04type\x12\x17\n\x07item_id\x18\x04 \x01(\tR\x06itemId\x12\x12\n\x04slot\x18\x05 \x01(\x05R\x04slot\x12\x16\n\x06reward\x18\x06 \x01(\x01R\x06reward\x12\x1f\n\x0b\x62\x65havior_id\x18\x07 \x01(\tR\nbehaviorId\x12\x39\n\ndecided_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tdecidedAt:\x04\x98\xb5\x18\x01\"G\n\x15\x45ventSchemasPublished\x12\x18\n\x07version\x18\x01 \x01(\tR\x07version\x12\x14\n\x05types\x18\x02 \x03(\tR\x05typesb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,7 +34,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'comity.feedback.v1.feedback
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PROPERTYVALUE'].fields_by_name['string_value']._loaded_options = None
-  _globals['_PROPERTYVALUE'].fields_by_name['string_value']._serialized_options = b'\212\265\030\003\020\200\010'
+  _globals['_PROPERTYVALUE'].fields_by_name['string_value']._serialized_options = b'\212\265\030\005\020\200\010P\001'
   _globals['_PROPERTYVALUE'].fields_by_name['number_value']._loaded_options = None
   _globals['_PROPERTYVALUE'].fields_by_name['number_value']._serialized_options = b'\212\265\030\002(\001'
   _globals['_BEHAVIORRECORDED_PROPERTIESENTRY']._loaded_options = None
@@ -44,13 +44,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OUTCOMEATTRIBUTED']._loaded_options = None
   _globals['_OUTCOMEATTRIBUTED']._serialized_options = b'\230\265\030\001'
   _globals['_PROPERTYVALUE']._serialized_start=130
-  _globals['_PROPERTYVALUE']._serialized_end=284
-  _globals['_BEHAVIORRECORDED']._serialized_start=287
-  _globals['_BEHAVIORRECORDED']._serialized_end=706
-  _globals['_BEHAVIORRECORDED_PROPERTIESENTRY']._serialized_start=604
-  _globals['_BEHAVIORRECORDED_PROPERTIESENTRY']._serialized_end=700
-  _globals['_OUTCOMEATTRIBUTED']._serialized_start=709
-  _globals['_OUTCOMEATTRIBUTED']._serialized_end=983
-  _globals['_EVENTSCHEMASPUBLISHED']._serialized_start=985
-  _globals['_EVENTSCHEMASPUBLISHED']._serialized_end=1056
+  _globals['_PROPERTYVALUE']._serialized_end=286
+  _globals['_BEHAVIORRECORDED']._serialized_start=289
+  _globals['_BEHAVIORRECORDED']._serialized_end=708
+  _globals['_BEHAVIORRECORDED_PROPERTIESENTRY']._serialized_start=606
+  _globals['_BEHAVIORRECORDED_PROPERTIESENTRY']._serialized_end=702
+  _globals['_OUTCOMEATTRIBUTED']._serialized_start=711
+  _globals['_OUTCOMEATTRIBUTED']._serialized_end=985
+  _globals['_EVENTSCHEMASPUBLISHED']._serialized_start=987
+  _globals['_EVENTSCHEMASPUBLISHED']._serialized_end=1058
 # @@protoc_insertion_point(module_scope)

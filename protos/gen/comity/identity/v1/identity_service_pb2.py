@@ -27,7 +27,7 @@ from comity.common.v1 import types_pb2 as comity_dot_common_dot_v1_dot_types__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)comity/identity/v1/identity_service.proto\x12\x12\x63omity.identity.v1\x1a\x1e\x63omity/common/v1/options.proto\x1a\x1c\x63omity/common/v1/types.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x89\x01\n\x0eResolveRequest\x12\x45\n\x07queries\x18\x01 \x03(\x0b\x32 .comity.identity.v1.ResolveQueryB\t\x8a\xb5\x18\x05\x08\x01\x18\x80\x02R\x07queries\x12\x30\n\x06\x61\x63\x63\x65ss\x18\x02 \x01(\x0b\x32\x18.comity.common.v1.AccessR\x06\x61\x63\x63\x65ss\"\x87\x01\n\x0cResolveQuery\x12\x42\n\nidentities\x18\x01 \x03(\x0b\x32\x1a.comity.common.v1.IdentityB\x06\x8a\xb5\x18\x02\x18\x08R\nidentities\x12\x33\n\nsubject_id\x18\x02 \x01(\tB\x14\x8a\xb5\x18\x10\x10@\"\x0c[a-z2-7]{26}R\tsubjectId\"R\n\x0fResolveResponse\x12?\n\x08subjects\x18\x01 \x03(\x0b\x32#.comity.identity.v1.ResolvedSubjectR\x08subjects\"\xc4\x02\n\x0fResolvedSubject\x12\x1d\n\nsubject_id\x18\x01 \x01(\tR\tsubjectId\x12\x1b\n\tmember_id\x18\x02 \x01(\tR\x08memberId\x12\x34\n\x05level\x18\x03 \x01(\x0e\x32\x1e.comity.common.v1.SubjectLevelR\x05level\x12%\n\x0eholdout_bucket\x18\x04 \x01(\rR\rholdoutBucket\x12\x32\n\x07members\x18\x05 \x03(\x0b\x32\x18.comity.common.v1.MemberR\x07members\x12\x14\n\x05\x65rror\x18\x06 \x01(\tR\x05\x65rror\x12+\n\x11required_purposes\x18\x07 \x03(\tR\x10requiredPurposes\x12!\n\x0c\x65rror_reason\x18\x08 \x01(\tR\x0b\x65rrorReason\"\xc7\x01\n\x0bLinkRequest\x12\'\n\nrequest_id\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x10@R\trequestId\x12\x44\n\nidentities\x18\x02 \x03(\x0b\x32\x1a.comity.common.v1.IdentityB\x08\x8a\xb5\x18\x04\x08\x01\x18\x08R\nidentities\x12I\n\x0f\x63onsent_signals\x18\x03 \x01(\x0b\x32 .comity.common.v1.ConsentSignalsR\x0e\x63onsentSignals\"\xad\x01\n\x0cLinkResponse\x12=\n\x07subject\x18\x01 \x01(\x0b\x32#.comity.identity.v1.ResolvedSubjectR\x07subject\x12\x16\n\x06merged\x18\x02 \x01(\x08R\x06merged\x12\x17\n\x07link_id\x18\x03 \x01(\tR\x06linkId\x12-\n\x13gave_way_member_ids\x18\x04 \x03(\tR\x10gaveWayMemberIds\"[\n\rUnlinkRequest\x12\'\n\nrequest_id\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x10@R\trequestId\x12!\n\x07link_id\x18\x02 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x10@R\x06linkId\"Q\n\x0eUnlinkResponse\x12?\n\x08subjects\x18\x01 \x03(\x0b\x32#.comity.identity.v1.ResolvedSubjectR\x08subjects\"\x8a\x01\n\x16\x44\x65scribeSubjectRequest\x12>\n\x07subject\x18\x01 \x01(\x0b\x32\x1c.comity.common.v1.SubjectRefB\x06\x8a\xb5\x18\x02\x08\x01R\x07subject\x12\x30\n\x06\x61\x63\x63\x65ss\x18\x02 \x01(\x0b\x32\x18.comity.common.v1.AccessR\x06\x61\x63\x63\x65ss\"\x8f\x01\n\x17\x44\x65scribeSubjectResponse\x12=\n\x07subject\x18\x01 \x01(\x0b\x32#.comity.identity.v1.ResolvedSubjectR\x07subject\x12\x35\n\x05links\x18\x02 \x03(\x0b\x32\x1f.comity.identity.v1.SubjectLinkR\x05links\"\x7f\n\x0bSubjectLink\x12\x17\n\x07link_id\x18\x01 \x01(\tR\x06linkId\x12\x1e\n\nnamespaces\x18\x02 \x03(\tR\nnamespaces\x12\x37\n\tlinked_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x08linkedAt\"e\n\x1aPublishPlaceholdersRequest\x12\"\n\x06values\x18\x01 \x03(\tB\n\x8a\xb5\x18\x06\x10\x80\x02\x18\x80\x02R\x06values\x12#\n\rvalidate_only\x18\x02 \x01(\x08R\x0cvalidateOnly\"Q\n\x1bPublishPlaceholdersResponse\x12\x18\n\x07version\x18\x01 \x01(\tR\x07version\x12\x18\n\x07\x63hanged\x18\x02 \x01(\x08R\x07\x63hanged\"T\n\x12GetDataKeysRequest\x12*\n\nmember_ids\x18\x01 \x03(\tB\x0b\x8a\xb5\x18\x07\x08\x01\x10@\x18\x80\x04R\tmemberIds\x12\x12\n\x04mint\x18\x02 \x01(\x08R\x04mint\"F\n\x13GetDataKeysResponse\x12/\n\x04keys\x18\x01 \x03(\x0b\x32\x1b.comity.identity.v1.DataKeyR\x04keys\"m\n\x07\x44\x61taKey\x12\x1b\n\tmember_id\x18\x01 \x01(\tR\x08memberId\x12\x15\n\x06key_id\x18\x02 \x01(\tR\x05keyId\x12\x10\n\x03key\x18\x03 \x01(\x0cR\x03key\x12\x1c\n\tdestroyed\x18\x04 \x01(\x08R\tdestroyed2\xf5\x03\n\x0fIdentityService\x12Z\n\x07Resolve\x12\".comity.identity.v1.ResolveRequest\x1a#.comity.identity.v1.ResolveResponse\"\x06\x92\xb5\x18\x02\x08\x01\x12Q\n\x04Link\x12\x1f.comity.identity.v1.LinkRequest\x1a .comity.identity.v1.LinkResponse\"\x06\x92\xb5\x18\x02\x18\x01\x12O\n\x06Unlink\x12!.comity.identity.v1.UnlinkRequest\x1a\".comity.identity.v1.UnlinkResponse\x12j\n\x0f\x44\x65scribeSubject\x12*.comity.identity.v1.DescribeSubjectRequest\x1a+.comity.identity.v1.DescribeSubjectResponse\x12v\n\x13PublishPlaceholders\x12..comity.identity.v1.PublishPlaceholdersRequest\x1a/.comity.identity.v1.PublishPlaceholdersResponse2t\n\nKeyService\x12\x66\n\x0bGetDataKeys\x12&.comity.identity.v1.GetDataKeysRequest\x1a\'.comity.identity.v1.GetDataKeysResponse\"\x06\x92\xb5\x18\x02\x08\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)comity/identity/v1/identity_service.proto\x12\x12\x63omity.identity.v1\x1a\x1e\x63omity/common/v1/options.proto\x1a\x1c\x63omity/common/v1/types.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x89\x01\n\x0eResolveRequest\x12\x45\n\x07queries\x18\x01 \x03(\x0b\x32 .comity.identity.v1.ResolveQueryB\t\x8a\xb5\x18\x05\x08\x01\x18\x80\x02R\x07queries\x12\x30\n\x06\x61\x63\x63\x65ss\x18\x02 \x01(\x0b\x32\x18.comity.common.v1.AccessR\x06\x61\x63\x63\x65ss\"\x85\x01\n\x0cResolveQuery\x12\x42\n\nidentities\x18\x01 \x03(\x0b\x32\x1a.comity.common.v1.IdentityB\x06\x8a\xb5\x18\x02\x18\x08R\nidentities\x12\x31\n\nsubject_id\x18\x02 \x01(\tB\x12\x8a\xb5\x18\x0e\"\x0c[a-z2-7]{26}R\tsubjectId\"R\n\x0fResolveResponse\x12?\n\x08subjects\x18\x01 \x03(\x0b\x32#.comity.identity.v1.ResolvedSubjectR\x08subjects\"\xc4\x02\n\x0fResolvedSubject\x12\x1d\n\nsubject_id\x18\x01 \x01(\tR\tsubjectId\x12\x1b\n\tmember_id\x18\x02 \x01(\tR\x08memberId\x12\x34\n\x05level\x18\x03 \x01(\x0e\x32\x1e.comity.common.v1.SubjectLevelR\x05level\x12%\n\x0eholdout_bucket\x18\x04 \x01(\rR\rholdoutBucket\x12\x32\n\x07members\x18\x05 \x03(\x0b\x32\x18.comity.common.v1.MemberR\x07members\x12\x14\n\x05\x65rror\x18\x06 \x01(\tR\x05\x65rror\x12+\n\x11required_purposes\x18\x07 \x03(\tR\x10requiredPurposes\x12!\n\x0c\x65rror_reason\x18\x08 \x01(\tR\x0b\x65rrorReason\"\xc7\x01\n\x0bLinkRequest\x12\'\n\nrequest_id\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x10@R\trequestId\x12\x44\n\nidentities\x18\x02 \x03(\x0b\x32\x1a.comity.common.v1.IdentityB\x08\x8a\xb5\x18\x04\x08\x01\x18\x08R\nidentities\x12I\n\x0f\x63onsent_signals\x18\x03 \x01(\x0b\x32 .comity.common.v1.ConsentSignalsR\x0e\x63onsentSignals\"\xad\x01\n\x0cLinkResponse\x12=\n\x07subject\x18\x01 \x01(\x0b\x32#.comity.identity.v1.ResolvedSubjectR\x07subject\x12\x16\n\x06merged\x18\x02 \x01(\x08R\x06merged\x12\x17\n\x07link_id\x18\x03 \x01(\tR\x06linkId\x12-\n\x13gave_way_member_ids\x18\x04 \x03(\tR\x10gaveWayMemberIds\"[\n\rUnlinkRequest\x12\'\n\nrequest_id\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x10@R\trequestId\x12!\n\x07link_id\x18\x02 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x10@R\x06linkId\"Q\n\x0eUnlinkResponse\x12?\n\x08subjects\x18\x01 \x03(\x0b\x32#.comity.identity.v1.ResolvedSubjectR\x08subjects\"\x8a\x01\n\x16\x44\x65scribeSubjectRequest\x12>\n\x07subject\x18\x01 \x01(\x0b\x32\x1c.comity.common.v1.SubjectRefB\x06\x8a\xb5\x18\x02\x08\x01R\x07subject\x12\x30\n\x06\x61\x63\x63\x65ss\x18\x02 \x01(\x0b\x32\x18.comity.common.v1.AccessR\x06\x61\x63\x63\x65ss\"\x8f\x01\n\x17\x44\x65scribeSubjectResponse\x12=\n\x07subject\x18\x01 \x01(\x0b\x32#.comity.identity.v1.ResolvedSubjectR\x07subject\x12\x35\n\x05links\x18\x02 \x03(\x0b\x32\x1f.comity.identity.v1.SubjectLinkR\x05links\"\x7f\n\x0bSubjectLink\x12\x17\n\x07link_id\x18\x01 \x01(\tR\x06linkId\x12\x1e\n\nnamespaces\x18\x02 \x03(\tR\nnamespaces\x12\x37\n\tlinked_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x08linkedAt\"g\n\x1aPublishPlaceholdersRequest\x12$\n\x06values\x18\x01 \x03(\tB\x0c\x8a\xb5\x18\x08\x10\x80\x02\x18\x80\x02P\x01R\x06values\x12#\n\rvalidate_only\x18\x02 \x01(\x08R\x0cvalidateOnly\"Q\n\x1bPublishPlaceholdersResponse\x12\x18\n\x07version\x18\x01 \x01(\tR\x07version\x12\x18\n\x07\x63hanged\x18\x02 \x01(\x08R\x07\x63hanged\"`\n\x12GetDataKeysRequest\x12\x36\n\nmember_ids\x18\x01 \x03(\tB\x17\x8a\xb5\x18\x13\x08\x01\x18\x80\x04\"\x0c[a-z2-7]{26}R\tmemberIds\x12\x12\n\x04mint\x18\x02 \x01(\x08R\x04mint\"F\n\x13GetDataKeysResponse\x12/\n\x04keys\x18\x01 \x03(\x0b\x32\x1b.comity.identity.v1.DataKeyR\x04keys\"m\n\x07\x44\x61taKey\x12\x1b\n\tmember_id\x18\x01 \x01(\tR\x08memberId\x12\x15\n\x06key_id\x18\x02 \x01(\tR\x05keyId\x12\x10\n\x03key\x18\x03 \x01(\x0cR\x03key\x12\x1c\n\tdestroyed\x18\x04 \x01(\x08R\tdestroyed2\xf5\x03\n\x0fIdentityService\x12Z\n\x07Resolve\x12\".comity.identity.v1.ResolveRequest\x1a#.comity.identity.v1.ResolveResponse\"\x06\x92\xb5\x18\x02\x08\x01\x12Q\n\x04Link\x12\x1f.comity.identity.v1.LinkRequest\x1a .comity.identity.v1.LinkResponse\"\x06\x92\xb5\x18\x02\x18\x01\x12O\n\x06Unlink\x12!.comity.identity.v1.UnlinkRequest\x1a\".comity.identity.v1.UnlinkResponse\x12j\n\x0f\x44\x65scribeSubject\x12*.comity.identity.v1.DescribeSubjectRequest\x1a+.comity.identity.v1.DescribeSubjectResponse\x12v\n\x13PublishPlaceholders\x12..comity.identity.v1.PublishPlaceholdersRequest\x1a/.comity.identity.v1.PublishPlaceholdersResponse2t\n\nKeyService\x12\x66\n\x0bGetDataKeys\x12&.comity.identity.v1.GetDataKeysRequest\x1a\'.comity.identity.v1.GetDataKeysResponse\"\x06\x92\xb5\x18\x02\x08\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,7 +39,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RESOLVEQUERY'].fields_by_name['identities']._loaded_options = None
   _globals['_RESOLVEQUERY'].fields_by_name['identities']._serialized_options = b'\212\265\030\002\030\010'
   _globals['_RESOLVEQUERY'].fields_by_name['subject_id']._loaded_options = None
-  _globals['_RESOLVEQUERY'].fields_by_name['subject_id']._serialized_options = b'\212\265\030\020\020@\"\014[a-z2-7]{26}'
+  _globals['_RESOLVEQUERY'].fields_by_name['subject_id']._serialized_options = b'\212\265\030\016\"\014[a-z2-7]{26}'
   _globals['_LINKREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_LINKREQUEST'].fields_by_name['request_id']._serialized_options = b'\212\265\030\004\010\001\020@'
   _globals['_LINKREQUEST'].fields_by_name['identities']._loaded_options = None
@@ -51,9 +51,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DESCRIBESUBJECTREQUEST'].fields_by_name['subject']._loaded_options = None
   _globals['_DESCRIBESUBJECTREQUEST'].fields_by_name['subject']._serialized_options = b'\212\265\030\002\010\001'
   _globals['_PUBLISHPLACEHOLDERSREQUEST'].fields_by_name['values']._loaded_options = None
-  _globals['_PUBLISHPLACEHOLDERSREQUEST'].fields_by_name['values']._serialized_options = b'\212\265\030\006\020\200\002\030\200\002'
+  _globals['_PUBLISHPLACEHOLDERSREQUEST'].fields_by_name['values']._serialized_options = b'\212\265\030\010\020\200\002\030\200\002P\001'
   _globals['_GETDATAKEYSREQUEST'].fields_by_name['member_ids']._loaded_options = None
-  _globals['_GETDATAKEYSREQUEST'].fields_by_name['member_ids']._serialized_options = b'\212\265\030\007\010\001\020@\030\200\004'
+  _globals['_GETDATAKEYSREQUEST'].fields_by_name['member_ids']._serialized_options = b'\212\265\030\023\010\001\030\200\004\"\014[a-z2-7]{26}'
   _globals['_IDENTITYSERVICE'].methods_by_name['Resolve']._loaded_options = None
   _globals['_IDENTITYSERVICE'].methods_by_name['Resolve']._serialized_options = b'\222\265\030\002\010\001'
   _globals['_IDENTITYSERVICE'].methods_by_name['Link']._loaded_options = None
@@ -63,37 +63,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RESOLVEREQUEST']._serialized_start=161
   _globals['_RESOLVEREQUEST']._serialized_end=298
   _globals['_RESOLVEQUERY']._serialized_start=301
-  _globals['_RESOLVEQUERY']._serialized_end=436
-  _globals['_RESOLVERESPONSE']._serialized_start=438
-  _globals['_RESOLVERESPONSE']._serialized_end=520
-  _globals['_RESOLVEDSUBJECT']._serialized_start=523
-  _globals['_RESOLVEDSUBJECT']._serialized_end=847
-  _globals['_LINKREQUEST']._serialized_start=850
-  _globals['_LINKREQUEST']._serialized_end=1049
-  _globals['_LINKRESPONSE']._serialized_start=1052
-  _globals['_LINKRESPONSE']._serialized_end=1225
-  _globals['_UNLINKREQUEST']._serialized_start=1227
-  _globals['_UNLINKREQUEST']._serialized_end=1318
-  _globals['_UNLINKRESPONSE']._serialized_start=1320
-  _globals['_UNLINKRESPONSE']._serialized_end=1401
-  _globals['_DESCRIBESUBJECTREQUEST']._serialized_start=1404
-  _globals['_DESCRIBESUBJECTREQUEST']._serialized_end=1542
-  _globals['_DESCRIBESUBJECTRESPONSE']._serialized_start=1545
-  _globals['_DESCRIBESUBJECTRESPONSE']._serialized_end=1688
-  _globals['_SUBJECTLINK']._serialized_start=1690
-  _globals['_SUBJECTLINK']._serialized_end=1817
-  _globals['_PUBLISHPLACEHOLDERSREQUEST']._serialized_start=1819
+  _globals['_RESOLVEQUERY']._serialized_end=434
+  _globals['_RESOLVERESPONSE']._serialized_start=436
+  _globals['_RESOLVERESPONSE']._serialized_end=518
+  _globals['_RESOLVEDSUBJECT']._serialized_start=521
+  _globals['_RESOLVEDSUBJECT']._serialized_end=845
+  _globals['_LINKREQUEST']._serialized_start=848
+  _globals['_LINKREQUEST']._serialized_end=1047
+  _globals['_LINKRESPONSE']._serialized_start=1050
+  _globals['_LINKRESPONSE']._serialized_end=1223
+  _globals['_UNLINKREQUEST']._serialized_start=1225
+  _globals['_UNLINKREQUEST']._serialized_end=1316
+  _globals['_UNLINKRESPONSE']._serialized_start=1318
+  _globals['_UNLINKRESPONSE']._serialized_end=1399
+  _globals['_DESCRIBESUBJECTREQUEST']._serialized_start=1402
+  _globals['_DESCRIBESUBJECTREQUEST']._serialized_end=1540
+  _globals['_DESCRIBESUBJECTRESPONSE']._serialized_start=1543
+  _globals['_DESCRIBESUBJECTRESPONSE']._serialized_end=1686
+  _globals['_SUBJECTLINK']._serialized_start=1688
+  _globals['_SUBJECTLINK']._serialized_end=1815
+  _globals['_PUBLISHPLACEHOLDERSREQUEST']._serialized_start=1817
   _globals['_PUBLISHPLACEHOLDERSREQUEST']._serialized_end=1920
   _globals['_PUBLISHPLACEHOLDERSRESPONSE']._serialized_start=1922
   _globals['_PUBLISHPLACEHOLDERSRESPONSE']._serialized_end=2003
   _globals['_GETDATAKEYSREQUEST']._serialized_start=2005
-  _globals['_GETDATAKEYSREQUEST']._serialized_end=2089
-  _globals['_GETDATAKEYSRESPONSE']._serialized_start=2091
-  _globals['_GETDATAKEYSRESPONSE']._serialized_end=2161
-  _globals['_DATAKEY']._serialized_start=2163
-  _globals['_DATAKEY']._serialized_end=2272
-  _globals['_IDENTITYSERVICE']._serialized_start=2275
-  _globals['_IDENTITYSERVICE']._serialized_end=2776
-  _globals['_KEYSERVICE']._serialized_start=2778
-  _globals['_KEYSERVICE']._serialized_end=2894
+  _globals['_GETDATAKEYSREQUEST']._serialized_end=2101
+  _globals['_GETDATAKEYSRESPONSE']._serialized_start=2103
+  _globals['_GETDATAKEYSRESPONSE']._serialized_end=2173
+  _globals['_DATAKEY']._serialized_start=2175
+  _globals['_DATAKEY']._serialized_end=2284
+  _globals['_IDENTITYSERVICE']._serialized_start=2287
+  _globals['_IDENTITYSERVICE']._serialized_end=2788
+  _globals['_KEYSERVICE']._serialized_start=2790
+  _globals['_KEYSERVICE']._serialized_end=2906
 # @@protoc_insertion_point(module_scope)
