@@ -35,6 +35,7 @@ class FieldLimits(_message.Message):
     LTE_FIELD_NUMBER: _builtins.int
     ENTRIES_APART_FIELD_NUMBER: _builtins.int
     FROM_VISITOR_FIELD_NUMBER: _builtins.int
+    PROSE_FIELD_NUMBER: _builtins.int
     required: _builtins.bool
     """The field must be set: a non-empty string, bytes, list or map; a present message; a non-zero enum or number."""
     len_max: _builtins.int
@@ -42,11 +43,14 @@ class FieldLimits(_message.Message):
     items_max: _builtins.int
     """Most entries of a repeated field or map. Unset: 64."""
     pattern: _builtins.str
-    """Whole-string regular expression; an empty string passes unless the field is required."""
+    """Whole-string regular expression; an empty string passes unless the field is required, an empty entry of a list does
+    not. A string without one holds any characters but control characters, line breaks and those that turn the
+    direction of writing around.
+    """
     finite: _builtins.bool
     """Floating point numbers must be neither NaN nor infinite."""
     gte: _builtins.float
-    """Inclusive bounds for numbers; both zero means unbounded."""
+    """Inclusive bounds for numbers; both zero: what a column holds, 2^31 - 1 for 32 bits and 2^63 - 1 for 64."""
     lte: _builtins.float
     entries_apart: _builtins.bool
     """The entries of this repeated field are left to the handler, which checks each against its own limits and
@@ -56,6 +60,8 @@ class FieldLimits(_message.Message):
     """The string came from a visitor's browser: it is never refused, whatever its length and characters. Only the size of
     the request bounds it; what reads it judges it.
     """
+    prose: _builtins.bool
+    """Text for people, with line breaks and whatever else a writer may use; it names nothing."""
     def __init__(
         self,
         *,
@@ -68,10 +74,11 @@ class FieldLimits(_message.Message):
         lte: _builtins.float = ...,
         entries_apart: _builtins.bool = ...,
         from_visitor: _builtins.bool = ...,
+        prose: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries_apart", b"entries_apart", "finite", b"finite", "from_visitor", b"from_visitor", "gte", b"gte", "items_max", b"items_max", "len_max", b"len_max", "lte", b"lte", "pattern", b"pattern", "required", b"required"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries_apart", b"entries_apart", "finite", b"finite", "from_visitor", b"from_visitor", "gte", b"gte", "items_max", b"items_max", "len_max", b"len_max", "lte", b"lte", "pattern", b"pattern", "prose", b"prose", "required", b"required"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
