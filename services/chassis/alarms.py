@@ -34,6 +34,15 @@ class Alarm(Enum):
         "A rule of the site takes too much time or memory and is not evaluated: its placements answer the default.",
         "`comity check` names the rule; make it smaller and apply the site again.",
     )
+    STORED_UNUSABLE = (
+        "Something stored that this service goes by cannot be read or used: what was there before it, or the default, "
+        "counts instead.",
+        "`comity doctor` names the row; `comity apply` the site again, or mend the row, which is read again by itself.",
+    )
+    LOOP_CRASHES = (
+        "A background loop of this process crashes again and again: what it does is not done.",
+        "The log names the loop and the error (`loop crashed`); mend the row that it stops at, or upgrade.",
+    )
     JOURNAL_BEHIND = (
         "Refusals and erasures are not written into consent's journal: a restore would forget them.",
         "Make room on the disk of COMITY_CONSENT_JOURNAL_DIR, or mend it; consent's log names what it could not do.",

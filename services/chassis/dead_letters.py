@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
 import asyncpg
@@ -95,6 +95,8 @@ class Letter:
 
 # What has to be done once a retry is committed.
 After = Callable[[], Awaitable[None]]
+# No row of a database can have a place in its log beyond this moment: a reader there would pass over all that comes.
+IMPOSSIBLE_PLACE = "(epoch, xid) > (SELECT epoch, pg_snapshot_xmax(pg_current_snapshot()) FROM log_epoch)"
 # Gives the letter its effect inside the transaction that takes it away; raises what would put it aside again.
 Retry = Callable[[Connection, Letter], Awaitable[After | None]]
 
@@ -167,9 +169,69 @@ def read_rows(
         try:
             found.append((row, read(row)))
         except Exception as error:
-            place = "/".join((table, *(str(row[key]) for key in keys)))
-            letters.append(letter_of(error, source, consumer, channel=place))
+            letters.append(letter_of(error, source, consumer, channel=_place_of(row, table, keys)))
     return found, letters
+
+
+def _place_of(row: asyncpg.Record, table: str, keys: Sequence[str]) -> str:
+    return "/".join((table, *(str(row[key]) for key in keys)))
+
+
+def impossible_place(service: str, place: str) -> Letter:
+    """The letter of a reader's position that was beyond the log, and was given up."""
+    detail = "it was beyond the log; what lies behind it is read again"
+    return Letter(service, "positions", "IMPOSSIBLE_POSITION", detail, channel=place)
+
+
+class Rows:
+    """What one reader holds of a table: a row that cannot be read is put aside once, and read again until it can be.
+
+    Args:
+        keys: the columns that name the row; they name nobody.
+    """
+
+    def __init__(self, pool: Pool, source: str, consumer: str, table: str, *keys: str) -> None:
+        self._pool = pool
+        self._place = source, consumer, table, *keys
+        self._unread: dict[str, tuple[Any, ...]] = {}
+
+    @property
+    def unread(self) -> list[tuple[Any, ...]]:
+        """The keys of rows that could not be read; to be read again with whatever is new."""
+        return list(self._unread.values())
+
+    async def read(
+        self, rows: Iterable[asyncpg.Record], read: Callable[[asyncpg.Record], T]
+    ) -> list[tuple[asyncpg.Record, T]]:
+        """What *read* makes of each row that can be read."""
+        rows = list(rows)
+        _, _, table, *keys = self._place
+        found, letters = read_rows(rows, read, *self._place)
+        fresh = [letter for letter in letters if letter.channel not in self._unread]
+        failed = {letter.channel for letter in letters}
+        for row in rows:
+            place = _place_of(row, table, keys)
+            if place in failed:
+                self._unread[place] = tuple(row[key] for key in keys)
+            else:
+                self._unread.pop(place, None)
+        await put_aside(self._pool, fresh)
+        return found
+
+    def lacks(self, letter: Letter) -> bool:
+        """Whether the row that the letter names still cannot be read."""
+        return letter.channel in self._unread
+
+
+def retry_rows(again: Callable[[], Awaitable[object]], *held: Rows) -> "Retry":
+    """Retries the letters of rows that a reader holds: *again* has it read what it could not."""
+
+    async def retry(_: Connection, letter: Letter) -> None:
+        await again()
+        if any(rows.lacks(letter) for rows in held):
+            raise ServiceError(Kind.FAILED_PRECONDITION, "STILL_UNREADABLE", "the row is as it was: mend it first")
+
+    return retry
 
 
 async def put_aside_in(connection: Connection, letter: Letter) -> None:
@@ -223,7 +285,7 @@ class DeadLetters:
         self._retries[source, consumer] = retry
 
     def can_retry(self, letter: Letter) -> bool:
-        """Whether there is a way to retry it; a row's is to be read again by whoever reads it next."""
+        """Whether there is a way to retry it; a row that nobody holds is read again by whoever reads it next."""
         return (letter.source, letter.consumer) in self._retries or not letter.payload
 
     async def after(self, last_id: int, limit: int) -> tuple[list[Letter], int]:

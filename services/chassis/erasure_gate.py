@@ -180,4 +180,5 @@ class ErasureGate:
             return _Stands(0, epoch, timeline, restored=epoch > 1)
         moved = row["applied_timeline"] != timeline and row["applied_timeline"] != 0
         restored = row["applied_epoch"] != epoch or moved
-        return _Stands(0 if restored else int(row["number"]), epoch, timeline, restored)
+        # Numbers begin at 1; what is below them asks for all of it.
+        return _Stands(0 if restored else max(0, int(row["number"])), epoch, timeline, restored)

@@ -25,10 +25,10 @@ A whole `services/<name>/main.py`:
 stop_grace_s for those in flight; then the background loops are cancelled; then what was given to `on_stop` is closed in
 reverse order. So open pools first, then the bus, then what writes to them. All of it within 30 seconds.
 
-A background loop that crashes is started again with backoff. An outage (ServiceError UNAVAILABLE or DEADLINE, OSError)
-is retried for ever: that Postgres or NATS is away is not mended by ending a process that still answers. Anything else
-is a bug: after 20 crashes without a steady minute between them the process drains and exits with status 1, because one
-that answers but no longer relays looks healthy while its facts pile up; a dead one is seen.
+A background loop that crashes is started again with backoff, for ever: what makes it crash may be a stored row, which
+the next process meets too, and a process that still answers is worth more than one that begins again. An outage
+(ServiceError UNAVAILABLE or DEADLINE, OSError) tells of itself. Anything else is a bug, and one that repeats without a
+steady minute between is an alarm: who answers but no longer relays would look healthy while its facts pile up.
 """
 
 import argparse
@@ -49,6 +49,7 @@ from comity.common.v1.operations_pb2_grpc import add_OperationsServiceServicer_t
 from pydantic import ValidationError
 
 from services.chassis import metrics, telemetry
+from services.chassis.alarms import Alarm, set_alarm
 from services.chassis.dead_letters import DeadLetters
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.logs import setup_logs
@@ -63,7 +64,8 @@ STOP_S_MAX = 30.0
 CLOSE_S_MAX = 5.0
 DELAY_S_MIN, DELAY_S_MAX = 0.1, 5.0
 STEADY_S = 60.0
-BUGS_MAX = 20
+# One alone may have been a race that never comes again.
+BUGS_MAX = 3
 # Objects made before the youngest are looked through; Python's own 700 is what two requests make.
 GC_YOUNG_MAX = 20_000
 
@@ -78,7 +80,7 @@ class App:
     Args:
         service: its name.
         server: add servicers to it.
-        telemetry: of the process.
+        tracing: telemetry of the process.
     """
 
     def __init__(self, service: str, server: RpcServer, tracing: telemetry.Telemetry) -> None:
@@ -86,6 +88,7 @@ class App:
         self.server = server
         self.telemetry = tracing
         self.failed = False
+        self._broken: set[str] = set()
         self._operations = OperationsService()
         server.add(add_OperationsServiceServicer_to_server, self._operations)
         self._closers: list[tuple[str, Callable[[], Awaitable[object]]]] = []
@@ -109,7 +112,7 @@ class App:
         port = await self.server.start()
         _log.info("serving", port=port)
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._keep(name, loop, stop), name=name) for name, loop in self._loops]
+            tasks = [group.create_task(self._keep(name, loop), name=name) for name, loop in self._loops]
             await stop.wait()
             _log.info("draining")
             await self.server.stop()
@@ -134,22 +137,27 @@ class App:
             self.telemetry.delete_old()
             await asyncio.sleep(DAY_S)
 
-    async def _keep(self, name: str, loop: Callable[[], Awaitable[None]], stop: asyncio.Event) -> None:
+    async def _keep(self, name: str, loop: Callable[[], Awaitable[None]]) -> None:
         restarts = Restarts()
         while True:
             started_s = time.monotonic()
+            steady = asyncio.get_running_loop().call_later(STEADY_S, self._tell_broken, name, False)
             try:
                 await loop()
                 return
             except Exception as error:
                 delay_s = restarts.delay_s_after(error, time.monotonic() - started_s)
                 _log.error("loop crashed", loop=name, retry_in_s=delay_s, crashes=restarts.crashes, exc_info=error)
+            finally:
+                steady.cancel()
             metrics.LOOP_RESTARTS.labels(name).inc()
-            if delay_s is None:
-                self.failed = True
-                stop.set()
-                return
+            self._tell_broken(name, restarts.is_broken)
             await asyncio.sleep(delay_s * random.uniform(0.8, 1.2))
+
+    def _tell_broken(self, name: str, is_broken: bool) -> None:
+        """Raise the alarm while any loop is broken."""
+        (self._broken.add if is_broken else self._broken.discard)(name)
+        set_alarm(Alarm.LOOP_CRASHES, bool(self._broken))
 
 
 class Restarts:
@@ -159,15 +167,17 @@ class Restarts:
         self.crashes = 0
         self._bugs = 0
 
-    def delay_s_after(self, error: Exception, ran_s: float) -> float | None:
-        """How long to wait before the next start; None when there is to be none. *ran_s*: how long it ran this time."""
+    @property
+    def is_broken(self) -> bool:
+        """Whether it crashes for a reason that no time mends."""
+        return self._bugs >= BUGS_MAX
+
+    def delay_s_after(self, error: Exception, ran_s: float) -> float:
+        """How long to wait before the next start. *ran_s*: how long it ran this time."""
         if ran_s >= STEADY_S:
             self.crashes = self._bugs = 0
         self.crashes += 1
-        if not _is_outage(error):
-            self._bugs += 1
-            if self._bugs > BUGS_MAX:
-                return None
+        self._bugs += not _is_outage(error)
         return float(min(DELAY_S_MAX, DELAY_S_MIN * 2 ** min(self.crashes - 1, 10)))
 
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 import structlog
 
 from services.chassis import envelope
-from services.chassis.dead_letters import Letter, put_aside_in
+from services.chassis.dead_letters import IMPOSSIBLE_PLACE, Letter, impossible_place, put_aside_in
 from services.chassis.envelope import OutMessage
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.events import ORIGIN, LogPosition, RecordedEvent
@@ -42,6 +42,13 @@ LAG_EVERY_S = 1.0
 CONSUMER = "relay"
 
 CHECKPOINT_SQL = "SELECT epoch, xid, position FROM relay_checkpoint WHERE service = $1"
+# Behind what is there already: what was not published of that the reconciler publishes, once, as the inboxes need it.
+RESET_SQL = f"""
+UPDATE relay_checkpoint SET epoch = newest.e, xid = newest.x, position = newest.p FROM (
+    (SELECT epoch, xid, position FROM events ORDER BY epoch DESC, xid DESC, position DESC LIMIT 1)
+    UNION ALL SELECT 0, '0'::xid8, 0 LIMIT 1
+) AS newest (e, x, p) WHERE service = $1 AND {IMPOSSIBLE_PLACE} RETURNING service
+"""
 ADVANCE_SQL = """
 INSERT INTO relay_checkpoint AS c (service, epoch, xid, position) VALUES ($1, $2, $3, $4)
 ON CONFLICT (service) DO UPDATE
@@ -108,6 +115,9 @@ class Relay:
             await asyncio.sleep(OUTAGE_PAUSE_S)
 
     async def _lead(self, connection: Connection) -> None:
+        with translated():
+            if await connection.fetchval(RESET_SQL, self._service) is not None:
+                await put_aside_in(connection, impossible_place(self._service, f"relay_checkpoint/{self._service}"))
         self._published_to = await read_checkpoint(connection, self._service)
         _log.info("relay_leads", service=self._service)
         async with asyncio.TaskGroup() as group:

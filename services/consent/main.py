@@ -13,7 +13,7 @@ from pydantic_settings import SettingsConfigDict
 from services.chassis.access import PostgresAccessLog
 from services.chassis.bus import NatsBus
 from services.chassis.clock import SystemClock
-from services.chassis.dead_letters import DeadLetters
+from services.chassis.dead_letters import DeadLetters, retry_rows
 from services.chassis.eventstore import PostgresEventStore
 from services.chassis.holdings import HoldingsService
 from services.chassis.lifecycle import App, run
@@ -102,6 +102,7 @@ async def build(settings: Settings, app: App) -> None:
     app.on_stop("identity", channel.close)
     clock = SystemClock()
     policies = PostgresPolicies(pool, clock, controller=settings.controller)
+    letters.retried_by("consent", "policy", retry_rows(policies.read_again, *policies.rows))
     ledger = PostgresLedger(pool, read_pool, policies)
     identity = GrpcIdentityReader(channel)
     accesses = PostgresAccessLog(pool, clock, outlives_erasure=True)

@@ -91,13 +91,13 @@ class Journaling:
         self._journal = journal
 
     async def run(self) -> None:
-        """Write until cancelled; outages, and a disk that takes nothing, are waited out."""
+        """Write until cancelled; outages, a disk that takes nothing and a file that is broken are waited out."""
         while True:
             try:
                 async with leadership(self._pool, JOURNAL_LEADERSHIP) as connection:
                     await self._journal.lead(connection)
             except ServiceError as error:
-                if error.kind is not Kind.UNAVAILABLE:
+                if error.kind not in (Kind.UNAVAILABLE, Kind.FAILED_PRECONDITION):
                     raise
                 _log.warning("the journal waits", reason=error.reason, exc_info=error)
                 await asyncio.sleep(RETRY_S)

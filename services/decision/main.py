@@ -12,7 +12,7 @@ from pydantic_settings import SettingsConfigDict
 from services.chassis.access import PostgresAccessLog
 from services.chassis.bus import NatsBus
 from services.chassis.clock import SystemClock
-from services.chassis.dead_letters import DeadLetters
+from services.chassis.dead_letters import DeadLetters, retry_rows
 from services.chassis.erasure_gate import ErasureGate, GrpcErasureLedger
 from services.chassis.errors import ServiceError
 from services.chassis.eventstore import PostgresEventStore
@@ -100,6 +100,8 @@ async def build(settings: Settings, app: App) -> None:
     app.background("relay", relay.run)
     app.background("reconciler", Reconciler(pool, bus, "decision").run)
     parts = _Parts(settings, app, pool, store)
+    for rows, consumer in ((parts.sites.rows, "sites"), (parts.catalog.rows, "catalog")):
+        letters.retried_by("decision", consumer, retry_rows(parts.refresher.refresh_unread, rows))
     app.background("refresh", parts.refresher.run)
     await parts.refresher.refresh()
     for channel in parts.channels:

@@ -1,6 +1,7 @@
 """What features does when it is asked, against ports."""
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -24,6 +25,8 @@ from services.features.domain.requests import FeatureQuery, Source
 # Feature sets whose columns are kept up to date: the active one, the one before it while a site is being applied, and
 # one that somebody compares with.
 SETS_MAX = 3
+# So soon what could not be read is tried again: somebody may have mended it.
+AGAIN_S = 10.0
 
 
 class BookKeeper(Protocol):
@@ -75,6 +78,11 @@ class ChangeSet(Protocol):
 class ItemReader(Protocol):
     """Catalog and item blocks."""
 
+    @property
+    def has_unread(self) -> bool:
+        """Whether there are items or blocks that could not be read."""
+        ...
+
     async def standing(self) -> Standing:
         """How far they have come."""
         ...
@@ -112,6 +120,7 @@ class ItemColumns:
         self._standing = Standing()
         self._running: dict[str, RunningTotals] = {}
         self._columns: dict[str, Columns] = {}
+        self._again_at_s = 0.0
         self._turn = asyncio.Lock()
 
     async def table(self, version: str) -> ItemTable:
@@ -145,9 +154,18 @@ class ItemColumns:
     async def refresh(self) -> Standing:
         """Bring every snapshot up to date when positions have moved; the positions they stand at then."""
         async with self._turn:
-            if await self._items.standing() != self._standing:
+            if await self._items.standing() != self._standing or self._is_to_try_again():
                 await uncancelled(self._take_changes())
             return self._standing
+
+    async def refresh_unread(self) -> None:
+        """Read again now what could not be read."""
+        self._again_at_s = 0.0
+        await self.refresh()
+
+    def _is_to_try_again(self) -> bool:
+        unread = self._items.has_unread or not self._books.book.is_whole
+        return unread and time.monotonic() >= self._again_at_s
 
     async def _begin(self, feature_set: FeatureSet) -> None:
         """Have snapshots of this feature set from now on."""
@@ -156,6 +174,7 @@ class ItemColumns:
 
     async def _take_changes(self) -> None:
         """Read what changed and compute what follows from it."""
+        self._again_at_s = time.monotonic() + AGAIN_S
         book = await self._books.refresh()
         relaid = book.item_layout != self._layout
         # In a new layout all blocks are read again: what is in memory has other slots.

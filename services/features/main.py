@@ -11,7 +11,7 @@ from pydantic_settings import SettingsConfigDict
 from services.chassis.bus import NatsBus
 from services.chassis.cache import RedisCache
 from services.chassis.clock import SystemClock
-from services.chassis.dead_letters import DeadLetters
+from services.chassis.dead_letters import DeadLetters, retry_rows
 from services.chassis.erasure_gate import ErasureGate, GrpcErasureLedger
 from services.chassis.eventstore import PostgresEventStore
 from services.chassis.holdings import HoldingsService
@@ -85,7 +85,8 @@ async def build(settings: Settings, app: App) -> None:
     app.on_stop("states", states.close)
     await books.refresh()
     await states.refresh()
-    columns = ItemColumns(books, ItemStore(pool))
+    items = ItemStore(pool)
+    columns = ItemColumns(books, items)
     sealer = Sealer(GrpcKeyReader(identity))
     behavior = BehaviorIntake(books, sealer, states, settled[Source.FEEDBACK], clock)
     catalog = CatalogIntake(pool, books, states, settled[Source.DECISION])
@@ -101,6 +102,8 @@ async def build(settings: Settings, app: App) -> None:
     letters.retried_by("features", "relay", relay.retry)
     for source, intake in intakes.items():
         letters.retried_by(source, CONSUMER, intake.retry)
+    letters.retried_by("features", "item columns", retry_rows(columns.refresh_unread, items.items, items.blocks))
+    letters.retried_by("features", "feature sets", retry_rows(books.refresh, books.rows))
     app.keep(letters)
     app.background("relay", relay.run)
     app.background("reconciler", Reconciler(pool, bus, "features").run)

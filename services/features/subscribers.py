@@ -68,7 +68,7 @@ class BehaviorIntake:
         """Fold these events.
 
         Raises:
-            ServiceError: UNAVAILABLE when their keys cannot be had.
+            ServiceError: UNAVAILABLE when their keys cannot be had, or a feature set cannot be read.
         """
         now_s = self._clock.now().timestamp()
         behavior = await self._opened(
@@ -77,7 +77,7 @@ class BehaviorIntake:
         if not behavior:
             return
         self._settled.begin()
-        book = await self._books.refresh(connection)
+        book = await self._books.whole(connection)
         await _fold_members(connection, book, behavior)
         await _fold_items(connection, book, behavior)
         metrics.BEHAVIOR_FOLDED.inc(len(behavior))
@@ -121,7 +121,7 @@ class CatalogIntake:
         """Keep these items.
 
         Raises:
-            ServiceError: INVALID (CATALOG_SEALED).
+            ServiceError: INVALID (CATALOG_SEALED); UNAVAILABLE when a feature set cannot be read.
         """
         item_ids: set[str] = set()
         for event in events:
@@ -134,7 +134,7 @@ class CatalogIntake:
         pending = await take_pending(connection, item_ids) if item_ids else []
         if pending:
             self._settled.begin()
-            await _fold_pending(connection, await self._books.refresh(connection), pending)
+            await _fold_pending(connection, await self._books.whole(connection), pending)
 
     async def after_commit(self, events: Sequence[RecordedEvent]) -> None:
         """Bring the cache up to date about whoever something was folded for, in an earlier try, too."""

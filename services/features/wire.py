@@ -8,8 +8,10 @@ from comity.decision.v1 import decision_events_pb2, site_pb2
 from comity.features.v1 import feature_set_pb2, features_events_pb2
 from comity.features.v1 import features_service_pb2 as pb
 from comity.feedback.v1 import feedback_events_pb2, feedback_service_pb2
+from google.protobuf.message import DecodeError
 
 from services.chassis.envelope import from_position, to_position
+from services.chassis.errors import Kind, ServiceError
 from services.chassis.events import RecordedEvent
 from services.features.domain import declared
 from services.features.domain.aggregates import Float32s
@@ -94,11 +96,28 @@ def feature_set_to_pb(
     )
 
 
-def feature_set_from_bytes(data: bytes) -> FeatureSet:
-    """A stored set, compiled again from what it declares; its name is the one it is stored under."""
+def feature_set_from_bytes(data: bytes, version: str) -> FeatureSet:
+    """A stored set, compiled again from what it declares; its name is the one it is stored under.
+
+    Raises:
+        DecodeError, ServiceError: it is not what was stored under that name.
+    """
     stored = feature_set_pb2.FeatureSet.FromString(data)
     features = [feature for feature in features_from_pb(stored.features) if feature is not None]
-    return compile_features(features, stored.version)
+    compiled = compile_features(features, version)
+    # Bytes that were cut declare less than they say they became.
+    widths = (stored.subject_width, stored.item_width)
+    if stored.version != version or widths != (compiled.subject_width, compiled.item_width):
+        raise ServiceError(Kind.INTERNAL, "SET_OF_OTHER_CONTENT", "the row is not the set that it is named after")
+    return compiled
+
+
+def published_set(data: bytes) -> bytes:
+    """The set that a FeatureSetPublished tells of, as it was published; empty where it tells of none."""
+    try:
+        return features_events_pb2.FeatureSetPublished.FromString(data).feature_set.SerializeToString()
+    except DecodeError:
+        return b""
 
 
 def without_words(feature_set: feature_set_pb2.FeatureSet) -> bytes:

@@ -16,7 +16,7 @@ from pydantic_settings import SettingsConfigDict
 
 from services.chassis.bus import NatsBus
 from services.chassis.clock import SystemClock
-from services.chassis.dead_letters import DeadLetters
+from services.chassis.dead_letters import DeadLetters, retry_rows
 from services.chassis.erasure_gate import ErasureGate, GrpcErasureLedger
 from services.chassis.eventstore import PostgresEventStore
 from services.chassis.holdings import HoldingsService
@@ -110,6 +110,7 @@ async def build(settings: Settings, app: App) -> None:
     letters.retried_by("feedback", "relay", relay.retry)
     letters.retried_by("decision", JOINER, parts.unread.retry_decision)
     letters.retried_by("feedback", JOINER, parts.unread.retry_answer(join.again))
+    letters.retried_by("feedback", "schemas", retry_rows(parts.schemas.book, parts.schemas.rows))
     app.keep(letters)
     app.background("relay", relay.run)
     app.background("reconciler", Reconciler(pool, bus, "feedback").run)

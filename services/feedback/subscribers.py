@@ -49,6 +49,7 @@ class Joiner:
             try:
                 # Who lost the lead without noticing does no harm for a step: joining twice records nothing twice.
                 async with leadership(self._pool, LEADERSHIP) as connection:
+                    await self._join.begin()
                     while not connection.is_closed():
                         await self._take()
             except ServiceError as error:

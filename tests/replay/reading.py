@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from comity.consent.v1 import consent_service_pb2 as consent_pb
+from comity.features.v1 import feature_set_pb2
 
 from services.chassis.events import ORIGIN, LogPosition, RecordedEvent
 from services.consent.domain.ledger import Answer
@@ -193,7 +194,8 @@ def _persons(links: Sequence[Link]) -> History:
 
 def outcome_of_features(history: History) -> History:
     """Vectors and rows, from the states that were kept and from the behavior folded anew."""
-    feature_set = feature_set_from_bytes(unpack(history["feature_set"]))
+    stored = unpack(history["feature_set"])
+    feature_set = feature_set_from_bytes(stored, feature_set_pb2.FeatureSet.FromString(stored).version)
     # States are read as the store reads them: by what every set that was ever published counts.
     book = Book({feature_set.version: feature_set})
     members, blocks = book.member_layout, book.item_layout

@@ -23,7 +23,7 @@ from pathlib import Path
 import structlog
 
 from services.chassis.alarms import Alarm, set_alarm
-from services.chassis.dead_letters import put_aside, read_each
+from services.chassis.dead_letters import IMPOSSIBLE_PLACE, put_aside, read_each
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.events import ORIGIN, LogPosition
 from services.chassis.metrics import JOURNAL_LAG_S
@@ -52,8 +52,9 @@ LINE_BYTES_MAX = 64 * 1024
 LAG_S_MAX = 60.0
 LOOK_EVERY_S = 2.0
 
-STANDS_SQL = """
+STANDS_SQL = f"""
 SELECT (SELECT epoch FROM log_epoch) AS now_epoch, (SELECT timeline_id FROM pg_control_checkpoint()) AS now_timeline,
+       coalesce({IMPOSSIBLE_PLACE}, false) AS impossible,
        p.number, p.mac, p.size_bytes, p.epoch, p.xid, p.position, p.log_epoch, p.timeline
 FROM (VALUES (1)) AS always LEFT JOIN journal_position p ON true
 """
@@ -98,12 +99,15 @@ class JournalFile:
 
     def holds(self, mark: Mark) -> bool:
         """Whether the line that the mark is behind is there, at its place."""
-        if not mark.number:
+        if not mark.number and not mark.size_bytes:
             return True
         with suppress(OSError, ValueError, KeyError, TypeError), self.path.open("rb") as file:
             file.seek(max(0, mark.size_bytes - LINE_BYTES_MAX))
-            data = file.read(min(mark.size_bytes, LINE_BYTES_MAX))
-            return data.endswith(b"\n") and json.loads(data[:-1].rpartition(b"\n")[2])["mac"] == mark.mac
+            data = file.read(max(0, min(mark.size_bytes, LINE_BYTES_MAX)))
+            if not data.endswith(b"\n") or len(data) < min(mark.size_bytes, LINE_BYTES_MAX):
+                return False
+            line = json.loads(data[:-1].rpartition(b"\n")[2])
+            return (line["number"], line["mac"]) == (mark.number, mark.mac)
         return False
 
     def batches(self, after: Mark) -> Iterator[list[tuple[Entry, Mark]]]:
@@ -185,6 +189,7 @@ class Tail:
 class _Stands:
     mark: Mark
     restored: bool
+    impossible: bool = False
 
 
 class PostgresJournal:
@@ -226,7 +231,7 @@ class PostgresJournal:
         stands = await self._stands()
         if stands.mark.number and not await asyncio.to_thread(self._file.exists):
             self._tell_missing(stands)
-        aligned = await asyncio.to_thread(self._file.holds, stands.mark)
+        aligned = not stands.impossible and await asyncio.to_thread(self._file.holds, stands.mark)
         end = stands.mark if aligned else Mark()
         tail = Tail(end, stands.mark.position if aligned else ORIGIN, set())
         count = 0
@@ -334,6 +339,7 @@ class PostgresJournal:
         return _Stands(
             Mark(row["number"], row["mac"], row["size_bytes"], position),
             restored=(row["log_epoch"], row["timeline"]) != (row["now_epoch"], row["now_timeline"]),
+            impossible=row["impossible"],
         )
 
     def _tell_missing(self, stands: _Stands) -> None:

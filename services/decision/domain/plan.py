@@ -95,6 +95,9 @@ def _problems(site: Site, layout: Layout) -> Iterable[FieldProblem]:
         yield FieldProblem(
             "site.feature_set_version", "is not the version of the feature_set sent along; send that one"
         )
+    # Of a stored site nobody else asks; NaN is in no range.
+    if not 0 <= site.holdout_share <= 1:
+        yield FieldProblem("site.holdout_share", "is no share; it is between 0 and 1")
     yield from _duplicates("site.placements", [placement.id for placement in site.placements])
     yield from _duplicates("site.policies", [policy.id for policy in site.policies])
     policy_ids = {policy.id for policy in site.policies}
@@ -108,6 +111,8 @@ def _placement_problems(field: str, placement: Placement, policy_ids: set[str]) 
     if placement.policy_id not in policy_ids:
         known = ", ".join(sorted(policy_ids)) or "none"
         yield FieldProblem(f"{field}.policy_id", f"no policy has this id; the site has: {known}")
+    if placement.slate_size < 1:
+        yield FieldProblem(f"{field}.slate_size", "is below 1; a slate has at least one entry")
     if len(placement.default_slate) > placement.slate_size:
         yield FieldProblem(f"{field}.default_slate", "has more entries than slate_size; shorten it or raise slate_size")
     yield from _duplicates(f"{field}.default_slate", [entry.item_id for entry in placement.default_slate])
@@ -140,6 +145,8 @@ def _policy_problems(field: str, policy: Policy, layout: Layout) -> Iterable[Fie
                 compiled(source)
         except RuleError as error:
             yield FieldProblem(f"{field}.{name}", str(error))
+    if not 0 <= policy.epsilon <= 1:
+        yield FieldProblem(f"{field}.epsilon", "is no probability; it is between 0 and 1")
     if bool(policy.model) == bool(policy.column):
         yield FieldProblem(f"{field}.ranker", "name either a model or a column")
     if policy.column and layout.column(policy.column) is None:

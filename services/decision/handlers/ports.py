@@ -131,7 +131,11 @@ class SiteStore(Protocol):
     """Sites that were applied, kept for ever."""
 
     async def load(self, site_version: str) -> CompiledSite | None:
-        """The site at this version; None when it never was applied."""
+        """The site at this version; None when it never was applied, or cannot be read."""
+        ...
+
+    async def before(self, site_version: str) -> list[str]:
+        """Versions of the sites that decided before this one, the newest first, some of them."""
         ...
 
     async def data(self, site_version: str) -> bytes:
@@ -146,8 +150,16 @@ class SiteStore(Protocol):
 class CatalogStore(Protocol):
     """Items at every version they have had."""
 
+    @property
+    def has_unread(self) -> bool:
+        """Whether there are items that could not be read."""
+        ...
+
     async def changed_since(self, catalog_version: int) -> tuple[int, list[Item]]:
-        """The newest version, and every item that entered or changed after the given one, oldest first."""
+        """The newest version, and every item that entered or changed after the given one, or could not be read before.
+
+        The oldest first.
+        """
         ...
 
     async def at(self, item_ids: Sequence[str], catalog_version: int) -> list[Item | None]:

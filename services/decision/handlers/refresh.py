@@ -1,6 +1,7 @@
 """Keeps a replica deciding with what stands in the database, and with the newest item columns."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import NoReturn
 
@@ -28,6 +29,8 @@ POLL_S = 0.25
 # A wait for columns asks more often than the poll: someone stands there.
 AWAIT_POLL_S = 0.05
 AWAIT_S_MAX = 60.0
+# So soon what could not be read or used is tried again: somebody may have mended it.
+AGAIN_S = 10.0
 
 _log = structlog.get_logger(__name__)
 
@@ -60,7 +63,9 @@ class Refresher:
         self._turn = asyncio.Lock()
         # Of reading columns: an answer that was long on its way must not take the place of a newer one.
         self._columns_turn = asyncio.Lock()
-        self._taken_over = Standing("", 0, frozenset())
+        self._tried = Standing("", 0, frozenset())
+        self._unusable = False
+        self._again_at_s = 0.0
 
     def serving(self) -> Serving:
         """What to decide with now."""
@@ -76,21 +81,47 @@ class Refresher:
                 group.create_task(_again_and_again(refresh))
 
     async def refresh(self) -> None:
-        """Take over what changed in the database since the last time.
+        """Take over what changed in the database since the last time; what cannot be used leaves what there is.
 
         Raises:
             ServiceError: an outage.
         """
         async with self._turn:
-            now, held = await self._standing.standing(), self._serving
-            if now == self._taken_over:
+            now = await self._standing.standing()
+            if now == self._tried and not self._is_to_try_again():
                 return
-            compiled = await self._site(now, held.compiled)
-            catalog = await self._items(now, held.catalog)
-            rankers = await self._rankers(now, held.rankers)
-            set_alarm(Alarm.RULE_STOPPED, compiled is not None and compiled.has_stopped_rules)
-            await self._swap(compiled, catalog, held.columns, rankers)
-            self._taken_over = now
+            self._again_at_s = time.monotonic() + AGAIN_S
+            try:
+                await self._take_over(now)
+            except ServiceError:
+                raise
+            except Exception as error:
+                # Whatever is stored there: it must keep no replica from deciding, nor from starting.
+                _log.error("not taken over", exc_info=error)
+                self._unusable = True
+            self._tried = now
+            set_alarm(Alarm.STORED_UNUSABLE, self._unusable)
+
+    async def refresh_unread(self) -> None:
+        """Read again now what could not be read.
+
+        Raises:
+            ServiceError: an outage.
+        """
+        self._again_at_s = 0.0
+        await self.refresh()
+
+    def _is_to_try_again(self) -> bool:
+        return (self._unusable or self._catalog.has_unread) and time.monotonic() >= self._again_at_s
+
+    async def _take_over(self, now: Standing) -> None:
+        held = self._serving
+        compiled = await self._site(now, held.compiled)
+        catalog = await self._items(now, held.catalog)
+        rankers = await self._rankers(now, held.rankers)
+        set_alarm(Alarm.RULE_STOPPED, compiled is not None and compiled.has_stopped_rules)
+        await self._swap(compiled, catalog, held.columns, rankers)
+        self._unusable = now.site_version != ("" if compiled is None else compiled.site.version)
 
     async def refresh_columns(self) -> None:
         """Take over the newest item columns.
@@ -143,14 +174,20 @@ class Refresher:
     async def _site(self, now: Standing, held: CompiledSite | None) -> CompiledSite | None:
         if not now.site_version or (held is not None and held.site.version == now.site_version):
             return held
-        # One that cannot be read leaves the site that decides now.
-        return await self._sites.load(now.site_version) or held
+        if (loaded := await self._sites.load(now.site_version) or held) is not None:
+            return loaded
+        # Nothing decides yet: the newest that decided before it, and can be read.
+        for version in await self._sites.before(now.site_version):
+            if (loaded := await self._sites.load(version)) is not None:
+                _log.error("site before decides", site_version=version)
+                return loaded
+        return None
 
     async def _items(self, now: Standing, held: Catalog) -> Catalog:
-        if now.catalog_version == held.version:
+        if now.catalog_version == held.version and not self._catalog.has_unread:
             return held
         version, changed = await self._catalog.changed_since(held.version)
-        return held.with_items(version, changed)
+        return held.with_items(version, changed) if changed or version != held.version else held
 
     async def _rankers(self, now: Standing, held: Mapping[str, Ranker]) -> dict[str, Ranker]:
         """The active models, loaded and warm; where one cannot be loaded the previous one of its name stays."""

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import asyncpg
 
 from services.chassis.clock import Clock
-from services.chassis.dead_letters import put_aside, read_rows
+from services.chassis.dead_letters import Rows
+from services.chassis.errors import Kind, ServiceError
 from services.chassis.events import ORIGIN, Append, LogPosition, NewEvent
 from services.chassis.eventstore import append_in
 from services.chassis.ids import uuid7
@@ -35,7 +36,7 @@ FROM standing head
 LEFT JOIN LATERAL (
     SELECT DISTINCT ON (item_id) item_id, item,
            (SELECT min(first.catalog_version) FROM items first WHERE first.item_id = items.item_id) AS entered
-    FROM items WHERE catalog_version > $1 AND catalog_version <= head.catalog_version
+    FROM items WHERE (catalog_version > $1 OR item_id = ANY($2::text[])) AND catalog_version <= head.catalog_version
     ORDER BY item_id, catalog_version DESC
 ) AS newest ON true
 ORDER BY newest.entered, newest.item_id
@@ -56,11 +57,18 @@ class PostgresCatalog:
     def __init__(self, pool: Pool, clock: Clock) -> None:
         self._pool = pool
         self._clock = clock
+        self.rows = Rows(pool, "decision", "catalog", "items", "item_id")
+
+    @property
+    def has_unread(self) -> bool:
+        """See handlers.ports.CatalogStore."""
+        return bool(self.rows.unread)
 
     async def changed_since(self, catalog_version: int) -> tuple[int, list[Item]]:
         """See handlers.ports.CatalogStore."""
         async with acquire(self._pool) as connection:
-            rows = await connection.fetch(CHANGED_SQL, catalog_version)
+            unread = [item_id for (item_id,) in self.rows.unread]
+            rows = await connection.fetch(CHANGED_SQL, catalog_version, unread)
         items = await self._readable([row for row in rows if row["item"] is not None])
         return (rows[0]["catalog_version"] if rows else catalog_version), list(items.values())
 
@@ -80,11 +88,7 @@ class PostgresCatalog:
 
     async def _readable(self, rows: Sequence[asyncpg.Record]) -> dict[str, Item]:
         """Items by id, less those that cannot be read: they are not offered, and keep no other from being."""
-        found, letters = read_rows(
-            rows, lambda row: item_from_bytes(row["item"]), "decision", "catalog", "items", "item_id"
-        )
-        await put_aside(self._pool, letters)
-        return {row["item_id"]: item for row, item in found}
+        return {row["item_id"]: item for row, item in await self.rows.read(rows, _item_of)}
 
     async def upsert(self, items: Sequence[DeclaredItem]) -> tuple[int, LogPosition]:
         """See handlers.ports.CatalogStore."""
@@ -107,3 +111,10 @@ class PostgresCatalog:
             await connection.execute(ADVANCE_SQL, version, stream_version + len(events))
             (appended,) = await append_in(connection, [Append(CATALOG_STREAM, stream_version, events)])
         return version, appended.position
+
+
+def _item_of(row: asyncpg.Record) -> Item:
+    item = item_from_bytes(row["item"])
+    if item.id != row["item_id"]:
+        raise ServiceError(Kind.INTERNAL, "ITEM_OF_OTHER_NAME", "the row holds another item than it is named after")
+    return item

@@ -15,10 +15,12 @@ class Book:
     Args:
         sets: by version, in the order they were first published.
         active: version of the newest publication; empty before the first.
+        is_whole: every set that was published is here; else layouts are others than those that are written.
     """
 
     sets: Mapping[str, FeatureSet] = field(default_factory=dict)
     active: str = ""
+    is_whole: bool = True
 
     def version_of(self, feature_set: FeatureSet) -> str:
         """The version that a set which computes the same was published under, the active one's first; else its own.

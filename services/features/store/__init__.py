@@ -14,8 +14,8 @@ from services.chassis import metrics
 from services.chassis.alarms import Alarm, set_alarm
 from services.chassis.cache import split_version
 from services.chassis.clock import Clock
-from services.chassis.dead_letters import Letter, put_aside, read_rows
-from services.chassis.errors import ServiceError
+from services.chassis.dead_letters import Letter, Rows, read_rows, reason_of
+from services.chassis.errors import Kind, ServiceError
 from services.chassis.events import ORIGIN, Append, LogPosition, NewEvent
 from services.chassis.eventstore import append_in
 from services.chassis.ids import uuid7
@@ -35,6 +35,7 @@ from services.features.wire import (
     encode_published,
     feature_set_from_bytes,
     item_from_bytes,
+    published_set,
     without_words,
 )
 
@@ -46,24 +47,29 @@ ITEM_ROWS = ("features", "item columns", "items", "id")
 BLOCK_ROWS = ("features", "item columns", "item_blocks", "item_id", "partition")
 
 BOOK_SQL = """
-SELECT s.version, s.feature_set, s.sequence, (SELECT a.version FROM active_feature_set a) AS active
-FROM feature_sets s WHERE s.sequence > $1 ORDER BY s.sequence
+SELECT s.version, s.feature_set, s.declared, s.sequence FROM feature_sets s
+WHERE s.sequence > $1 OR s.version = ANY($2::text[]) ORDER BY s.sequence
 """
+PUBLISHED_SQL = "SELECT payload FROM events WHERE stream_id = $1 ORDER BY version"
 ACTIVE_SQL = "SELECT version FROM active_feature_set"
 LOCK_SETS_SQL = "LOCK TABLE feature_sets IN SHARE ROW EXCLUSIVE MODE"
 STREAM_VERSION_SQL = "SELECT coalesce(max(version), 0) FROM events WHERE stream_id = $1"
 DECLARED_SQL = "SELECT coalesce(declared, feature_set) FROM feature_sets WHERE version = $1"
 PUT_SET_SQL = """
-INSERT INTO feature_sets (version, feature_set, declared) VALUES ($1, $2, $3)
-ON CONFLICT (version) DO UPDATE SET declared = excluded.declared
+INSERT INTO feature_sets AS s (version, feature_set, declared) VALUES ($1, $2, $3)
+ON CONFLICT (version) DO UPDATE
+SET declared = excluded.declared, feature_set = CASE WHEN $4 THEN excluded.feature_set ELSE s.feature_set END
 """
 ACTIVATE_SQL = """
 INSERT INTO active_feature_set (version) VALUES ($1) ON CONFLICT (one) DO UPDATE SET version = excluded.version
 """
 
 # Raised when the cache did not take what it should have: of the states it holds only those of this generation are read.
-GENERATION_SQL = "SELECT generation FROM cache_generation"
-NEXT_GENERATION_SQL = "UPDATE cache_generation SET generation = generation + 1 RETURNING generation"
+GENERATION_SQL = "SELECT coalesce(max(generation), 0) FROM cache_generation"
+NEXT_GENERATION_SQL = """
+INSERT INTO cache_generation AS c (generation) VALUES (1) ON CONFLICT (one) DO UPDATE SET generation = c.generation + 1
+RETURNING generation
+"""
 # Of somebody who was erased no state is read, and none is to be kept in the cache.
 STATES_SQL = """
 SELECT s.member_id, s.version, s.state FROM member_states s
@@ -71,7 +77,8 @@ WHERE s.member_id = ANY($1::text[]) AND NOT EXISTS (SELECT FROM erased_members e
 """
 # What the cache may hold, and the generation that it is of, at one moment.
 STATES_TO_CACHE_SQL = """
-SELECT s.member_id, s.version, s.state, g.generation FROM cache_generation g LEFT JOIN member_states s
+SELECT s.member_id, s.version, s.state, g.generation
+FROM (SELECT coalesce(max(generation), 0) AS generation FROM cache_generation) g LEFT JOIN member_states s
 ON s.member_id = ANY($1::text[]) AND NOT EXISTS (SELECT FROM erased_members e WHERE e.member_id = s.member_id)
 """
 # In a fixed order, so that two consumers of one message never wait for each other.
@@ -143,8 +150,19 @@ UNION ALL
 SELECT '', 0, '0'::xid8, 0, coalesce(max(number), 0) FROM withdrawn_members
 """
 XMIN_SQL = "SELECT pg_snapshot_xmin(pg_current_snapshot())"
-CHANGED_ITEMS_SQL = "SELECT id, item FROM items WHERE xid >= $1"
-CHANGED_BLOCKS_SQL = "SELECT item_id, partition, state FROM item_blocks WHERE xid >= $1"
+# With what could not be read before: it may have been mended.
+CHANGED_ITEMS_SQL = """
+SELECT id, item FROM items WHERE xid >= $1
+UNION ALL
+SELECT id, item FROM items WHERE id = ANY($2::text[]) AND xid < $1
+"""
+CHANGED_BLOCKS_SQL = """
+SELECT item_id, partition, state FROM item_blocks WHERE xid >= $1
+UNION ALL
+SELECT b.item_id, b.partition, b.state
+FROM item_blocks b JOIN unnest($2::text[], $3::smallint[]) AS asked (item_id, partition) USING (item_id, partition)
+WHERE b.xid < $1
+"""
 
 # A state's version in the cache: the generation in the upper bits, how often it was written in the lower ones.
 GENERATION_SHIFT = 40
@@ -167,6 +185,10 @@ class Books:
         self._pool = pool
         self._clock = clock
         self._sequence = 0
+        # In order of publication: layouts follow from it.
+        self._sets: dict[int, FeatureSet] = {}
+        self._missing: frozenset[str] = frozenset()
+        self.rows = Rows(pool, "features", "feature sets", "feature_sets", "version")
         self.book = Book()
 
     async def refresh(self, connection: "Connection | None" = None) -> Book:
@@ -175,6 +197,19 @@ class Books:
             return await self._read(connection)
         async with acquire(self._pool) as own:
             return await self._read(own)
+
+    async def whole(self, connection: "Connection") -> Book:
+        """The book, for who writes counts: without one of its sets they would be in layouts that nobody can read.
+
+        Raises:
+            ServiceError: UNAVAILABLE (FEATURE_SET_UNREADABLE), until it is mended.
+        """
+        book = await self._read(connection)
+        if not book.is_whole:
+            raise ServiceError(
+                Kind.UNAVAILABLE, "FEATURE_SET_UNREADABLE", "a published feature set cannot be read: counting waits"
+            )
+        return book
 
     async def named(self, feature_set: FeatureSet) -> FeatureSet:
         """The set under the version that one which computes the same was published under, if there is one."""
@@ -185,10 +220,12 @@ class Books:
         declared = message.SerializeToString(deterministic=True)
         async with transaction(self._pool) as connection:
             await connection.execute(LOCK_SETS_SQL)
-            active = await connection.fetchval(ACTIVE_SQL)
-            if active == message.version and await connection.fetchval(DECLARED_SQL, active) == declared:
+            active, unread = await connection.fetchval(ACTIVE_SQL), (message.version,) in self.rows.unread
+            same = active == message.version and await connection.fetchval(DECLARED_SQL, active) == declared
+            if same and not unread:
                 return await self._read(connection)
-            await connection.execute(PUT_SET_SQL, message.version, without_words(message), declared)
+            # What cannot be read is put right; what can stays as releases before hash it.
+            await connection.execute(PUT_SET_SQL, message.version, without_words(message), declared, unread)
             await connection.execute(ACTIVATE_SQL, message.version)
             now = self._clock.now()
             event = NewEvent(uuid7(now), FEATURE_SET_PUBLISHED, encode_published(message), now)
@@ -203,16 +240,37 @@ class Books:
         return found
 
     async def _read(self, connection: Connection) -> Book:
-        rows = await connection.fetch(BOOK_SQL, self._sequence)
+        unread = [version for (version,) in self.rows.unread]
+        rows = await connection.fetch(BOOK_SQL, self._sequence, unread)
         active = await connection.fetchval(ACTIVE_SQL) or ""
         if not rows and active == self.book.active:
             return self.book
+        found = {row["sequence"]: feature_set for row, feature_set in await self.rows.read(rows, _set_of)}
+        broken = [row for row in rows if row["sequence"] not in found]
+        recovered = await _recovered(connection, broken) if broken else {}
+        self._missing = self._missing.difference(row["version"] for row in rows)
+        self._missing |= {row["version"] for row in broken if row["sequence"] not in recovered}
         # Another task may have read them meanwhile.
-        if rows and rows[-1]["sequence"] > self._sequence:
-            self._sequence = rows[-1]["sequence"]
-        fresh = {row["version"]: feature_set_from_bytes(row["feature_set"]) for row in rows}
-        self.book = Book({**self.book.sets, **fresh}, active)
+        self._sequence = max([self._sequence, *(row["sequence"] for row in rows)])
+        self._sets = dict(sorted({**self._sets, **recovered, **found}.items()))
+        self.book = Book({one.version: one for one in self._sets.values()}, active, is_whole=not self._missing)
+        set_alarm(Alarm.STORED_UNUSABLE, bool(self._missing))
         return self.book
+
+
+def _set_of(row: asyncpg.Record) -> FeatureSet:
+    return feature_set_from_bytes(row["feature_set"], row["version"])
+
+
+async def _recovered(connection: Connection, rows: Sequence[asyncpg.Record]) -> dict[int, FeatureSet]:
+    """Sets whose row cannot be read as it should be, from the other places that hold them."""
+    published = [row["payload"] for row in await connection.fetch(PUBLISHED_SQL, STREAM)]
+    recovered = {}
+    for row in rows:
+        for blob in (row["declared"] or b"", *map(published_set, published)):
+            with suppress(Exception):
+                recovered[row["sequence"]] = feature_set_from_bytes(blob, row["version"])
+    return recovered
 
 
 class MemberStates:
@@ -295,8 +353,8 @@ class MemberStates:
             return True
         try:
             await self._cache.set_newer_many(fill, ttl_s=CACHE_TTL_S)
-        except ServiceError as outage:
-            _log.warning("cache not filled", reason=outage.reason)
+        except (ServiceError, OverflowError) as error:  # a generation that no state's version can hold
+            _log.warning("cache not filled", reason=reason_of(error)[0])
             return False
         set_alarm(Alarm.CACHE_TAKES_NO_WRITES, False)
         return True
@@ -384,6 +442,13 @@ def _block_of(book: Book, row: asyncpg.Record) -> ItemCounts:
     return decode_block(book.item_layout, row["state"], book.item_layouts)
 
 
+def _item_of(row: asyncpg.Record) -> CatalogItem:
+    item = item_from_bytes(row["item"])
+    if item.id != row["id"]:
+        raise ServiceError(Kind.INTERNAL, "ITEM_OF_OTHER_NAME", "the row holds another item than it is named after")
+    return item
+
+
 async def put_blocks(connection: Connection, book: Book, blocks: Mapping[Block, ItemCounts]) -> None:
     """Store these blocks."""
     ordered = sorted(blocks)
@@ -464,6 +529,13 @@ class ItemStore:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
+        self.items = Rows(pool, *ITEM_ROWS)
+        self.blocks = Rows(pool, *BLOCK_ROWS)
+
+    @property
+    def has_unread(self) -> bool:
+        """Whether there are items or blocks that could not be read."""
+        return bool(self.items.unread or self.blocks.unread)
 
     async def standing(self) -> Standing:
         """How far behavior and catalog have been taken in."""
@@ -478,12 +550,17 @@ class ItemStore:
         ):
             standing = await _standing(connection)
             seen_to = await connection.fetchval(XMIN_SQL)
-            item_rows = await connection.fetch(CHANGED_ITEMS_SQL, since)
-            block_rows = await connection.fetch(CHANGED_BLOCKS_SQL, since)
+            item_rows = await connection.fetch(CHANGED_ITEMS_SQL, since, [id_ for (id_,) in self.items.unread])
+            unread = self.blocks.unread
+            asked = [item_id for item_id, _ in unread], [partition for _, partition in unread]
+            block_rows = await connection.fetch(CHANGED_BLOCKS_SQL, since, *asked)
         # One that cannot be read is as though it were not there; the columns of the others go on.
-        items, letters = read_rows(item_rows, lambda row: item_from_bytes(row["item"]), *ITEM_ROWS)
-        blocks, more = read_rows(block_rows, lambda row: _block_of(book, row), *BLOCK_ROWS)
-        await put_aside(self._pool, letters + more)
+        items = await self.items.read(item_rows, _item_of)
+        if book.is_whole:
+            blocks = await self.blocks.read(block_rows, lambda row: _block_of(book, row))
+        else:
+            # Those in the layout of the set that cannot be read are as they should be: told of the set, not of them.
+            blocks, _ = read_rows(block_rows, lambda row: _block_of(book, row), *BLOCK_ROWS)
         return Changes(
             standing,
             seen_to,

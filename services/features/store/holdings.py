@@ -206,7 +206,7 @@ class FeaturesHoldings:
             await connection.execute(LOCK_SQL)
             if await connection.fetchval(NOTE_WITHDRAWN_SQL, member_id, erasure.erasure_id) is None:
                 return
-            book = await self._books.refresh(connection)
+            book = await self._books.whole(connection)
             folded = await _folded(connection, recorded)
             # A block that cannot be read holds up nobody's erasure: it is put aside, and told.
             before, letters = await readable_blocks(connection, book, blocks_of(one.behavior for one in folded))

@@ -95,6 +95,14 @@ class JoinOutcomes:
         self._reward_window = reward_window
         self._expired_at: datetime | None = None
 
+    async def begin(self) -> None:
+        """Make ready to step, once a lead.
+
+        Raises:
+            ServiceError: UNAVAILABLE.
+        """
+        await self._progress.forget_impossible()
+
     async def step(self) -> bool:
         """Take one page of each side; False when there was nothing to take.
 

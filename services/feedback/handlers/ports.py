@@ -125,6 +125,10 @@ class Unread(Protocol):
 class Progress(Protocol):
     """How far the joining is, and what waits for its decision."""
 
+    async def forget_impossible(self) -> None:
+        """Begin anew where a position is beyond what there can be, and say so."""
+        ...
+
     async def position(self, name: str) -> LogPosition:
         """How far the reader of this name is."""
         ...

@@ -4,12 +4,15 @@ from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
+from services.chassis.dead_letters import IMPOSSIBLE_PLACE, impossible_place, put_aside
 from services.chassis.events import ORIGIN, LogPosition
 from services.chassis.postgres import Pool, acquire
 from services.feedback.domain.attribution import Waiting
 from services.feedback.store.rows import position_of
 
 POSITION_SQL = "SELECT epoch, xid, position FROM join_positions WHERE reader = $1"
+# All of it is joined anew: what is joined twice is recorded once.
+FORGET_IMPOSSIBLE_SQL = f"DELETE FROM join_positions WHERE {IMPOSSIBLE_PLACE} RETURNING reader"
 # Two joiners for a moment (the lock's connection broke) may write in any order: it never goes back.
 ADVANCE_SQL = """
 INSERT INTO join_positions AS held (reader, epoch, xid, position) VALUES ($1, $2, $3::xid8, $4)
@@ -35,6 +38,12 @@ class PostgresProgress:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
+
+    async def forget_impossible(self) -> None:
+        """See handlers.ports.Progress."""
+        async with acquire(self._pool) as connection:
+            readers = [row["reader"] for row in await connection.fetch(FORGET_IMPOSSIBLE_SQL)]
+        await put_aside(self._pool, [impossible_place("feedback", f"join_positions/{reader}") for reader in readers])
 
     async def position(self, name: str) -> LogPosition:
         """See handlers.ports.Progress."""

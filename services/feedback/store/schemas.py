@@ -2,8 +2,12 @@
 
 from collections.abc import Sequence
 
+import asyncpg
+
+from services.chassis.alarms import Alarm, set_alarm
 from services.chassis.clock import Clock
-from services.chassis.dead_letters import Letter, put_aside, read_rows
+from services.chassis.dead_letters import Rows
+from services.chassis.errors import Kind, ServiceError
 from services.chassis.events import Append, NewEvent
 from services.chassis.eventstore import append_in
 from services.chassis.ids import uuid7
@@ -13,7 +17,7 @@ from services.feedback.wire import SCHEMAS_PUBLISHED, decode_schema, encode_publ
 
 STREAM = "event_schemas"
 
-NEWER_SQL = "SELECT type, schema, publication FROM event_schemas WHERE publication > $1"
+NEWER_SQL = "SELECT type, schema, publication FROM event_schemas WHERE publication > $1 OR type = ANY($2::text[])"
 LOCK_SQL = "LOCK TABLE event_schemas IN SHARE ROW EXCLUSIVE MODE"
 PUT_SQL = """
 INSERT INTO event_schemas (type, schema, publication)
@@ -30,23 +34,24 @@ class PostgresSchemas:
         self._clock = clock
         self._held: SchemaBook = {}
         self._publication = 0
+        self.rows = Rows(pool, "feedback", "schemas", "event_schemas", "type")
 
     async def book(self) -> SchemaBook:
         """See handlers.ports.Schemas: one small read, which gives nothing while nothing was published."""
         async with acquire(self._pool) as connection:
-            newer, publication, letters = await _newer(connection, self._publication)
-        await put_aside(self._pool, letters)
+            newer, publication = await self._newer(connection, self._publication)
         # Another task may have read further meanwhile; older rows must not go over newer ones.
-        if publication > self._publication:
+        if publication >= self._publication and newer:
             self._held = {**self._held, **newer}
-            self._publication = publication
+        self._publication = max(self._publication, publication)
+        set_alarm(Alarm.STORED_UNUSABLE, bool(self.rows.unread))
         return self._held
 
     async def publish(self, schemas: Sequence[EventSchema], *, version: str, before: SchemaBook) -> bool:
         """See handlers.ports.Schemas: the table and the fact that it changed are one transaction."""
         async with transaction(self._pool) as connection:
             await connection.execute(LOCK_SQL)
-            current, publication, _ = await _newer(connection, 0)
+            current, publication = await self._newer(connection, 0)
             if current != before:
                 return False
             now = self._clock.now()
@@ -56,12 +61,15 @@ class PostgresSchemas:
             await connection.execute(PUT_SQL, types, encoded, publication + 1)
         return True
 
+    async def _newer(self, connection: Connection, publication: int) -> tuple[dict[str, EventSchema], int]:
+        """What was declared since, up to which publication; a type that cannot be read is as if undeclared."""
+        rows = await connection.fetch(NEWER_SQL, publication, [type_ for (type_,) in self.rows.unread])
+        newest = max((row["publication"] for row in rows), default=publication)
+        return {row["type"]: schema for row, schema in await self.rows.read(rows, _schema_of)}, newest
 
-async def _newer(connection: Connection, publication: int) -> tuple[dict[str, EventSchema], int, list[Letter]]:
-    """What was declared since, up to which publication, and what cannot be read: such a type is as if undeclared."""
-    rows = await connection.fetch(NEWER_SQL, publication)
-    newest = max((row["publication"] for row in rows), default=publication)
-    found, letters = read_rows(
-        rows, lambda row: decode_schema(row["schema"]), "feedback", "schemas", "event_schemas", "type"
-    )
-    return {row["type"]: schema for row, schema in found}, newest, letters
+
+def _schema_of(row: asyncpg.Record) -> EventSchema:
+    schema = decode_schema(row["schema"])
+    if schema.type != row["type"]:
+        raise ServiceError(Kind.INTERNAL, "SCHEMA_OF_OTHER_TYPE", "the row holds another type than it is named after")
+    return schema

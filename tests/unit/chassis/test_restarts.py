@@ -25,14 +25,18 @@ def test_a_steady_loop_starts_over() -> None:
 
 @pytest.mark.parametrize("outage", [AWAY, ConnectionRefusedError(), TimeoutError()])
 def test_an_outage_is_waited_out_for_ever(outage: Exception) -> None:
-    """That something outside is away is not mended by ending the process."""
+    """That something outside is away is not mended by ending the process, and tells of itself."""
     restarts = Restarts()
-    assert all(restarts.delay_s_after(outage, 0.0) is not None for _ in range(10 * BUGS_MAX))
+    assert all(restarts.delay_s_after(outage, 0.0) <= DELAY_S_MAX for _ in range(100))
+    assert not restarts.is_broken
 
 
-def test_a_bug_that_repeats_ends_the_process() -> None:
-    """One that answers but no longer relays looks healthy; a dead one is seen."""
+def test_a_bug_that_repeats_is_broken_until_it_runs_steadily() -> None:
+    """One that answers but no longer relays looks healthy; the alarm says that it is not."""
     restarts = Restarts()
-    delays = [restarts.delay_s_after(KeyError(), 0.0) for _ in range(BUGS_MAX + 1)]
-    assert None not in delays[:BUGS_MAX]
-    assert delays[BUGS_MAX] is None
+    for _ in range(BUGS_MAX):
+        assert not restarts.is_broken
+        restarts.delay_s_after(KeyError(), 0.0)
+    assert restarts.is_broken
+    restarts.delay_s_after(KeyError(), STEADY_S)
+    assert not restarts.is_broken

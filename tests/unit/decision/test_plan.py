@@ -31,12 +31,20 @@ def refusal(broken: Site) -> dict[str, str]:
         ({"model": "", "column": "nothing"}, "ranker.column", "features.yaml"),
         ({"popular_by": "visits"}, "popular_by", "item alone"),
         ({"popular_by": "nothing"}, "popular_by", "item column"),
+        ({"epsilon": float("nan")}, "epsilon", "probability"),
+        ({"epsilon": 1.5}, "epsilon", "probability"),
     ],
 )
 def test_a_policy_that_cannot_work_is_refused(changes: dict[str, Any], field: str, remedy: str) -> None:
     """The refusal names the field of the policy and the remedy."""
     problems = refusal(replace(SITE, policies=(replace(POLICY, **changes),)))
     assert remedy in problems[f"site.policies[0].{field}"]
+
+
+def test_numbers_that_are_none_are_refused() -> None:
+    """Of a stored site nobody else asks: NaN draws no holdout, and no slate has fewer entries than one."""
+    broken = replace(SITE, holdout_share=float("nan"), placements=(replace(PLACEMENT, slate_size=0),))
+    assert refusal(broken).keys() >= {"site.holdout_share", "site.placements[0].slate_size"}
 
 
 FAR, WIDE = 2**31, 2**32 - 1

@@ -1,8 +1,10 @@
 """A replica follows the database, swaps whole states, and keeps what it has when something is wrong."""
 
 import asyncio
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from services.decision.domain.release import DeclaredItem, DeclaredSite, Model, 
 from services.decision.domain.serving import Ranker
 from services.decision.domain.site import Item
 from services.decision.domain.vocabulary import Exclusion
+from services.decision.handlers import refresh as refreshing
 from services.decision.handlers.refresh import Refresher
 from services.decision.rule_trial import without_slow_rules
 from tests.unit.decision.fakes import DEAD, FakeRanker
@@ -35,7 +38,9 @@ class World:
         self.now = Standing("site-1", 1, frozenset({("ranker", "1")}))
         self.items: list[Item] = list(ITEMS)
         self.snapshot: ItemColumns | None = columns()
-        self.site = site()
+        self.site: CompiledSite | None = site()
+        self.before: dict[str, CompiledSite | None] = {}
+        self.has_unread = False
         self.refuses_models = False
         self.down = False
         self.loads = 0
@@ -51,7 +56,7 @@ class World:
 
     async def load_site(self, site_version: str) -> CompiledSite | None:
         self.loads += 1
-        return self.site
+        return self.site if site_version == self.now.site_version else self.before[site_version]
 
     async def changed_since(self, catalog_version: int) -> tuple[int, list[Item]]:
         return self.now.catalog_version, self.items
@@ -77,6 +82,10 @@ class Sites:
 
     def __init__(self, world: World) -> None:
         self.load = world.load_site
+        self._world = world
+
+    async def before(self, site_version: str) -> list[str]:
+        return list(self._world.before)
 
     async def data(self, site_version: str) -> bytes:
         return b""
@@ -90,6 +99,11 @@ class Catalogs:
 
     def __init__(self, world: World) -> None:
         self.changed_since = world.changed_since
+        self._world = world
+
+    @property
+    def has_unread(self) -> bool:
+        return self._world.has_unread
 
     async def at(self, item_ids: Sequence[str], catalog_version: int) -> list[Item | None]:
         return []
@@ -225,6 +239,68 @@ async def test_a_stopped_rule_is_an_alarm_until_another_site_decides() -> None:
     world.now = replace(world.now, site_version="site-2")
     await replica.refresh()
     assert Alarm.RULE_STOPPED not in alarms.standing()
+
+
+async def test_a_site_that_cannot_be_read_leaves_the_one_before_also_at_a_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also at a start: the newest that can be read decides, which is an alarm until the right one can be read again."""
+    monkeypatch.setattr(refreshing, "AGAIN_S", 0.0)
+    world = World()
+    world.now = replace(world.now, site_version="site-3")
+    mended, world.site = compile_site(replace(site().site, version="site-3"), FEATURE_SET), None
+    world.before = {"site-2": None, "site-1": site()}
+    replica = refresher(world)
+    await replica.refresh()
+    assert decides(replica) == "site-1"
+    assert Alarm.STORED_UNUSABLE in alarms.standing()
+    world.site = mended
+    await replica.refresh()
+    assert decides(replica) == "site-3"
+    assert Alarm.STORED_UNUSABLE not in alarms.standing()
+
+
+async def test_a_row_that_was_mended_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing else moved: no version says that an item can be read now."""
+    world = World()
+    replica = refresher(world)
+    world.has_unread = True
+    await replica.refresh()
+    world.items = [Item("mended", variants=("a",))]
+    await replica.refresh()
+    assert "mended" not in replica.serving().catalog.rows
+    await replica.refresh_unread()
+    assert "mended" in replica.serving().catalog.rows
+    world.items = [Item("later", variants=("a",))]
+    monkeypatch.setattr("time.monotonic", lambda: float("inf"))
+    await replica.refresh()
+    assert "later" in replica.serving().catalog.rows
+
+
+async def test_nothing_that_is_stored_keeps_a_replica_from_starting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever taking it over raises: it goes on with what it had, says so, and tries again later."""
+    world, tries = World(), itertools.count()
+
+    def broken(*_: object, **__: object) -> NoReturn:
+        next(tries)
+        raise ZeroDivisionError
+
+    replica = refresher(world)
+    with monkeypatch.context() as patched:
+        patched.setattr(refreshing, "serving_of", broken)
+        await replica.refresh()
+        await replica.refresh()
+    assert next(tries) == 1
+    assert Alarm.STORED_UNUSABLE in alarms.standing()
+    await replica.refresh_unread()
+    assert decides(replica) == "site-1"
+    assert Alarm.STORED_UNUSABLE not in alarms.standing()
+
+
+def decides(replica: Refresher) -> str:
+    """The version of the site that decides."""
+    compiled = replica.serving().compiled
+    return "" if compiled is None else compiled.site.version
 
 
 async def test_an_outage_keeps_what_there_is() -> None:

@@ -41,6 +41,7 @@ class Items:
     def __init__(self) -> None:
         self.changed: dict[str, CatalogItem] = {}
         self.at = Standing()
+        self.has_unread = False
 
     def put(self, item: CatalogItem, number: int) -> None:
         self.changed[item.id] = item
@@ -83,6 +84,20 @@ async def test_a_caller_that_gives_up_loses_no_change(monkeypatch: pytest.Monkey
     held = await columns.columns(SET.version)
     assert held.standing == items.at
     np.testing.assert_array_equal(held.rows, np.array([[90.0], [200.0]], dtype=np.float32))
+
+
+async def test_a_row_that_was_mended_is_read_again() -> None:
+    """No position says that it can be read now: what could not be is asked for again, at once by an operator."""
+    items = Items()
+    columns = ItemColumns(Books(), items)
+    items.put(CatalogItem("boots", {"price": 90.0}), 1)
+    items.has_unread = True
+    assert len((await columns.columns(SET.version)).rows) == 1
+    items.changed["coat"] = CatalogItem("coat", {"price": 200.0})
+    await columns.refresh()
+    assert len((await columns.columns(SET.version)).rows) == 1
+    await columns.refresh_unread()
+    assert len((await columns.columns(SET.version)).rows) == 2
 
 
 class Arrived:

@@ -288,6 +288,9 @@ class FakeProgress:
     positions: dict[str, LogPosition] = field(default_factory=dict)
     pending: dict[str, Waiting] = field(default_factory=dict)
 
+    async def forget_impossible(self) -> None:
+        """See handlers.ports.Progress."""
+
     async def position(self, name: str) -> LogPosition:
         """See handlers.ports.Progress."""
         return self.positions.get(name, ORIGIN)
