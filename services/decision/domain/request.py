@@ -196,7 +196,7 @@ class PastResult:
 
     Args:
         scores: the active model's, one an item; empty where it could not score, for *fallback_reason*.
-        decision_id: empty where nothing was recorded: the person may not be recognized.
+        decision_id: empty where nothing was recorded: the person may not be recognized, or is nobody.
         position: of its record, also where it had been recorded before; ORIGIN where there is none.
     """
 

@@ -20,7 +20,7 @@ from services.decision.domain.layers import layer_of
 from services.decision.domain.layout import Floats
 from services.decision.domain.plan import CompiledSite, Plan
 from services.decision.domain.record import DecisionRecord, Evidence
-from services.decision.domain.request import Consent, PastDecision, PastResult, Person, Profile
+from services.decision.domain.request import NOBODY, Consent, PastDecision, PastResult, Person, Profile
 from services.decision.domain.serving import Serving
 from services.decision.domain.vocabulary import Activation, Exclusion, FallbackReason, Origin, Reason, StageOutcome
 from services.decision.handlers.decide import plan_of
@@ -32,6 +32,8 @@ B = TypeVar("B")
 
 # Clocks differ; what is further ahead is a mistake.
 AHEAD_MAX = timedelta(minutes=5)
+# Identity's words for a decision's own person, who is nobody that anything may be recorded of: no fault of the others'.
+_NOT_SOMEBODY = NOBODY | {"SUBJECT_ERASED"}
 # Decisions computed in one go in a thread: enough to pay for the hop, few enough to let a Decide score in between.
 COMPUTED_TOGETHER = 8
 
@@ -47,11 +49,6 @@ class _Found:
     person: Person
     permission: Consent
     profile: Profile | None
-
-    @property
-    def is_recognized(self) -> bool:
-        """Whether the person may be recognized at all; else nothing of the slate is kept."""
-        return self.person.required_purposes <= self.permission.allowed
 
 
 class RecordDecisions:
@@ -91,7 +88,7 @@ class RecordDecisions:
             found = await asyncio.gather(
                 *(self._find(site, decision, plan) for decision, plan in zip(decisions, plans, strict=True))
             )
-            recognized = [each for each in found if each.is_recognized]
+            recognized = [each for each in found if each is not None]
             records = await _aside(partial(self._compute, serving, site), recognized)
             recorded = await asyncio.gather(*map(self._record, records))
             before = [
@@ -104,7 +101,10 @@ class RecordDecisions:
                     for each, record, (position, stored) in zip(recognized, records, recorded, strict=True)
                 ]
             )
-            return [next(results) if each.is_recognized else _unrecognized(each) for each in found]
+            return [
+                _unrecognized(decision) if each is None else next(results)
+                for decision, each in zip(decisions, found, strict=True)
+            ]
 
     def _admit(self, serving: Serving, decisions: Sequence[PastDecision]) -> tuple[CompiledSite, list[Plan]]:
         """The plan of each decision's placement, when all of the call can be recorded."""
@@ -129,17 +129,24 @@ class RecordDecisions:
             _check_propensities(field, decision)
         return site, plans
 
-    async def _find(self, site: CompiledSite, decision: PastDecision, plan: Plan) -> _Found:
-        """Who it was, what they allow now, and what was known of them then."""
-        if decision.subject_id:
-            person = await self._identity.describe(decision.subject_id)
-        else:
-            person = await self._identity.resolve(decision.identities)
+    async def _find(self, site: CompiledSite, decision: PastDecision, plan: Plan) -> _Found | None:
+        """Who it was, what they allow now, and what was known of them then; None: nobody who may be recognized."""
+        try:
+            if decision.subject_id:
+                person = await self._identity.describe(decision.subject_id)
+            else:
+                person = await self._identity.resolve(decision.identities)
+        except ServiceError as error:
+            if error.reason not in _NOT_SOMEBODY:
+                raise
+            return None
         needed = plan.purposes | person.required_purposes
         asked = tuple(sorted(site.layout.purposes | needed))
         permission = await self._consent.evaluate(person.members, asked, decision.signals)
+        if not person.required_purposes <= permission.allowed:
+            return None
         found = _Found(decision, plan, person, permission, None)
-        if not found.is_recognized or layer_of(plan, person.level, permission.allowed) is None:
+        if layer_of(plan, person.level, permission.allowed) is None:
             return found
         profile = await self._features.read(site.layout.feature_set.version, person, decision.decided_at)
         return replace(found, profile=profile)
@@ -237,9 +244,9 @@ def _result(
     )
 
 
-def _unrecognized(found: _Found) -> PastResult:
+def _unrecognized(decision: PastDecision) -> PastResult:
     """The result where nothing was recorded: a slate of nobody is strings of the caller and nothing else."""
-    return PastResult(found.decision.external_id, "", False, (), FallbackReason.NO_CONSENT)
+    return PastResult(decision.external_id, "", False, (), FallbackReason.NO_CONSENT)
 
 
 def _check_propensities(field: str, decision: PastDecision) -> None:

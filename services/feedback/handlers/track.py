@@ -18,6 +18,7 @@ from services.feedback.domain.behavior import (
     NewBehavior,
     NotRecorded,
     Person,
+    Refusal,
     Signals,
     Status,
     Subject,
@@ -45,6 +46,8 @@ from services.feedback.handlers.ports import (
 )
 
 REUSED = FieldProblem("event_id", "was used for another event of this person; give every event an id of its own")
+# Whose identities are all placeholders.
+NOBODY = Subject("", "", ())
 # Decisions come in over the bus, a few milliseconds after they were served; looking more often gains nothing.
 DECISION_POLL_S = 0.02
 
@@ -83,15 +86,22 @@ class _Candidate:
         return "" if self.event.type == EXPOSURE and not self.event.item_ids else self.event.event_id
 
     @property
+    def id_space(self) -> str:
+        """Within what the event's id is unique: the person; of nobody, who may be many, what the event says."""
+        return self.person.subject_id or self.fact.digest.hex()
+
+    @property
     def key(self) -> tuple[str, str]:
         """What the event is once among all of the person's; what comes under it again is not stored again."""
-        return (self.person.subject_id, self.event_key) if self.event_key else ("", self.fact.decision_id)
+        return (self.id_space, self.event_key) if self.event_key else ("", self.fact.decision_id)
 
     def streams(self) -> tuple[str, ...]:
         """Where the event is stored, and where else it would lie that came with another of the person's identities."""
         if not self.event_key:
             return (exposure_stream_of(self.fact.decision_id),)
-        member_ids = dict.fromkeys([self.person.member_id, *(one.member_id for one in self.person.members)])
+        member_ids = dict.fromkeys(
+            [self.person.member_id or self.id_space, *(one.member_id for one in self.person.members)]
+        )
         return tuple(stream_of(member_id, self.event_key) for member_id in member_ids)
 
 
@@ -171,7 +181,7 @@ class TrackBehavior:
         book = await self._schemas.book()
         batch = _Batch([_by_our_clock(entry, sent_at, now) for entry in sent] if sent_at else sent)
         self._judge(batch, book, now)
-        await self._name_people(batch)
+        await self._name_people(batch, book)
         await self._ask_consent(batch, book)
         await self._name_shown_items(batch)
         position = await self._record(batch, book, now)
@@ -190,7 +200,7 @@ class TrackBehavior:
             if problem is not None:
                 batch.close(place, Status.REFUSED, problem, reason)
 
-    async def _name_people(self, batch: _Batch) -> None:
+    async def _name_people(self, batch: _Batch, book: SchemaBook) -> None:
         people = list({candidate.event.person: None for candidate in batch.open.values()})
         if not people:
             return
@@ -200,15 +210,17 @@ class TrackBehavior:
         problems: dict[int, FieldProblem] = {}
         for place, candidate in list(batch.open.items()):
             subject = found[candidate.event.person]
-            if subject is None:
-                # Who is nobody has agreed to nothing.
-                EVENTS_DROPPED.labels(reason="nobody").inc()
-                batch.close(place, Status.DROPPED_NO_CONSENT)
-                continue
             if isinstance(subject, FieldProblem):
                 problems[place] = subject
-                continue
-            candidate.subject = subject
+            elif subject is not None:
+                candidate.subject = subject
+            elif book[candidate.event.type].anonymize_without_consent:
+                # Who is nobody has agreed to nothing.
+                candidate.subject, candidate.is_anonymous = NOBODY, True
+                count_refused(Refusal(), is_anonymized=True)
+            else:
+                EVENTS_DROPPED.labels(reason="nobody").inc()
+                batch.close(place, Status.DROPPED_NO_CONSENT)
         batch.refuse(problems)
         await self._name_senders(batch)
         for candidate in batch.open.values():
@@ -242,6 +254,8 @@ class TrackBehavior:
         wanted: dict[tuple[Subject, Signals | None], set[str]] = {}
         needed: dict[int, frozenset[str]] = {}
         for place, candidate in batch.open.items():
+            if candidate.is_anonymous:
+                continue
             # Whoever was recognized by an identity that needs a purpose is nobody without it.
             purposes = candidate.person.required_purposes.union(book[candidate.event.type].purposes)
             needed[place] = purposes
@@ -254,7 +268,7 @@ class TrackBehavior:
         answers = await self._consents.allowed(questions) if questions else []
         permissions = dict(zip(wanted, answers, strict=True))
         for place, candidate in list(batch.open.items()):
-            if not needed[place]:
+            if not needed.get(place):
                 continue
             refusal = permissions[candidate.person, candidate.event.signals].refusal_of(needed[place])
             if refusal is not None:

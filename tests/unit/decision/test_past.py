@@ -1,16 +1,20 @@
 """Slates of other systems are recorded whatever the model does, and no model is run on the loop for them."""
 
 import threading
+from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from services.chassis.clock import FakeClock
+from services.chassis.errors import Kind, ServiceError
+from services.chassis.events import ORIGIN
 from services.chassis.gather import Load
 from services.decision.domain.layout import Floats
-from services.decision.domain.request import PastDecision
+from services.decision.domain.request import Identity, PastDecision, Person
 from services.decision.domain.vocabulary import FallbackReason, StageOutcome
 from services.decision.handlers.past import RecordDecisions
-from tests.unit.decision.fakes import KEYS, Harness
+from tests.unit.decision.fakes import DEAD, KEYS, Harness
 from tests.unit.decision.world import ITEMS, NOW, PLACEMENT
 
 COUNT = 20
@@ -66,6 +70,37 @@ async def test_a_retry_after_an_unknown_outcome_tells_where_it_lies() -> None:
     (first,) = await record([past("past-1")])
     (again,) = await record([past("past-1")])
     assert (again.already_recorded, again.position) == (True, first.position)
+
+
+@pytest.mark.parametrize("by_pseudonym", [False, True], ids=["identities", "pseudonym"])
+@pytest.mark.parametrize("reason", ["NOBODY_NAMED", "NAMESPACE_NOT_ALLOWED", "SUBJECT_ERASED"])
+async def test_a_decision_of_nobody_fails_alone(reason: str, *, by_pseudonym: bool) -> None:
+    """Placeholders, a fingerprint that recognizes nobody, somebody erased: the others of the call are recorded."""
+    harness = Harness()
+    identity: Any = harness.identity
+    known: Person = identity.person
+    empty = (("user_id", "undefined"),)
+
+    async def resolve(who: tuple[Identity, ...] | str) -> Person:
+        if who in (empty, "nobody"):
+            raise ServiceError(Kind.INVALID, reason, "they are nobody's")
+        return known
+
+    identity.resolve = identity.describe = resolve
+    nobodys = replace(past("past-2"), identities=() if by_pseudonym else empty, subject_id="nobody" * by_pseudonym)
+    results = await recording(harness)([past("past-1"), nobodys, past("past-3")])
+    assert [one.external_id for one in results] == ["past-1", "past-2", "past-3"]
+    assert [bool(one.decision_id) for one in results] == [True, False, True]
+    assert results[1].fallback_reason is FallbackReason.NO_CONSENT
+    assert len(await harness.log.store.read_log(ORIGIN, limit=10)) == 2
+
+
+async def test_an_outage_of_identity_records_nothing_of_a_call() -> None:
+    """The call is made again: what was shown is not told apart from what nobody may be told of."""
+    harness = Harness()
+    harness.identity.fails = DEAD
+    with pytest.raises(ServiceError, match="nobody answers"):
+        await recording(harness)([past("past-1")])
 
 
 async def test_a_model_that_breaks_costs_the_scores_and_not_the_record() -> None:

@@ -7,7 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 
-from services.feedback.domain.behavior import Behavior, Claim, Permission, Refusal, Signals, Status, anonymous
+from services.feedback.domain.behavior import (
+    Behavior,
+    Claim,
+    Identity,
+    Permission,
+    Person,
+    Refusal,
+    Signals,
+    Status,
+    anonymous,
+)
 from services.feedback.domain.schemas import EXPOSURE, canonical
 from services.feedback.wire import decode_schema, encode_schema
 from tests.unit.feedback.world import BOOK, World, decided, event, member, schema
@@ -78,6 +88,37 @@ async def test_an_event_is_stored_once_whatever_the_person_says_between_two_trie
     assert statuses(repeated) == [Status.DUPLICATE]
     assert repeated.position == again.position
     assert len(world.log.behaviors) == 2
+
+
+async def test_an_event_of_nobody_is_stored_without_the_person() -> None:
+    """Whose identities are placeholders has agreed to nothing; what was done counts for the items all the same."""
+    world = World(OPEN_BOOK)
+    world.tokens.claims[b"token"] = Claim("d1", "home", member("ann"))
+    nobody = Person((Identity("user_id", "undefined"),))
+    before = counted(effect="anonymized", reason="NEVER_ASKED", signal="")
+    sent = [
+        event("canary-1", person=nobody, exposure_token=b"token", decision_id="d1"),
+        event("canary-2", "search", person=nobody, properties={"query": "canary"}),
+        event("3"),
+    ]
+    assert statuses(await world.track(sent)) == [Status.ANONYMIZED, Status.ANONYMIZED, Status.ACCEPTED]
+    stored = [(entry.member_id, entry.behavior) for _, entry in world.log.behaviors]
+    assert stored[:2] == [("", Behavior("click", "", ("1",))), ("", Behavior("search", ""))]
+    assert stored[2][0] == member("ann")
+    assert counted(effect="anonymized", reason="NEVER_ASKED", signal="") == before + 2
+    assert world.consents.calls == [1]
+
+
+@pytest.mark.parametrize("in_one_call", [True, False])
+async def test_nobody_is_many_and_an_event_of_theirs_is_stored_once(*, in_one_call: bool) -> None:
+    """The same event sent again is a duplicate; another one under the same id is another stranger's."""
+    world = World(OPEN_BOOK)
+    nobody = Person((Identity("user_id", ""),))
+    sent = [event("1", person=nobody, item_ids=(item,)) for item in ("1", "1", "2")]
+    calls = [sent] if in_one_call else [[one] for one in sent]
+    answered = [status for call in calls for status in statuses(await world.track(call))]
+    assert answered == [Status.ANONYMIZED, Status.DUPLICATE, Status.ANONYMIZED]
+    assert [entry.behavior.item_ids for _, entry in world.log.behaviors] == [("1",), ("2",)]
 
 
 async def test_signals_that_come_with_an_event_count_for_it_alone() -> None:

@@ -414,7 +414,9 @@ class RecordedResult(_message.Message):
     FALLBACK_REASON_FIELD_NUMBER: _builtins.int
     external_id: _builtins.str
     decision_id: _builtins.str
-    """Empty: nothing was recorded, because the person was recognized by an identity that needs a purpose that is not allowed."""
+    """Empty: nothing was recorded, because the person was recognized by an identity that needs a purpose that is not allowed,
+    was erased, or is nobody: all of the identities are placeholders.
+    """
     already_recorded: _builtins.bool
     fallback_reason: _decision_events_pb2.FallbackReason.ValueType
     """Why there are no scores."""

@@ -55,7 +55,7 @@ class _TrackStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TrackStat
     TRACK_STATUS_DROPPED_NO_CONSENT: _TrackStatus.ValueType  # 4
     """The person has not agreed to the collection: nothing was stored."""
     TRACK_STATUS_ANONYMIZED: _TrackStatus.ValueType  # 5
-    """The person has not agreed to being recognized here: it was stored without the person, where its type says so."""
+    """The person has not agreed, or the identities are nobody's: it was stored without the person, where its type says so."""
 
 class TrackStatus(_TrackStatus, metaclass=_TrackStatusEnumTypeWrapper): ...
 
@@ -66,7 +66,7 @@ TRACK_STATUS_REFUSED: TrackStatus.ValueType  # 3
 TRACK_STATUS_DROPPED_NO_CONSENT: TrackStatus.ValueType  # 4
 """The person has not agreed to the collection: nothing was stored."""
 TRACK_STATUS_ANONYMIZED: TrackStatus.ValueType  # 5
-"""The person has not agreed to being recognized here: it was stored without the person, where its type says so."""
+"""The person has not agreed, or the identities are nobody's: it was stored without the person, where its type says so."""
 Global___TrackStatus: _TypeAlias = TrackStatus  # noqa: Y015
 
 class _ReplayKind:
