@@ -281,7 +281,7 @@ class Settled:
         self._idle.clear()
 
     def end(self) -> None:
-        """The cache has caught up."""
+        """The cache has caught up, or is passed over."""
         self._idle.set()
 
     async def wait(self, timeout_s: float) -> None:

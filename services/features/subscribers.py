@@ -5,12 +5,14 @@ after newer ones, and must still count. What is counted does not depend on the o
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from uuid import UUID
 
 from services.chassis import metrics
 from services.chassis.clock import Clock, SystemClock
+from services.chassis.dead_letters import passes
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.events import ORIGIN, RecordedEvent
 from services.chassis.eventstore import SUBJECT_ERASED
@@ -85,9 +87,9 @@ class BehaviorIntake:
     async def after_commit(self, events: Sequence[RecordedEvent]) -> None:
         """Bring the cache up to date; one that takes no writes is passed over from now on, and folding goes on."""
         members = sorted({event.subject_id for event in events if event.type == BEHAVIOR_RECORDED and event.subject_id})
-        if members:
-            await self._states.write_through(members)
-        self._settled.end()
+        with _ending(self._settled):
+            if members:
+                await self._states.write_through(members)
 
     async def _opened(self, events: Sequence[RecordedEvent]) -> list[Behavior]:
         """What can be read of these; behavior of somebody who was erased meanwhile is gone."""
@@ -138,13 +140,13 @@ class CatalogIntake:
 
     async def after_commit(self, events: Sequence[RecordedEvent]) -> None:
         """Bring the cache up to date about whoever something was folded for, in an earlier try, too."""
-        async with acquire(self._pool) as connection:
-            rows = await connection.fetch(FOLDED_PENDING_SQL)
-        if rows:
-            await self._states.write_through(sorted({row["member_id"] for row in rows}))
+        with _ending(self._settled):
             async with acquire(self._pool) as connection:
-                await connection.execute(DROP_PENDING_SQL, [row["number"] for row in rows])
-        self._settled.end()
+                rows = await connection.fetch(FOLDED_PENDING_SQL)
+            if rows:
+                await self._states.write_through(sorted({row["member_id"] for row in rows}))
+                async with acquire(self._pool) as connection:
+                    await connection.execute(DROP_PENDING_SQL, [row["number"] for row in rows])
 
     async def forget(self) -> None:
         """For ever: what waited for too long counts without its item's categories."""
@@ -152,6 +154,18 @@ class CatalogIntake:
             async with acquire(self._pool) as connection:
                 await connection.execute(FORGET_PENDING_SQL, PENDING_S_MAX)
             await asyncio.sleep(FORGET_EVERY_S)
+
+
+@contextmanager
+def _ending(settled: Settled) -> Iterator[None]:
+    """What is under way ends with the body, also where that fails for good; after an outage the body is repeated."""
+    try:
+        yield
+    except Exception as error:
+        if not passes(error):
+            settled.end()
+        raise
+    settled.end()
 
 
 async def _fold_members(connection: Connection, book: Book, behavior: Sequence[Behavior]) -> None:

@@ -14,7 +14,7 @@ from services.chassis import metrics
 from services.chassis.alarms import Alarm, set_alarm
 from services.chassis.cache import split_version
 from services.chassis.clock import Clock
-from services.chassis.dead_letters import Letter, Rows, read_rows, reason_of
+from services.chassis.dead_letters import Letter, Rows, passes, read_rows, reason_of, where_of
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.events import ORIGIN, Append, LogPosition, NewEvent
 from services.chassis.eventstore import append_in
@@ -317,8 +317,15 @@ class MemberStates:
         Raises:
             ServiceError: UNAVAILABLE when the database does not answer: what the cache holds may be old then.
         """
-        _, fill = await self._read_database(member_ids)
-        if not await self._filled(fill):
+        try:
+            _, fill = await self._read_database(member_ids)
+            is_filled = await self._filled(fill)
+        except Exception as error:
+            if passes(error):
+                raise
+            _log.error("cache not filled", error=type(error).__name__, where=where_of(error))
+            is_filled = False
+        if not is_filled:
             # Stands until a write succeeds: from now on every reader tries one.
             set_alarm(Alarm.CACHE_TAKES_NO_WRITES, True)
             async with acquire(self._pool) as connection:

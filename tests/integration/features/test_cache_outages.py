@@ -1,6 +1,7 @@
 """A cache that is hung, dead, full or read-only stops no fold, hides none, and keeps nothing of who did nothing."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import redis.asyncio
 from services.chassis.alarms import Alarm, standing
 from services.chassis.cache import RedisCache, split_version
 from services.chassis.deadline import deadline_scope, remaining_s
+from services.chassis.errors import Kind, ServiceError
 from services.chassis.postgres import create_pool
 from services.features.domain.members import decode
 from services.features.store import CACHE_TTL_S, MemberStates, cache_key
@@ -48,6 +50,13 @@ async def _refuses_connections(server: Server) -> None:
 
 async def _takes_connections(server: Server) -> None:
     await server.config_set("maxclients", "1000")
+
+
+def _raising(error: Exception) -> Callable[..., Awaitable[None]]:
+    async def raises(*_: object, **__: object) -> None:
+        raise error
+
+    return raises
 
 
 OUTAGES: dict[str, tuple[Do, Do]] = {
@@ -127,6 +136,34 @@ async def test_folding_goes_on_and_is_read_whatever_the_cache_does(
         return cached and Alarm.CACHE_TAKES_NO_WRITES not in standing()
 
     await eventually(in_the_cache)
+
+
+async def test_a_cache_that_a_bug_left_behind_is_passed_over(
+    features: Features, other: MemberStates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What no time mends holds up nobody, and no replica reads what was there before."""
+    await features.take(await features.click(1))
+    assert await features.clicks() == 1.0
+    with monkeypatch.context() as broken:
+        broken.setattr(RedisCache, "set_newer_many", _raising(RuntimeError("a bug")))
+        await features.take(await features.click(2))
+    await features.settled.wait(0.0)
+    await other.refresh()
+    book = features.books.book
+    assert (await features.clicks(), (await other.read(book, [MEMBER]))[MEMBER].counts.sum()) == (2.0, 2.0)
+
+
+async def test_an_effect_whose_end_fails_for_good_is_waited_for_by_nobody(
+    features: Features, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That no cache can be told is a bug's doing here; an outage is waited out, because the message comes again."""
+    for failure, is_over in ((ServiceError(Kind.UNAVAILABLE, "DOWN", "nobody answers"), False), (ValueError(), True)):
+        with monkeypatch.context() as broken:
+            broken.setattr(features.states, "write_through", _raising(failure))
+            with pytest.raises(type(failure)):
+                await features.take(await features.click(1 + is_over))
+        with nullcontext() if is_over else pytest.raises(ServiceError, match="has not caught up"):
+            await features.settled.wait(0.0)
 
 
 async def test_who_did_nothing_leaves_no_key(features: Features, server: Server) -> None:

@@ -52,7 +52,8 @@ class Features:
         self.books = Books(pool, SystemClock())
         self.states = MemberStates(pool, cache)
         self.columns = ItemColumns(self.books, ItemStore(pool))
-        self.intake = BehaviorIntake(self.books, self.sealer, self.states, Settled())
+        self.settled = Settled()
+        self.intake = BehaviorIntake(self.books, self.sealer, self.states, self.settled)
         self.catalog = CatalogIntake(pool, self.books, self.states, Settled())
         self.read = ReadFeatures(self.books, self.states, self.columns)
         self.version = ""

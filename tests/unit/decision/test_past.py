@@ -2,6 +2,7 @@
 
 import threading
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from services.chassis.errors import Kind, ServiceError
 from services.chassis.events import ORIGIN
 from services.chassis.gather import Load
 from services.decision.domain.layout import Floats
-from services.decision.domain.request import Identity, PastDecision, Person
+from services.decision.domain.request import PastDecision, Person
 from services.decision.domain.vocabulary import FallbackReason, StageOutcome
 from services.decision.handlers.past import RecordDecisions
 from tests.unit.decision.fakes import DEAD, KEYS, Harness
@@ -81,7 +82,7 @@ async def test_a_decision_of_nobody_fails_alone(reason: str, *, by_pseudonym: bo
     known: Person = identity.person
     empty = (("user_id", "undefined"),)
 
-    async def resolve(who: tuple[Identity, ...] | str) -> Person:
+    async def resolve(who: Any) -> Person:
         if who in (empty, "nobody"):
             raise ServiceError(Kind.INVALID, reason, "they are nobody's")
         return known
