@@ -8,12 +8,11 @@ that ever travelled is delivered again.
 """
 
 import asyncio
-import secrets
 import sys
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,30 +20,37 @@ import asyncpg
 import nats
 import nats.errors
 import numpy as np
-import yaml
 from comity.common.v1 import events_pb2 as common_events_pb
 from comity.common.v1 import types_pb2 as types_pb
-from comity.consent.v1 import consent_service_pb2 as consent_pb
-from comity.consent.v1 import privacy_service_pb2 as privacy_pb
 from comity.decision.v1 import decision_events_pb2 as events_pb
 from comity.decision.v1 import decision_service_pb2 as decision_pb
 from comity.features.v1 import features_service_pb2 as features_pb
-from comity.feedback.v1 import feedback_events_pb2 as behavior_pb
 from comity.feedback.v1 import feedback_service_pb2 as feedback_pb
-from comity.identity.v1 import identity_service_pb2 as identity_pb
-from comity.identity.v1 import identity_service_pb2_grpc as identity_grpc
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 from bench.prove.proof import Proof
-from bench.ranker import activate_noise
-from bench.site import HOLDOUT_SHARE, ITEMS_COUNT, MODEL, PLACEMENT, PURPOSE, write_bundle
-from bench.world import Redirect, VariantStack
-from cli.bundle import apply_bundle, load_bundle
+from bench.prove.subjects import (
+    DECIDE_TIMEOUT_S,
+    OFFICER,
+    TIMEOUT_S,
+    Subject,
+    agree,
+    click_on,
+    each,
+    erasable,
+    erase,
+    know_keys,
+    log_in,
+    new_subject,
+    resolve,
+)
+from bench.site import ITEMS_COUNT, MODEL, PLACEMENT
+from bench.world import VariantStack
 from cli.connections import Services
-from cli.privacy.calls import export_records, until_erased
+from cli.privacy.calls import export_records
 from cli.privacy.exporting import export_folder, write_line
 from cli.privacy.files import Found, scan_files, sizes
-from cli.privacy.scan import Forms, Scanner, forms_of_bytes, forms_of_text
+from cli.privacy.scan import Scanner
 from cli.privacy.settling import folders_of, settled
 from learning.errors import LearningError
 from learning.log import replay_log
@@ -52,28 +58,14 @@ from learning.pipeline import Services as LearningServices
 from learning.pipeline import TrainRequest, train
 from services.chassis.bus import stream_of
 from services.chassis.errors import ServiceError
-from services.chassis.rpc_client import call, connect
+from services.chassis.rpc_client import call
 
-LINKING, MEASUREMENT, TRAINING = "identity_linking", "measurement", "model_training"
-PURPOSES = (PURPOSE, LINKING, MEASUREMENT, TRAINING)
-# A busy machine must not turn decisions into fallbacks. Every call is traced: spans are among what is looked through.
-BUDGET_MS = "400"
-ENV = {
-    "decision": {"COMITY_DECISION_BUDGET_MS_MAX": BUDGET_MS},
-    "consent": {"COMITY_CONSENT_DECIDE_BUDGET_MS_MAX": BUDGET_MS},
-}
-TIMEOUT_S = 30.0
-DECIDE_TIMEOUT_S = 5.0
 DECIDES_EACH = 3
-AT_ONCE = 8
 EXPORTED_COUNT = 10
-ERASED_WITHIN_S = 1800.0
 QUIET_S = 120.0
 POLL_S = 0.1
-TREES_COUNT = 50
 TEETH_PEOPLE = 12
 SEED = 11
-OFFICER = types_pb.Access(accessor="proof", reason="G11")
 
 # Every column of every table that can name somebody; what a ledger keeps on purpose is counted, too, and stays equal.
 NAMING_SQL = """
@@ -84,43 +76,6 @@ DEAD_LETTER_SQL = """
 INSERT INTO dead_letters (source, consumer, channel, type, subject_id, reason, payload)
 VALUES ('decision', 'proof', 'ev.v1.0.decision.DecisionMade', $1, $2, 'UNDECODABLE', $3)
 """
-WRAPPED_SQL = "SELECT wrapped FROM data_keys WHERE member_id = ANY($1::text[]) AND wrapped IS NOT NULL"
-
-
-@dataclass(slots=True)
-class Subject:
-    """Somebody who exists only here.
-
-    Args:
-        canaries: every text about the person.
-        keys: data keys, as they are and as they are wrapped, once they are known.
-    """
-
-    user: str
-    anonymous: str
-    city: str
-    note: str
-    subject_id: str = ""
-    members: list[str] = field(default_factory=list)
-    keys: list[bytes] = field(default_factory=list)
-
-    @property
-    def identities(self) -> list[types_pb.Identity]:
-        """How a backend names the person, the strongest first."""
-        return [
-            types_pb.Identity(namespace="user_id", value=self.user),
-            types_pb.Identity(namespace="anonymous_id", value=self.anonymous),
-        ]
-
-    @property
-    def canaries(self) -> tuple[str, ...]:
-        """What must not be found."""
-        return (self.user, self.anonymous, self.city, self.note)
-
-    @property
-    def forms(self) -> list[Forms]:
-        """All that is looked for, in every form."""
-        return [*map(forms_of_text, self.canaries), *map(forms_of_bytes, self.keys)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,44 +163,6 @@ async def try_erasure(folder: Path, *, people_count: int, variants: dict[str, st
         )
 
 
-@asynccontextmanager
-async def erasable(
-    folder: Path, *, variants: Mapping[str, str], redirect: Redirect = lambda _, given: given
-) -> AsyncIterator[tuple[VariantStack, Services]]:
-    """A stack with the site whose people leave canaries everywhere."""
-    async with (
-        VariantStack(
-            folder / "data", variants=variants, replicas={}, env=ENV, redirect=redirect, disposable=True
-        ) as stack,
-        Services(stack.addresses) as services,
-    ):
-        bundle, feed = _bundle(folder / "bundle")
-        await apply_bundle(load_bundle(bundle, feed=feed), services)
-        await activate_noise(services, trees_count=TREES_COUNT)
-        yield stack, services
-
-
-def _bundle(folder: Path) -> tuple[Path, Path]:
-    """The measured site, with behavior that has a property, and purposes to link, measure and learn for."""
-    bundle, feed = write_bundle(folder, holdout_share=HOLDOUT_SHARE)
-    purposes = yaml.safe_load((bundle / "purposes.yaml").read_text())
-    purposes += [{**purposes[0], "id": name, "description": f"For {name}"} for name in PURPOSES[1:]]
-    (bundle / "purposes.yaml").write_text(yaml.safe_dump(purposes))
-    click = yaml.safe_load((bundle / "events" / "click.yaml").read_text())
-    click["properties"] = [{"name": "note", "kind": "PROPERTY_KIND_STRING"}]
-    (bundle / "events" / "click.yaml").write_text(yaml.safe_dump(click))
-    return bundle, feed
-
-
-def new_subject(number: int) -> Subject:
-    """Somebody whose every text occurs nowhere else."""
-
-    def canary(what: str) -> str:
-        return f"{what}-{number}-{secrets.token_hex(8)}"
-
-    return Subject(canary("user"), canary("anonymous"), canary("city"), canary("note"))
-
-
 async def _live(services: Services, one: Subject) -> None:
     """The person agrees, logs in, is decided for and clicks."""
     user, anonymous = one.identities
@@ -256,30 +173,6 @@ async def _live(services: Services, one: Subject) -> None:
             await log_in(services, one)
         await _decide_and_click(services, one, identities)
     await resolve(services, one)
-
-
-async def agree(services: Services, one: Subject) -> None:
-    """The person agrees to everything, under either identity."""
-    answers = [consent_pb.PurposeAnswer(purpose=name, state=consent_pb.CONSENT_STATE_GRANTED) for name in PURPOSES]
-    for identity in one.identities:
-        request = consent_pb.RecordRequest(
-            request_id=uuid.uuid4().hex, subject=types_pb.SubjectRef(identities=[identity]), answers=answers
-        )
-        await call(services.consent.Record, request, TIMEOUT_S)
-
-
-async def log_in(services: Services, one: Subject) -> None:
-    """The person's identities are linked."""
-    link = identity_pb.LinkRequest(request_id=uuid.uuid4().hex, identities=one.identities)
-    await call(services.identity.Link, link, TIMEOUT_S)
-
-
-async def resolve(services: Services, one: Subject) -> None:
-    """Note who the person is."""
-    request = identity_pb.ResolveRequest(queries=[identity_pb.ResolveQuery(identities=one.identities)])
-    resolved = (await call(services.identity.Resolve, request, TIMEOUT_S)).subjects[0]
-    one.subject_id = resolved.subject_id
-    one.members = [member.subject_id for member in resolved.members]
 
 
 async def _decide_and_click(services: Services, one: Subject, identities: Sequence[types_pb.Identity]) -> None:
@@ -299,17 +192,8 @@ async def _decide_and_click(services: Services, one: Subject, identities: Sequen
         activation=events_pb.ACTIVATION_IMMEDIATE,
     )
     decision = (await call(services.decision.Decide, request, DECIDE_TIMEOUT_S)).decisions[0]
-    entries = decision.slate.entries or decision.fallback.entries
-    click = feedback_pb.TrackedEvent(
-        event_id=uuid.uuid4().hex,
-        type="click",
-        subject=types_pb.SubjectRef(identities=identities),
-        item_ids=[entries[0].item_id],
-        properties={"note": behavior_pb.PropertyValue(string_value=one.note)},
-        decision_id=decision.decision_id,
-        exposure_token=decision.exposure_token,
-    )
-    answer = await call(services.feedback.Track, feedback_pb.TrackRequest(events=[click]), TIMEOUT_S)
+    click = feedback_pb.TrackRequest(events=[click_on(decision, one, identities)])
+    answer = await call(services.feedback.Track, click, TIMEOUT_S)
     assert answer.results[0].status == feedback_pb.TRACK_STATUS_ACCEPTED, answer.results[0].problem
 
 
@@ -334,21 +218,6 @@ async def _die_unread(stack: VariantStack, one: Subject) -> None:
         await connection.close()
 
 
-async def know_keys(stack: VariantStack, one: Subject) -> None:
-    """The person's keys, as services get them and as they are kept."""
-    channel = connect(stack.addresses["identity"])
-    connection = await asyncpg.connect(stack.database_url("identity"))
-    try:
-        stub: Any = identity_grpc.KeyServiceStub(channel)
-        answer = await call(stub.GetDataKeys, identity_pb.GetDataKeysRequest(member_ids=one.members), TIMEOUT_S)
-        one.keys = [key.key for key in answer.keys if key.key]
-        one.keys += [row["wrapped"] for row in await connection.fetch(WRAPPED_SQL, one.members)]
-    finally:
-        await connection.close()
-        await channel.close()
-    assert one.keys, "somebody was decided for without a key"
-
-
 async def sample(stack: VariantStack) -> None:
     """The planner's statistics, as Postgres takes them by itself after a while: they hold values of columns."""
     for service in stack.addresses:
@@ -357,16 +226,6 @@ async def sample(stack: VariantStack) -> None:
             await connection.execute("ANALYZE")
         finally:
             await connection.close()
-
-
-async def erase(services: Services, one: Subject) -> None:
-    """Returns when the person is erased everywhere."""
-    request = privacy_pb.EraseRequest(
-        request_id=uuid.uuid4().hex, subject=types_pb.SubjectRef(subject_id=one.subject_id), access=OFFICER
-    )
-    begun = await call(services.privacy.Erase, request, TIMEOUT_S)
-    async with asyncio.timeout(ERASED_WITHIN_S):
-        await until_erased(services, begun.erasure_id, lambda _: None)
 
 
 async def _export(services: Services, stack: VariantStack, one: Subject) -> None:
@@ -512,16 +371,3 @@ async def _pending(jetstream: Any, stack: VariantStack) -> int:
             continue
         total += sum(one.num_pending + one.num_ack_pending for one in consumers if one.config.durable_name)
     return total
-
-
-async def each(people: Sequence[Subject], work: Callable[[Subject], Awaitable[None]]) -> None:
-    """Do it for everybody, some at once."""
-    waiting = iter(people)
-
-    async def worker() -> None:
-        for one in waiting:
-            await work(one)
-
-    async with asyncio.TaskGroup() as group:
-        for _ in range(AT_ONCE):
-            group.create_task(worker())

@@ -15,17 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import asyncpg
-from comity.common.v1 import types_pb2 as types_pb
 from comity.decision.v1 import decision_events_pb2 as events_pb
 from comity.decision.v1 import decision_service_pb2 as decision_pb
-from comity.feedback.v1 import feedback_events_pb2 as behavior_pb
 from comity.feedback.v1 import feedback_service_pb2 as feedback_pb
 
-from bench.prove import erasure
-from bench.prove.erasure import Subject, each
+from bench.prove import subjects
+from bench.prove.erasure import sample, scan
 from bench.prove.faults import RECOVERY_S, Kind, harm
 from bench.prove.links import Links, lines
 from bench.prove.proof import Proof
+from bench.prove.subjects import Subject, each
 from bench.site import ITEMS_COUNT, PLACEMENT
 from bench.world import VariantStack
 from cli.connections import Services
@@ -106,21 +105,21 @@ async def try_late(
     everybody: list[Subject] = []
     async with (
         lines({}) as links,
-        erasure.erasable(folder, variants=variants or {}, redirect=links.redirect) as (stack, services),
+        subjects.erasable(folder, variants=variants or {}, redirect=links.redirect) as (stack, services),
     ):
         for name in late:
             first = len(everybody)
-            people = [erasure.new_subject(first + number) for number in range(people_count)]
+            people = [subjects.new_subject(first + number) for number in range(people_count)]
             await each(people, lambda one: _arrive(services, one))
             await _while_late(links, name, services, people)
             everybody += people
-        await each(everybody, lambda one: erasure.know_keys(stack, one))
-        await erasure.sample(stack)
+        await each(everybody, lambda one: subjects.know_keys(stack, one))
+        await sample(stack)
         kept = everybody[::KEPT_EVERY]
         erased = [one for number, one in enumerate(everybody) if number % KEPT_EVERY]
         under_nobody = await _under_nobody(stack)
-        await each(erased, lambda one: erasure.erase(services, one))
-        found, found_kept = await erasure.scan(stack, erased), await erasure.scan(stack, kept)
+        await each(erased, lambda one: subjects.erase(services, one))
+        found, found_kept = await scan(stack, erased), await scan(stack, kept)
         for hit in found.hits:
             print(f"found in {hit.path}: {len(hit.counts)} texts or keys", file=sys.stderr)
         return Tried(len(erased), len(found.canaries), len(found_kept.canaries), under_nobody, len(found.unread))
@@ -128,9 +127,9 @@ async def try_late(
 
 async def _arrive(services: Services, one: Subject) -> None:
     """The person agrees and logs in, and nothing is decided for them yet."""
-    await erasure.agree(services, one)
-    await erasure.log_in(services, one)
-    await erasure.resolve(services, one)
+    await subjects.agree(services, one)
+    await subjects.log_in(services, one)
+    await subjects.resolve(services, one)
 
 
 async def _while_late(links: Links, name: str, services: Services, people: Sequence[Subject]) -> None:
@@ -151,17 +150,8 @@ async def _decide(services: Services, one: Subject, requests: Sequence[decision_
     """Ask, and click on what is shown; an answer that does not come is what being late is about."""
     for request in requests:
         with suppress(ServiceError):
-            decision = (await call(services.decision.Decide, request, erasure.DECIDE_TIMEOUT_S)).decisions[0]
-            entries = decision.slate.entries or decision.fallback.entries
-            click = feedback_pb.TrackedEvent(
-                event_id=uuid.uuid4().hex,
-                type="click",
-                subject=types_pb.SubjectRef(identities=one.identities),
-                item_ids=[entries[0].item_id] if entries else ["i0"],
-                properties={"note": behavior_pb.PropertyValue(string_value=one.note)},
-                decision_id=decision.decision_id,
-                exposure_token=decision.exposure_token,
-            )
+            decision = (await call(services.decision.Decide, request, subjects.DECIDE_TIMEOUT_S)).decisions[0]
+            click = subjects.click_on(decision, one, one.identities)
             await call(services.feedback.Track, feedback_pb.TrackRequest(events=[click]), CLICK_TIMEOUT_S)
 
 
