@@ -1,5 +1,6 @@
 """A person who is erased: gone from every service and from the counts, and somebody new when they come back."""
 
+import uuid
 from collections.abc import Mapping
 
 import asyncpg
@@ -8,9 +9,13 @@ import pytest
 from comity.features.v1 import features_service_pb2 as features_pb
 
 from cli.connections import Services
+from cli.privacy.files import scan_files, sizes
+from cli.privacy.scan import Scanner, forms_of_text
+from cli.privacy.settling import folders_of
 from cli.stack import Stack
 from tests.e2e.erasing import begin_erasure, completed_erasure, erase
 from tests.e2e.people import CALL_S, item_ids, ranked_person, reason, until_well
+from tests.waiting import eventually
 
 # What keeps the person away names them for ever, by pseudonym alone; nothing else of these three services may.
 LISTS = {"erased_members", "withdrawn_members"}
@@ -77,6 +82,34 @@ async def test_an_erased_person_is_gone_from_every_service_and_comes_back_as_som
     assert (await somebody.resolved()).member_id != member_id
     assert reason((await somebody.decide()).decisions[0]) == "DEFAULT/NO_CONSENT"
     assert item_ids((await other.decide()).decisions[0])
+
+
+async def test_what_was_decided_while_identity_was_late_leaves_nothing_of_the_erased(
+    stack: Stack, services: Services
+) -> None:
+    """Texts of the caller's request, retried when identity was back, are in no file of any store or stream."""
+    somebody, canary = await ranked_person(services), f"canary-{uuid.uuid4().hex}"
+    request = somebody.request()
+    request.placements[0].candidate_ids.extend(["kite", canary])
+    request.placements[0].excluded_item_ids.append(canary)
+
+    async def is_nobodys() -> bool:
+        request.request_id = uuid.uuid4().hex
+        (hero,) = (await services.decision.Decide(request, timeout=CALL_S)).decisions
+        return reason(hero) == "DEFAULT/IDENTITY_UNAVAILABLE"
+
+    stack.pause("identity")
+    try:
+        await eventually(is_nobodys)
+    finally:
+        stack.resume("identity")
+        await until_well(services)
+    (again,) = (await services.decision.Decide(request, timeout=CALL_S)).decisions
+    assert await naming(stack.database_url("decision"), again.decision_id)
+    await erase(somebody)
+    found = scan_files(Scanner([forms_of_text(canary)]), sorted(sizes(folders_of(stack.data_dir.path))))
+    assert [hit.path for hit in found.hits] == []
+    assert found.files_count > 100
 
 
 @pytest.mark.parametrize("victim", ["consent", "identity", "features", "decision", "feedback", "postgres"])

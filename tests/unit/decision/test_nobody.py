@@ -1,5 +1,6 @@
 """Of a decision about nobody no string of the caller is kept: nothing could ever be found in it and erased."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -9,6 +10,7 @@ from comity.decision.v1 import decision_service_pb2 as pb
 from google.protobuf.descriptor import FieldDescriptor
 
 from services.chassis.errors import Kind, ServiceError
+from services.chassis.events import ORIGIN, Sealed
 from services.decision.domain.plan import CompiledSite
 from services.decision.domain.record import DecisionRecord
 from services.decision.domain.replay import Pinned, decide_again
@@ -18,7 +20,7 @@ from services.decision.domain.vocabulary import Exclusion, FallbackReason, Reaso
 from services.decision.wire.calls import decide_from_pb
 from tests.unit.decision.fakes import DEAD, Harness
 from tests.unit.decision.test_past import past, recording
-from tests.unit.decision.world import ITEMS, PLACEMENT, POLICY, PROFILE, SEED_KEY, model, site
+from tests.unit.decision.world import ITEMS, MEMBER, PLACEMENT, POLICY, PROFILE, SEED_KEY, model, site
 
 CANARY = "canary"
 RULE = 'context["canary"] == "canary"'
@@ -113,6 +115,26 @@ async def test_nobodys_record_holds_no_string_of_the_caller(why: str, named: boo
     if answered is Reason.DEFAULT:
         assert record.choice.slate.item_ids == ["item-2", "gift-card"]
     assert replays(record, compiled) == ()
+
+
+@pytest.mark.parametrize("port", ["identity", "consent", "features", "keys", "log"])
+async def test_what_is_decided_while_something_is_late_is_sealed_or_says_nothing(port: str) -> None:
+    """Whatever the log holds of it, and of its retry once all is well, goes with the person's key."""
+    harness = Harness(shop(RULE))
+    late: Any = getattr(harness, port)
+    late.fails = LATE
+    await harness.decide(ask())
+    late.fails = None
+    await asyncio.gather(*harness.corrections._pending)
+    await harness.decide(ask())
+    events = await harness.log.store.read_log(ORIGIN, limit=10)
+    assert events
+    # Without identity it is nobody's, and the caller's strings are nowhere; else all of it is sealed.
+    assert {event.subject_id for event in events} == {"" if port == "identity" else MEMBER}
+    for event in events:
+        assert isinstance(event.payload, Sealed) is bool(event.subject_id)
+        plain = event.payload if isinstance(event.payload, bytes) else b""
+        assert CANARY.encode() not in plain + repr(replace(event, payload=b"")).encode()
 
 
 async def test_somebodys_record_holds_what_the_rules_read() -> None:
