@@ -253,7 +253,7 @@ class RankLens:
 
     def _judge(self, ranking: Ranking, result: decision_service_pb2.RecordedResult) -> None:
         if len(result.scores) != len(ranking.item_ids):
-            reason = enum_word(decision_events_pb2.FallbackReason.DESCRIPTOR, result.fallback_reason)
+            reason = result.refused or enum_word(decision_events_pb2.FallbackReason.DESCRIPTOR, result.fallback_reason)
             raise LearningError(f"A ranking was not scored ({reason}): it cannot be left out, so there is no result.")
         self._judged.add(ranking.item_ids, self._events.liked_in(ranking), list(result.scores))
 

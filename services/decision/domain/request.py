@@ -196,8 +196,9 @@ class PastResult:
 
     Args:
         scores: the active model's, one an item; empty where it could not score, for *fallback_reason*.
-        decision_id: empty where nothing was recorded: the person may not be recognized, or is nobody.
+        decision_id: empty where nothing was recorded: it was refused, or the person is nobody who may be recognized.
         position: of its record, also where it had been recorded before; ORIGIN where there is none.
+        refused: stable word for why it was not recorded where that is the caller's to mend.
     """
 
     external_id: str
@@ -206,3 +207,4 @@ class PastResult:
     scores: Sequence[float]
     fallback_reason: FallbackReason
     position: LogPosition = ORIGIN
+    refused: str = ""

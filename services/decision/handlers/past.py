@@ -92,12 +92,16 @@ class RecordDecisions:
             records = await _aside(partial(self._compute, serving, site), recognized)
             recorded = await asyncio.gather(*map(self._record, records))
             before = [
-                (each, stored) for each, (_, stored) in zip(recognized, recorded, strict=True) if stored is not None
+                (each, stored)
+                for each, record, (_, stored) in zip(recognized, records, recorded, strict=True)
+                if stored is not None and stored.is_of_request(record)
             ]
             again = iter(await _aside(lambda each: _score_again(serving, *each), before))
             results = iter(
                 [
                     _result(each, record, position, None if stored is None else next(again))
+                    if stored is None or stored.is_of_request(record)
+                    else _reused(each.decision)
                     for each, record, (position, stored) in zip(recognized, records, recorded, strict=True)
                 ]
             )
@@ -242,6 +246,11 @@ def _result(
         fallback_reason=reason,
         position=position,
     )
+
+
+def _reused(decision: PastDecision) -> PastResult:
+    """The result where another decision has this one's external id."""
+    return PastResult(decision.external_id, "", False, (), FallbackReason.UNSPECIFIED, refused="EXTERNAL_ID_REUSED")
 
 
 def _unrecognized(decision: PastDecision) -> PastResult:

@@ -127,6 +127,7 @@ def past_result_to_pb(result: PastResult) -> pb.RecordedResult:
         already_recorded=result.already_recorded,
         scores=result.scores,
         fallback_reason=number(result.fallback_reason),
+        refused=result.refused,
     )
 
 

@@ -73,6 +73,18 @@ async def test_a_retry_after_an_unknown_outcome_tells_where_it_lies() -> None:
     assert (again.already_recorded, again.position) == (True, first.position)
 
 
+async def test_another_decision_under_an_external_id_is_refused_and_costs_no_other() -> None:
+    """It is not taken for the one that has the id, and its caller is told; signals are no part of what it says."""
+    harness = Harness()
+    record = recording(harness)
+    (first,) = await record([past("past-1")])
+    other = replace(past("past-1"), digest=b"o" * 32)
+    refused, recorded, again = await record([other, past("past-2"), past("past-1")])
+    assert (refused.refused, refused.decision_id, list(refused.scores)) == ("EXTERNAL_ID_REUSED", "", [])
+    assert (recorded.refused, recorded.already_recorded) == ("", False)
+    assert (again.refused, again.decision_id, again.already_recorded) == ("", first.decision_id, True)
+
+
 @pytest.mark.parametrize("by_pseudonym", [False, True], ids=["identities", "pseudonym"])
 @pytest.mark.parametrize("reason", ["NOBODY_NAMED", "NAMESPACE_NOT_ALLOWED", "SUBJECT_ERASED"])
 async def test_a_decision_of_nobody_fails_alone(reason: str, *, by_pseudonym: bool) -> None:

@@ -333,7 +333,7 @@ class RecordedDecision(_message.Message):
     CONTEXT_FIELD_NUMBER: _builtins.int
     CONSENT_SIGNALS_FIELD_NUMBER: _builtins.int
     external_id: _builtins.str
-    """The other system's id: recording it again changes nothing."""
+    """The other system's id: recording it again changes nothing, and another decision under it is refused."""
     placement_id: _builtins.str
     @_builtins.property
     def subject(self) -> _types_pb2.SubjectRef: ...
@@ -412,6 +412,7 @@ class RecordedResult(_message.Message):
     ALREADY_RECORDED_FIELD_NUMBER: _builtins.int
     SCORES_FIELD_NUMBER: _builtins.int
     FALLBACK_REASON_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
     external_id: _builtins.str
     decision_id: _builtins.str
     """Empty: nothing was recorded, because the person was recognized by an identity that needs a purpose that is not allowed,
@@ -420,6 +421,10 @@ class RecordedResult(_message.Message):
     already_recorded: _builtins.bool
     fallback_reason: _decision_events_pb2.FallbackReason.ValueType
     """Why there are no scores."""
+    refused: _builtins.str
+    """Stable word: EXTERNAL_ID_REUSED, nothing was recorded because another decision has this external_id. (A replica of the
+    release before answers with that one.)
+    """
     @_builtins.property
     def scores(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """The active model's score of each entry, in slate order; empty where there is no model or no consent. Of a
@@ -434,10 +439,11 @@ class RecordedResult(_message.Message):
         already_recorded: _builtins.bool = ...,
         scores: _abc.Iterable[_builtins.float] | None = ...,
         fallback_reason: _decision_events_pb2.FallbackReason.ValueType = ...,
+        refused: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["already_recorded", b"already_recorded", "decision_id", b"decision_id", "external_id", b"external_id", "fallback_reason", b"fallback_reason", "scores", b"scores"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["already_recorded", b"already_recorded", "decision_id", b"decision_id", "external_id", b"external_id", "fallback_reason", b"fallback_reason", "refused", b"refused", "scores", b"scores"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
