@@ -30,6 +30,11 @@ class Alarm(Enum):
         "Consent's Revoke waits for shorter than a Decide may take; no profile is used, the default answers.",
         "Set COMITY_CONSENT_DECIDE_BUDGET_MS_MAX to COMITY_DECISION_BUDGET_MS_MAX or more.",
     )
+    FACTS_WAIT = (
+        "Facts have waited for more than a minute to be published, or to have their effect here; nothing is lost.",
+        "comity_relay_lag_seconds and comity_inbox_lag_seconds say which; see that Postgres, NATS and the other "
+        "services answer: this service's log names what it waits for.",
+    )
     RULE_STOPPED = (
         "A rule of the site takes too much time or memory and is not evaluated: its placements answer the default.",
         "`comity check` names the rule; make it smaller and apply the site again.",

@@ -176,6 +176,21 @@ class NatsBus:
                         await subscription.unsubscribe()
             await asyncio.sleep(REBUILD_PAUSE_S)
 
+    async def oldest_age_s(self, channels: str, *, durable: str) -> float:
+        """See ports.Bus."""
+        stream = stream_of(_service_in(channels))
+        with _outages("look at the consumer"):
+            consumer = await self._jetstream.consumer_info(stream, durable)
+            if not consumer.num_pending and not consumer.num_ack_pending:
+                return 0.0
+            behind = 0 if consumer.ack_floor is None else consumer.ack_floor.stream_seq
+            try:
+                oldest = await self._jetstream.get_msg(stream, behind + 1, subject=channels, next=True)
+            except NotFoundError:
+                return 0.0  # It was acknowledged, or aged out, in between.
+        assert oldest.time is not None, "the server tells when it stored a message"
+        return max(0.0, (datetime.now(UTC) - oldest.time).total_seconds())
+
     async def stream_state(self, service: str) -> StreamState:
         """What the service's stream holds now.
 

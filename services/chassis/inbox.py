@@ -18,6 +18,7 @@ from services.chassis.dead_letters import After, Letter, letter_of, passes, put_
 from services.chassis.erasure import erased_in
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.events import ORIGIN, LogPosition, RecordedEvent
+from services.chassis.lag import Lag
 from services.chassis.ports import Bus, Delivery, Message
 from services.chassis.postgres import Connection, Pool, acquire, transaction, translate
 
@@ -101,6 +102,7 @@ class Subscription:
         only: str = "",
     ) -> None:
         self._only = only
+        self._channels = f"ev.v1.*.{source}.{only.rpartition('.')[2] or '>'}"
         self._pool = pool
         self._bus = bus
         self._source = source
@@ -118,10 +120,17 @@ class Subscription:
 
     async def run(self) -> None:
         """Consume until cancelled; outages are waited out."""
-        channels = f"ev.v1.*.{self._source}.{self._only.rpartition('.')[2] or '>'}"
-        async with aclosing(self._bus.consume(channels, durable=self._consumer)) as deliveries:
+        async with aclosing(self._bus.consume(self._channels, durable=self._consumer)) as deliveries:
             async for delivery in deliveries:
                 await self._take(delivery)
+
+    async def watch_lag(self) -> None:
+        """Tell for ever how old the oldest message is that waits; every replica does, whichever works, or hangs."""
+
+        async def oldest_age_s() -> float:
+            return await self._bus.oldest_age_s(self._channels, durable=self._consumer)
+
+        await Lag(metrics.INBOX_LAG_S.labels(self._source)).watch(oldest_age_s, alarm_as=f"inbox {self._source}")
 
     async def await_position(self, position: LogPosition, timeout_s: float) -> None:
         """Returns once everything of the source up to *position* has had its effect, in whichever process.
@@ -229,8 +238,6 @@ class Subscription:
                 await put_aside_in(connection, self._letter(message, envelope.undecodable(), payload))
         if watermark is not None:
             self._move(watermark)
-        if ids:
-            metrics.INBOX_LAG_S.labels(self._source).set(_age_s(ids[-1]))
         await self._prune()
         return events
 
@@ -349,8 +356,3 @@ def _refuse_with(error: Exception) -> Handle:
         raise error
 
     return handle
-
-
-def _age_s(event_id: UUID) -> float:
-    """How long ago an event was recorded, from the time in its UUIDv7."""
-    return time.time() - (event_id.int >> 80) / 1000

@@ -6,6 +6,7 @@ Nothing here outlives the process, and nothing is shared between processes.
 import asyncio
 import os
 import re
+import time
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -108,6 +109,7 @@ class MemoryBus:
 
     def __init__(self) -> None:
         self._messages: list[Message] = []
+        self._stored_s: list[float] = []
         self._message_ids: set[str] = set()
         self._durables: dict[str, _Durable] = {}
         self._published = asyncio.Event()
@@ -118,6 +120,7 @@ class MemoryBus:
             return
         self._message_ids.add(message_id)
         self._messages.append(Message(channel, payload, dict(headers), 0))
+        self._stored_s.append(time.monotonic())
         self._published.set()
         self._published = asyncio.Event()
 
@@ -134,6 +137,13 @@ class MemoryBus:
                     yield self._delivery(place, index)
                     continue
             await published.wait()
+
+    async def oldest_age_s(self, channels: str, *, durable: str) -> float:
+        """See ports.Bus."""
+        if durable not in self._durables:
+            raise ServiceError(Kind.UNAVAILABLE, "BUS_UNAVAILABLE", "Nobody consumes under this name.")
+        index = self._next(self._durables[durable])
+        return 0.0 if index is None else time.monotonic() - self._stored_s[index]
 
     def _next(self, place: _Durable) -> int | None:
         for index in range(place.next_index, len(self._messages)):

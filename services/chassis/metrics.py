@@ -34,8 +34,10 @@ CONSENT_SIGNAL_PROBLEMS = Counter(
     "Consent strings that cannot be relied on as they are, by why.",
     ("signal", "code"),
 )
-RELAY_LAG_S = Gauge("comity_relay_lag_seconds", "Age of the oldest event that has not been published.", ("service",))
-INBOX_LAG_S = Gauge("comity_inbox_lag_seconds", "Age of the newest event when it had its effect.", ("source",))
+RELAY_LAG_S = Gauge("comity_relay_lag_seconds", "Age of the oldest event that waits to be published.", ("service",))
+INBOX_LAG_S = Gauge(
+    "comity_inbox_lag_seconds", "Age of the oldest published message that waits to have its effect.", ("source",)
+)
 DEAD_LETTERS = Counter("comity_dead_letters", "Events put aside because they can never have their effect.", ("source",))
 GATHER_BATCH_SIZE = Histogram(
     "comity_gather_batch_size", "Items that left together.", ("gatherer",), buckets=BATCH_BUCKETS

@@ -81,6 +81,14 @@ class Bus(Protocol):
         """
         ...
 
+    async def oldest_age_s(self, channels: str, *, durable: str) -> float:
+        """Seconds since the oldest message was stored that *durable* has not acknowledged; 0 where there is none.
+
+        Raises:
+            ServiceError: UNAVAILABLE, also where *durable* does not consume (yet).
+        """
+        ...
+
 
 class Cache(Protocol):
     """Values that can all be rebuilt. Calls are coalesced: those that wait leave together."""

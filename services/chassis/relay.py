@@ -7,16 +7,17 @@ order, and cannot store a checkpoint.
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
 import structlog
 
-from services.chassis import envelope
+from services.chassis import envelope, metrics
 from services.chassis.dead_letters import IMPOSSIBLE_PLACE, Letter, impossible_place, put_aside_in
 from services.chassis.envelope import OutMessage
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.events import ORIGIN, LogPosition, RecordedEvent
+from services.chassis.lag import Lag
 from services.chassis.log_rows import recorded
 from services.chassis.ports import Bus, EventStore
 from services.chassis.postgres import Connection, Pool, acquire, leadership, translated
@@ -37,7 +38,6 @@ FILL_S_MAX = 0.1
 PUBLISH_PAUSE_S_MIN = 0.1
 PUBLISH_PAUSE_S_MAX = 2.0
 OUTAGE_PAUSE_S = 0.5
-LAG_EVERY_S = 1.0
 # Of its dead letters.
 CONSUMER = "relay"
 
@@ -85,17 +85,13 @@ class Relay:
         store: the log.
         bus: where to.
         service: name in the channel, e.g. "consent".
-        on_lag: told, about once a second, the age in seconds of the oldest event not yet published.
     """
 
-    def __init__(
-        self, pool: Pool, store: EventStore, bus: Bus, service: str, *, on_lag: Callable[[float], None] | None = None
-    ) -> None:
+    def __init__(self, pool: Pool, store: EventStore, bus: Bus, service: str) -> None:
         self._pool = pool
         self._store = store
         self._bus = bus
         self._service = service
-        self._on_lag = on_lag
         self._woken = asyncio.Event()
         self._published_to = ORIGIN
         self._page_events = PAGE_EVENTS_MAX
@@ -120,13 +116,6 @@ class Relay:
                 await put_aside_in(connection, impossible_place(self._service, f"relay_checkpoint/{self._service}"))
         self._published_to = await read_checkpoint(connection, self._service)
         _log.info("relay_leads", service=self._service)
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._tail(connection))
-            if self._on_lag is not None:
-                group.create_task(self._watch_lag(self._on_lag))
-
-    async def _tail(self, connection: Connection) -> None:
-        """Publish page after page."""
         pace = _Pace()
         poll_s = POLL_S
         while True:
@@ -226,13 +215,14 @@ class Relay:
             headers = envelope.headers(self._service, message)
             await self._bus.publish(message.channel, message.payload, message_id=message.message_id, headers=headers)
 
-    async def _watch_lag(self, on_lag: Callable[[float], None]) -> None:
-        """Tell the lag once a second, also while the bus is away."""
-        while True:
-            at = self._published_to
-            async with acquire(self._pool) as connection:
-                on_lag(float(await connection.fetchval(LAG_SQL, at.epoch, at.xid, at.position) or 0.0))
-            await asyncio.sleep(LAG_EVERY_S)
+    async def watch_lag(self) -> None:
+        """Tell for ever how old the oldest event is that waits; every replica does, whoever leads, or hangs."""
+        await Lag(metrics.RELAY_LAG_S.labels(self._service)).watch(self._oldest_age_s, alarm_as="relay")
+
+    async def _oldest_age_s(self) -> float:
+        async with acquire(self._pool) as connection:
+            at = await read_checkpoint(connection, self._service)
+            return float(await connection.fetchval(LAG_SQL, at.epoch, at.xid, at.position) or 0.0)
 
 
 class _Pace:

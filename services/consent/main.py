@@ -17,7 +17,6 @@ from services.chassis.dead_letters import DeadLetters, retry_rows
 from services.chassis.eventstore import PostgresEventStore
 from services.chassis.holdings import HoldingsService
 from services.chassis.lifecycle import App, run
-from services.chassis.metrics import RELAY_LAG_S
 from services.chassis.migrations import CHASSIS, migrate
 from services.chassis.postgres import Pool, create_pool
 from services.chassis.reconciler import Reconciler
@@ -92,11 +91,12 @@ async def build(settings: Settings, app: App) -> None:
     bus = await NatsBus.connect(settings.nats_url, name="comity-consent")
     app.on_stop("nats", bus.close)
     await bus.ensure_stream("consent")
-    relay = Relay(pool, PostgresEventStore(pool), bus, "consent", on_lag=RELAY_LAG_S.labels("consent").set)
+    relay = Relay(pool, PostgresEventStore(pool), bus, "consent")
     letters = DeadLetters(pool)
     letters.retried_by("consent", "relay", relay.retry)
     app.keep(letters)
     app.background("relay", relay.run)
+    app.background("relay's lag", relay.watch_lag)
     app.background("reconciler", Reconciler(pool, bus, "consent").run)
     channel = connect(settings.identity_address)
     app.on_stop("identity", channel.close)
@@ -132,8 +132,10 @@ async def build(settings: Settings, app: App) -> None:
         signer=Ed25519Signer(read_secret(settings.receipt_key_file)),
         clock=clock,
     )
-    erasing = Erasures(pool, EraseWorker(ports))
+    worker = EraseWorker(ports)
+    erasing = Erasures(pool, worker)
     app.background("erasures", erasing.run)
+    app.background("erasures' age", worker.watch_age)
     privacy = PrivacyHandlers(ports, drain_s=drain_s, pause=asyncio.sleep, wake=erasing.wake)
     app.server.add(add_PrivacyServiceServicer_to_server, PrivacyService(privacy))
     app.server.add(add_HoldingsServiceServicer_to_server, HoldingsService(pool, holdings))

@@ -20,7 +20,6 @@ from services.chassis.gather import Load
 from services.chassis.holdings import HoldingsService
 from services.chassis.key_client import GrpcKeyReader
 from services.chassis.lifecycle import App, run
-from services.chassis.metrics import RELAY_LAG_S
 from services.chassis.migrations import CHASSIS, migrate
 from services.chassis.postgres import Pool, create_pool
 from services.chassis.reconciler import Reconciler
@@ -93,11 +92,12 @@ async def build(settings: Settings, app: App) -> None:
     app.on_stop("bus", bus.close)
     store = PostgresEventStore(pool, on_commit=lambda: relay.wake())
     app.on_stop("event log", store.drain)
-    relay = Relay(pool, store, bus, "decision", on_lag=RELAY_LAG_S.labels(service="decision").set)
+    relay = Relay(pool, store, bus, "decision")
     letters = DeadLetters(pool)
     letters.retried_by("decision", "relay", relay.retry)
     app.keep(letters)
     app.background("relay", relay.run)
+    app.background("relay's lag", relay.watch_lag)
     app.background("reconciler", Reconciler(pool, bus, "decision").run)
     parts = _Parts(settings, app, pool, store)
     for rows, consumer in ((parts.sites.rows, "sites"), (parts.catalog.rows, "catalog")):

@@ -18,7 +18,6 @@ from services.chassis.holdings import HoldingsService
 from services.chassis.inbox import Subscription
 from services.chassis.key_client import GrpcKeyReader
 from services.chassis.lifecycle import App, run
-from services.chassis.metrics import RELAY_LAG_S
 from services.chassis.migrations import CHASSIS, migrate
 from services.chassis.postgres import create_pool
 from services.chassis.reconciler import Reconciler
@@ -97,7 +96,7 @@ async def build(settings: Settings, app: App) -> None:
             pool, bus, Source.DECISION, CONSUMER, catalog.handle, catalog.after_commit, only=CATALOG_CHANGED
         ),
     }
-    relay = Relay(pool, PostgresEventStore(pool), bus, "features", on_lag=RELAY_LAG_S.labels("features").set)
+    relay = Relay(pool, PostgresEventStore(pool), bus, "features")
     letters = DeadLetters(pool)
     letters.retried_by("features", "relay", relay.retry)
     for source, intake in intakes.items():
@@ -106,9 +105,11 @@ async def build(settings: Settings, app: App) -> None:
     letters.retried_by("features", "feature sets", retry_rows(books.refresh, books.rows))
     app.keep(letters)
     app.background("relay", relay.run)
+    app.background("relay's lag", relay.watch_lag)
     app.background("reconciler", Reconciler(pool, bus, "features").run)
     for source, intake in intakes.items():
         app.background(f"{source} events", intake.run)
+        app.background(f"{source} events' lag", intake.watch_lag)
     app.background("pending items", catalog.forget)
     app.background("item columns", partial(keep_fresh, columns, states, settings.columns_every_ms / 1000))
     app.server.add(

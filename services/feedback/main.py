@@ -23,7 +23,6 @@ from services.chassis.holdings import HoldingsService
 from services.chassis.inbox import Subscription
 from services.chassis.key_client import GrpcKeyReader
 from services.chassis.lifecycle import App, run
-from services.chassis.metrics import RELAY_LAG_S
 from services.chassis.migrations import CHASSIS, migrate
 from services.chassis.postgres import Pool, create_pool
 from services.chassis.reconciler import Reconciler
@@ -101,7 +100,7 @@ async def build(settings: Settings, app: App) -> None:
     store = PostgresEventStore(pool, on_commit=on_commit)
     app.on_stop("event log", store.drain)
     parts = _Parts(settings, pool, store, identity, consent)
-    relay = Relay(pool, store, bus, "feedback", on_lag=RELAY_LAG_S.labels("feedback").set)
+    relay = Relay(pool, store, bus, "feedback")
     join = parts.joining()
     joiner = Joiner(pool, join)
     intake = Subscription(pool, bus, "decision", "feedback", on_decision_events, joiner.on_committed)
@@ -113,9 +112,11 @@ async def build(settings: Settings, app: App) -> None:
     letters.retried_by("feedback", "schemas", retry_rows(parts.schemas.book, parts.schemas.rows))
     app.keep(letters)
     app.background("relay", relay.run)
+    app.background("relay's lag", relay.watch_lag)
     app.background("reconciler", Reconciler(pool, bus, "feedback").run)
     app.background("joiner", joiner.run)
     app.background("decisions", intake.run)
+    app.background("decisions' lag", intake.watch_lag)
     app.server.add(add_FeedbackServiceServicer_to_server, parts.servicer(intake))
     app.server.add(add_RectificationServiceServicer_to_server, parts.rectification(on_commit))
     holdings = HoldingsService(pool, FeedbackHoldings(pool, parts.sealer), forget=parts.sealer.forget)

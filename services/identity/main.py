@@ -17,7 +17,6 @@ from services.chassis.erasure_gate import ErasureGate, GrpcErasureLedger
 from services.chassis.eventstore import PostgresEventStore
 from services.chassis.holdings import HoldingsService
 from services.chassis.lifecycle import App, run
-from services.chassis.metrics import RELAY_LAG_S
 from services.chassis.migrations import CHASSIS, migrate
 from services.chassis.postgres import create_pool
 from services.chassis.reconciler import Reconciler
@@ -72,11 +71,12 @@ async def build(settings: Settings, app: App) -> None:
     bus = await NatsBus.connect(settings.nats_url, name="comity-identity")
     app.on_stop("nats", bus.close)
     await bus.ensure_stream("identity")
-    relay = Relay(pool, PostgresEventStore(pool), bus, "identity", on_lag=RELAY_LAG_S.labels("identity").set)
+    relay = Relay(pool, PostgresEventStore(pool), bus, "identity")
     letters = DeadLetters(pool)
     letters.retried_by("identity", "relay", relay.retry)
     app.keep(letters)
     app.background("relay", relay.run)
+    app.background("relay's lag", relay.watch_lag)
     app.background("reconciler", Reconciler(pool, bus, "identity").run)
     # Never waited for: consent asks identity who somebody is, and each of the two has to start without the other.
     channel = connect(settings.consent_address)

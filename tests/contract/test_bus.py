@@ -111,6 +111,31 @@ class BusContract:
         await publish(bus, "a")
         assert payloads(await waiting) == ["a"]
 
+    async def test_oldest_that_waits_is_told_while_nobody_works(self, bus: Bus) -> None:
+        """Age of what was not acknowledged, also while it is in somebody's hands, and of its own channels alone."""
+        two = "ev.v1.*.testing.Two"
+        with pytest.raises(ServiceError):
+            await bus.oldest_age_s(two, durable="reader")
+        await publish(bus, "a", to=channel(0, "One"))
+        await publish(bus, "b", "c", to=channel(1, "Two"))
+        async with asyncio.timeout(20), aclosing(bus.consume(two, durable="reader")) as deliveries:
+            delivery = await anext(deliveries)
+            held_s = await bus.oldest_age_s(two, durable="reader")
+            assert held_s > 0.0
+            await delivery.retry(delay_s=0.01)
+            delivery = await anext(deliveries)
+            assert await bus.oldest_age_s(two, durable="reader") > held_s
+            await delivery.ack()
+            delivery = await anext(deliveries)
+            assert await bus.oldest_age_s(two, durable="reader") > 0.0
+            await delivery.ack()
+
+            async def nothing_waits() -> bool:
+                return await bus.oldest_age_s(two, durable="reader") == 0.0
+
+            # NATS takes an acknowledgement in a moment after it was sent.
+            await eventually(nothing_waits)
+
     async def test_consumers_of_one_durable_share_it(self, bus: Bus) -> None:
         """Two processes with one durable name get every message once between them."""
         names = [f"m{number}" for number in range(20)]

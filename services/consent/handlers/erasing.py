@@ -10,6 +10,7 @@ from functools import partial
 import structlog
 
 from services.chassis.errors import Kind, ServiceError
+from services.chassis.lag import Lag
 from services.chassis.metrics import ERASURE_OLDEST_S, ERASURES
 from services.chassis.tracing import COMITY_ERASURE_STEP, root_span, span
 from services.consent.domain.erasure import SERVICES, Erasure, Step, delay_s_after, next_steps
@@ -43,14 +44,23 @@ class EraseWorker:
         """
         running = await self._ports.erasures.running()
         now = self._ports.clock.now()
-        ERASURES.labels("running").set(len(running))
-        ERASURE_OLDEST_S.set(max(((now - one.requested_at).total_seconds() for one in running), default=0.0))
         self._failures = {one.erasure_id: self._failures.get(one.erasure_id, (0, 0.0)) for one in running}
         moved = False
         for erasure in running:
             if now.timestamp() >= self._failures[erasure.erasure_id][1]:
                 moved |= await self._continue_or_note(erasure)
         return moved
+
+    async def watch_age(self) -> None:
+        """Tell for ever how many erasures run and how old the oldest is; every replica does, whoever continues them."""
+
+        async def oldest_age_s() -> float:
+            running = await self._ports.erasures.running()
+            now = self._ports.clock.now()
+            ERASURES.labels("running").set(len(running))
+            return max(((now - one.requested_at).total_seconds() for one in running), default=0.0)
+
+        await Lag(ERASURE_OLDEST_S).watch(oldest_age_s)
 
     async def _continue_or_note(self, erasure: Erasure) -> bool:
         """Continue an erasure; one that cannot be is tried again later, and keeps no other waiting.

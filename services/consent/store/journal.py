@@ -26,6 +26,7 @@ from services.chassis.alarms import Alarm, set_alarm
 from services.chassis.dead_letters import IMPOSSIBLE_PLACE, put_aside, read_each
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.events import ORIGIN, LogPosition
+from services.chassis.lag import Lag
 from services.chassis.metrics import JOURNAL_LAG_S
 from services.chassis.ports import EventStore
 from services.chassis.postgres import Connection, Pool, acquire, translated
@@ -291,10 +292,11 @@ class PostgresJournal:
 
     async def watch(self) -> None:
         """Tell the lag for ever, and raise the alarm where it grows; every replica does, whoever leads."""
+        lag = Lag(JOURNAL_LAG_S)
         while True:
             with suppress(ServiceError):
                 _, lag_s = await self.lag_s()
-                JOURNAL_LAG_S.set(lag_s)
+                lag.found(lag_s)
                 set_alarm(Alarm.JOURNAL_BEHIND, stands=self._fails or lag_s > LAG_S_MAX)
             await asyncio.sleep(LOOK_EVERY_S)
 

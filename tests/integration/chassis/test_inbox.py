@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
+from prometheus_client import REGISTRY
 
 from services.chassis import envelope
 from services.chassis.bus import NatsBus
@@ -112,6 +113,39 @@ async def test_duplicates_are_applied_once(pool: Pool, bus: NatsBus) -> None:
     async with running(pool, bus) as subscription:
         await subscription.await_position(more[-1].position, 20)
     assert await effects(pool) == [1, 2, 3, 4, 5]
+
+
+async def test_lag_grows_while_the_consumer_is_stuck_and_goes_when_it_is_not(pool: Pool, bus: NatsBus) -> None:
+    """The metric is the age of what waits: not of what was processed last, which a stuck consumer never changes."""
+    may_go_on, stuck = asyncio.Event(), asyncio.Event()
+
+    async def handle(connection: Connection, batch: list[RecordedEvent]) -> None:
+        stuck.set()
+        await may_go_on.wait()
+        await record(connection, batch)
+
+    def told_s() -> float:
+        return REGISTRY.get_sample_value("comity_inbox_lag_seconds", {"source": "source"}) or 0.0
+
+    await publish(bus, events(1), message_id="a")
+    async with running(pool, bus, handle) as subscription:
+        watching = asyncio.create_task(subscription.watch_lag())
+        await stuck.wait()
+
+        async def is_told() -> bool:
+            return told_s() > 0.0
+
+        await eventually(is_told)
+        before_s = told_s()
+        assert told_s() > before_s, "it grows between two scrapes"
+        may_go_on.set()
+
+        async def is_gone() -> bool:
+            return told_s() == 0.0
+
+        await eventually(is_gone)
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
 
 
 async def test_without_the_inbox_duplicates_are_doubled(pool: Pool, bus: NatsBus) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import nats
 import pytest
+from prometheus_client import REGISTRY
 
 from cli.stack.servers import Servers
 from services.chassis import envelope
@@ -285,24 +286,47 @@ async def test_large_events_travel(site: Site) -> None:
 
 async def test_lag_counts_what_the_barrier_holds_back(site: Site) -> None:
     """A transaction that does not end shows as lag, and its end makes the lag go."""
-    lags: list[float] = []
     async with acquire(site.pool) as connection:
         running_long = connection.transaction()
         await running_long.start()
         await append_in(connection, [new_append("slow")])
         await site.store.append(new_append("fast"))
-        async with running(Relay(site.pool, site.store, site.bus, "source", on_lag=lags.append)):
+        relay = Relay(site.pool, site.store, site.bus, "source")
+        async with running(relay), watching(relay):
 
             async def lagging() -> bool:
-                return bool(lags) and lags[-1] > 0
+                return told_lag() > 0.0
 
             await eventually(lagging)
             await running_long.commit()
 
             async def caught_up() -> bool:
-                return lags[-1] == 0
+                return told_lag() == 0.0
 
             await eventually(caught_up)
+
+
+async def test_lag_is_told_where_nobody_relays(site: Site) -> None:
+    """A replica that does not lead, or whose leader hangs, sees what waits too."""
+    await site.store.append(new_append("waits"))
+    async with watching(Relay(site.pool, site.store, site.bus, "source")):
+
+        async def lagging() -> bool:
+            return told_lag() > 0.0
+
+        await eventually(lagging)
+
+
+@asynccontextmanager
+async def watching(relay: Relay) -> AsyncIterator[None]:
+    task = asyncio.create_task(relay.watch_lag())
+    yield
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def told_lag() -> float:
+    return REGISTRY.get_sample_value("comity_relay_lag_seconds", {"service": "source"}) or 0.0
 
 
 @pytest.mark.parametrize("loss", ["some messages", "all messages", "the stream"])
