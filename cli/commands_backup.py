@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cli.failures import fail
@@ -39,10 +38,8 @@ def backup(
     if as_json:
         print_json({"backup": str(to), **asdict(manifest)})
         return
-    console.print(
-        f"{manifest.size_bytes:,} bytes in {escape(str(to))}: keep it as safe as the stack, it holds the keys"
-    )
-    console.print(f"what is refused from now on is in {escape(manifest.journal)}, which is not part of the backup")
+    console.print(f"{manifest.size_bytes:,} bytes in {to}: keep it as safe as the stack, it holds the keys")
+    console.print(f"what is refused from now on is in {manifest.journal}, which is not part of the backup")
 
 
 def restore(
@@ -95,7 +92,7 @@ def _agree(known: Known, *, yes: bool, as_json: bool) -> None:
     if not known.doubt:
         return
     if yes:
-        errors.print(known.doubt, markup=False)
+        errors.print(known.doubt)
         return
     if not as_json and sys.stdin.isatty() and typer.confirm(f"{known.doubt}. Restore all the same?", err=True):
         return
@@ -111,7 +108,7 @@ def _show(manifest: Manifest, known: Known, data_dir: Path, place: Path, *, as_j
         told |= {name: getattr(known, name) for name in ("entries", "until", "refusals", "erasures")}
         print_json({"data_dir": str(data_dir), "taken_at": manifest.taken_at, **told})
         return
-    console.print(f"restored {escape(str(data_dir))} as it was on {manifest.taken_at}; start it with `comity up`")
+    console.print(f"restored {data_dir} as it was on {manifest.taken_at}; start it with `comity up`")
     if known.journal is not None:
         until = f"line {known.entries}, {known.until}" if known.entries else "its beginning: it is empty"
         console.print(f"the journal is known up to {until}")
@@ -122,5 +119,5 @@ def _show(manifest: Manifest, known: Known, data_dir: Path, place: Path, *, as_j
 
 
 def _bar(*, quiet: bool) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     return Progress(*columns, console=errors, transient=True, disable=quiet or not errors.is_terminal)

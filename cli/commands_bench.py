@@ -7,7 +7,7 @@ import typer
 
 from cli.failures import run, until_terminated
 from cli.options import AsJson
-from cli.output import errors
+from cli.output import errors, write
 
 
 def register(app: typer.Typer) -> None:
@@ -27,9 +27,9 @@ def bench(
     from bench.decide import figures, measure, table
 
     def tell(line: str) -> None:
-        errors.print(line, markup=False)
+        errors.print(line)
 
     laps = run(until_terminated(measure(rounds=rounds, duration_s=seconds, progress=tell)), as_json=as_json)
     if not as_json:
-        print(table(laps))
-    print(json.dumps({name: figure.to_json() for name, figure in figures(laps).items()}))
+        write(table(laps))
+    write(json.dumps({name: figure.to_json() for name, figure in figures(laps).items()}))

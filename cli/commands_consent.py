@@ -29,7 +29,7 @@ from cli.options import (
     Verify,
     access,
 )
-from cli.output import console, print_json
+from cli.output import console, print_json, styled
 from cli.parsing import AnyIdentities, Identities, SubjectId, parse_identities, parse_subject
 from services.chassis.errors import ServiceError, invalid
 from services.chassis.rpc_client import call
@@ -207,7 +207,7 @@ def show_verified(file: Path, public_key: str, *, as_json: bool) -> None:
         genuine = True if public_key else None
         print_json({"genuine": genuine, "signed_by": signed_by, "key_given": bool(public_key), "receipt": content})
     elif public_key:
-        console.print(f"[green]genuine[/]: receipt {content['receipt_id']} is as that key signed it")
+        console.print(styled("[green]genuine[/]: receipt {} is as that key signed it", content["receipt_id"]))
     else:
         console.print(
             f"signed by {signed_by}, not checked: receipt {content['receipt_id']} is as that key signed it, but "

@@ -30,7 +30,7 @@ from cli.options import (
     Usp,
     signals,
 )
-from cli.output import console, print_json
+from cli.output import console, print_json, styled
 from cli.parsing import Fact, Identities, parse_facts, parse_identities
 from services.chassis.errors import FieldProblem, Kind, ServiceError
 from services.chassis.rpc_client import call
@@ -108,7 +108,7 @@ def decide(
     for decision in answer.decisions:
         _show_decision(decision)
     recorded = "; a dry run: nothing was recorded" if dry_run else ""
-    console.print(f"[dim]spent {answer.spent_ms} of {answer.budget_ms} ms{recorded}[/]")
+    console.print(styled("[dim]spent {} of {} ms{}[/]", answer.spent_ms, answer.budget_ms, recorded))
 
 
 def track(
@@ -195,7 +195,8 @@ def _show_decision(decision: decision_pb.PlacementDecision) -> None:
         why += f", {fallback_name(decision.fallback_reason)}"
     layer = enum_word(types_pb.SubjectLevel.DESCRIPTOR, decision.layer)
     used = f"; {layer} layer" if layer else ""
-    console.print(f"[bold]{decision.placement_id}[/] {decision.decision_id}  {which}: {why}{used}")
+    told = (decision.placement_id, decision.decision_id, which, why, used)
+    console.print(styled("[bold]{}[/] {}  {}: {}{}", *told))
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in ("slot", "item", "variant", "score", "propensity", "reason"):
         table.add_column(column, justify="right" if column in ("slot", "score", "propensity") else "left")
@@ -204,7 +205,7 @@ def _show_decision(decision: decision_pb.PlacementDecision) -> None:
         table.add_row(str(entry.slot), entry.item_id, entry.variant_id, *numbers, reason_name(entry.reason))
     console.print(table)
     versions = ", ".join(f"{field.name} {value}" for field, value in decision.versions.ListFields())
-    console.print(f"[dim]{versions}{'' if decision.learnable else '; not learnable'}[/]\n")
+    console.print(styled("[dim]{}{}[/]\n", versions, "" if decision.learnable else "; not learnable"))
 
 
 def reason_name(reason: int) -> str:

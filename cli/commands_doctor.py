@@ -9,12 +9,11 @@ from typing import Annotated, Any
 
 import typer
 from comity.common.v1 import operations_pb2 as pb
-from rich.markup import escape
 
 from cli.connections import NO_ADDRESSES, Address, Services, resolve_addresses
 from cli.failures import run
 from cli.options import DEFAULT_DATA_DIR, AsJson, DataDir
-from cli.output import console, errors, print_json
+from cli.output import console, errors, print_json, styled
 from cli.stack import SERVICES, look
 from cli.stack.probe import StandingAlarm, is_serving, standing_alarms
 from cli.stack.replicas import service_of
@@ -72,7 +71,8 @@ def doctor(data_dir: DataDir = DEFAULT_DATA_DIR, address: Address = NO_ADDRESSES
         print_json({"findings": [asdict(one) for one in found]})
     else:
         for one in found:
-            console.print(f"[red]{one.where}: {one.name}[/] {escape(one.problem)}\n  [dim]→[/] {escape(one.remedy)}")
+            told = (one.where, one.name, one.problem, one.remedy)
+            console.print(styled("[red]{}: {}[/] {}\n  [dim]→[/] {}", *told))
         console.print("nothing is wrong" if not found else f"{len(found)} things are wrong")
     if found:
         raise typer.Exit(1)
@@ -91,7 +91,7 @@ def retry(
         print_json({"left": [{"letter": name, "reason": reason} for name, reason in left]})
     else:
         for name, reason in left:
-            errors.print(f"[red]{name}[/] stays: {escape(reason)}")
+            errors.print(styled("[red]{}[/] stays: {}", name, reason))
         console.print("done" if not left else f"{len(left)} stay; mend the cause, or discard them")
     if left:
         raise typer.Exit(1)

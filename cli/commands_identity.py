@@ -27,7 +27,7 @@ from cli.options import (
     access,
     signals,
 )
-from cli.output import console, print_json
+from cli.output import console, print_json, styled
 from cli.parsing import AnyIdentities, Identities, SubjectId, parse_identities, parse_subject
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.rpc_client import call
@@ -151,8 +151,7 @@ def _show(answer: Message, subjects: list[pb.ResolvedSubject], *told: str, as_js
     for one in subjects:
         level = enum_word(types_pb.SubjectLevel.DESCRIPTOR, one.level) or "by pseudonym"
         needs = f", needs {', '.join(one.required_purposes)}" if one.required_purposes else ""
-        console.print(
-            f"[bold]{one.subject_id}[/] {level}, bucket {one.holdout_bucket}, {len(one.members)} members{needs}"
-        )
+        told = (one.subject_id, level, one.holdout_bucket, len(one.members), needs)
+        console.print(styled("[bold]{}[/] {}, bucket {}, {} members{}", *told))
     for line in told:
         console.print(line)

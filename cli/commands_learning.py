@@ -10,7 +10,7 @@ from rich.table import Table
 from cli.connections import NO_ADDRESSES, Address, Services, resolve_addresses
 from cli.failures import run, until_terminated
 from cli.options import DEFAULT_DATA_DIR, AsJson, DataDir
-from cli.output import console, print_json, progress_bar
+from cli.output import console, print_json, progress_bar, styled
 from cli.stack import temporary_folder
 from services.chassis.errors import Kind, ServiceError, invalid
 
@@ -241,7 +241,7 @@ def _show_report(report: "TrainReport") -> None:
     measured = f"{figure:.4f}" if figure is not None else "not measured: too few decisions"
     counts = report.counts
     what = "decides where a policy names it" if report.active else "is registered"
-    console.print(f"[bold]{report.model_version}[/] {what}")
+    console.print(styled("[bold]{}[/] {}", report.model_version, what))
     console.print(
         f"learned from {counts.used} of {counts.decisions} decisions, {report.rows_count} rows, {report.rounds} trees"
     )
@@ -258,28 +258,28 @@ def _show_report(report: "TrainReport") -> None:
         "unreadable": counts.unreadable,
     }
     if any(left_out.values()):
-        console.print("[dim]left out: " + ", ".join(f"{n} {why}" for why, n in left_out.items() if n) + "[/]")
+        told = ", ".join(f"{n} {why}" for why, n in left_out.items() if n)
+        console.print(styled("[dim]left out: {}[/]", told))
     if counts.withheld:
-        console.print(f"[dim]not read for lack of consent: {counts.withheld} decisions and outcomes[/]")
+        console.print(styled("[dim]not read for lack of consent: {} decisions and outcomes[/]", counts.withheld))
 
 
 def _show_compared(report: "TrainReport", compared: "Compared") -> None:
     """The figures beside each other, and what follows."""
     active = compared.active_version.partition("@")[2][:12]
     if compared.new is None or compared.active is None:
-        console.print(
-            f"[yellow]not compared[/] with the active {active}: {compared.decisions} of the decisions held out are "
-            "newer than what it was trained on, which is too few to tell"
-        )
+        text = "of the decisions held out are newer than what it was trained on, which is too few to tell"
+        told = (active, compared.decisions, text)
+        console.print(styled("[yellow]not compared[/] with the active {}: {} {}", *told))
     else:
         console.print(
             f"on {compared.decisions} held-out decisions that neither has seen: {compared.measure} {compared.new:.4f}, "
             f"the active {active} {compared.active:.4f}"
         )
     if not report.active:
+        command = f"`comity models activate {report.name}@{report.sha256[:12]}`"
         console.print(
-            f"[yellow]not activated[/]: the active model stays; `comity models activate {report.name}@"
-            f"{report.sha256[:12]}`, or --activate, lets the new one decide"
+            styled("[yellow]not activated[/]: the active model stays; {}, or --activate, lets it decide", command)
         )
 
 

@@ -9,14 +9,13 @@ import typer
 from comity.decision.v1 import decision_service_pb2 as decision_pb
 from comity.feedback.v1 import feedback_service_pb2 as feedback_pb
 from google.protobuf.json_format import MessageToDict
-from rich.markup import escape
 from rich.table import Table
 
 from cli.commands_decide import fallback_name, reason_name
 from cli.connections import NO_ADDRESSES, Address, Services, resolve_addresses
 from cli.failures import run
 from cli.options import DEFAULT_DATA_DIR, AsJson, DataDir, ReadAs, Reason, access
-from cli.output import console, errors, print_json, progress_bar
+from cli.output import console, errors, print_json, progress_bar, styled
 from cli.stack.servers import together
 from learning.log import replay_log
 from services.chassis.errors import Kind, ServiceError
@@ -53,7 +52,7 @@ def why(
     decision = answer.decision
     outcome = ", ".join(filter(None, (reason_name(decision.reason), fallback_name(decision.fallback_reason))))
     when = decision.decided_at.ToDatetime().isoformat(sep=" ", timespec="milliseconds")
-    console.print(f"[bold]{decision.placement_id}[/] {when} UTC: [bold]{outcome}[/]")
+    console.print(styled("[bold]{}[/] {} UTC: [bold]{}[/]", decision.placement_id, when, outcome))
     show_explanation(answer)
 
 
@@ -61,11 +60,11 @@ def show_explanation(answer: decision_pb.ExplainResponse) -> None:
     """Print the steps, and what would have been shown without exploration."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
     for step in answer.steps:
-        table.add_row(f"[cyan]{escape(step.stage)}[/]", escape(step.finding))
+        table.add_row(styled("[cyan]{}[/]", step.stage), step.finding)
     console.print(table)
     if answer.without_exploration:
         items = ", ".join(entry.item_id for entry in answer.without_exploration)
-        console.print(f"[dim]without exploration: {escape(items)}[/]")
+        console.print(styled("[dim]without exploration: {}[/]", items))
 
 
 def replay(
@@ -85,11 +84,11 @@ def replay(
         print_json({**counts, "different": different, "missing": found.missing, "newer": found.newer})
     else:
         for name, differences in found.different[:DIFFERENT_SHOWN_MAX]:
-            errors.print(f"[red]{name}[/]: {escape('; '.join(differences))}")
+            errors.print(styled("[red]{}[/]: {}", name, "; ".join(differences)))
         for name in found.missing[:DIFFERENT_SHOWN_MAX]:
-            errors.print(f"[red]{name}[/]: the log holds no such decision")
+            errors.print(styled("[red]{}[/]: the log holds no such decision", name))
         for name in found.newer[:DIFFERENT_SHOWN_MAX]:
-            errors.print(f"[yellow]{name}[/]: made by a newer release; replay it on a replica of that release")
+            errors.print(styled("[yellow]{}[/]: made by a newer release; replay it on a replica of that release", name))
         console.print(f"{found.identical} of {found.decisions} decisions replay to the identical slate")
     if found.missing or found.newer or found.identical != found.decisions:
         raise typer.Exit(1)

@@ -14,7 +14,7 @@ from cli.commands_learning import DEFAULT_PURPOSE, list_models, listed, show_lis
 from cli.connections import NO_ADDRESSES, Address, Services, resolve_addresses
 from cli.failures import run, until_terminated
 from cli.options import DEFAULT_DATA_DIR, AsJson, DataDir
-from cli.output import console, print_json, progress_bar
+from cli.output import console, print_json, progress_bar, styled
 from services.chassis.errors import Kind, ServiceError
 
 TIMEOUT_S = 30.0
@@ -149,7 +149,7 @@ def register_file(
     if as_json:
         print_json({"model_version": version})
     else:
-        console.print(f"[bold]{version}[/] is registered; `comity models activate` lets it decide")
+        console.print(styled("[bold]{}[/] is registered; `comity models activate` lets it decide", version))
 
 
 class _Asked:
@@ -358,7 +358,7 @@ def _show_active(version: str, *, as_json: bool) -> None:
     if as_json:
         print_json({"model_version": version})
     else:
-        console.print(f"[bold]{version}[/] decides where a policy names it")
+        console.print(styled("[bold]{}[/] decides where a policy names it", version))
 
 
 def _show_figures(told: dict[str, Any], *, as_json: bool) -> None:

@@ -11,7 +11,6 @@ from comity.common.v1 import holdings_pb2 as holdings_pb
 from comity.common.v1 import types_pb2 as types_pb
 from comity.consent.v1 import privacy_service_pb2 as pb
 from google.protobuf.json_format import MessageToDict
-from rich.markup import escape
 from rich.table import Table
 
 from cli.commands_consent import show_verified
@@ -29,7 +28,7 @@ from cli.options import (
     Verify,
     access,
 )
-from cli.output import console, print_json, progress, progress_bar
+from cli.output import console, print_json, progress, progress_bar, styled
 from cli.parsing import AnyIdentities, SubjectId, parse_facts, parse_subject
 from services.chassis.rpc_client import call, tried_again
 from services.chassis.words import enum_word
@@ -112,7 +111,7 @@ def export(
     if as_json:
         print_json({"folder": str(to), "records": records_count})
     else:
-        console.print(f"{records_count} records in {escape(str(to))}: open {escape(str(to / 'index.html'))}")
+        console.print(f"{records_count} records in {to}: open {to / 'index.html'}")
 
 
 def rectify(
@@ -358,14 +357,13 @@ def _show_found(found: "Found", wanted_count: int, *, as_json: bool) -> None:
         return
     for one in found.hits:
         which = ", ".join(f"#{number + 1} {form} ×{count}" for (number, form), count in sorted(one.counts.items())[:8])
-        console.print(f"[red]{escape(one.path)}[/] at {one.first_offset}: {which}{' …' if len(one.counts) > 8 else ''}")
+        more = " …" if len(one.counts) > 8 else ""
+        console.print(styled("[red]{}[/] at {}: {}{}", one.path, one.first_offset, which, more))
     for path, why in found.unread.items():
-        console.print(f"[yellow]{escape(path)}[/]: {escape(why)}")
+        console.print(styled("[yellow]{}[/]: {}", path, why))
     color = "red" if found.hits else "green"
-    console.print(
-        f"[{color}]{len(found.canaries)} of {wanted_count}[/] found in {found.files_count} files, "
-        f"{found.bytes_count / 2**20:,.0f} MiB"
-    )
+    counts = (len(found.canaries), wanted_count, found.files_count, found.bytes_count / 2**20)
+    console.print(styled("[{}]{} of {}[/] found in {} files, {:,.0f} MiB", color, *counts))
 
 
 def _show_erasure(answer: pb.GetErasureResponse, *, as_json: bool) -> None:
@@ -396,11 +394,11 @@ def _how_far(answer: pb.GetErasureResponse) -> str:
 
 
 def _table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    table = Table(title=escape(title), title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*row)
     console.print(table)
 
 

@@ -9,7 +9,7 @@ import typer
 
 from cli.failures import fail
 from cli.options import DEFAULT_DATA_DIR, AsJson, DataDir
-from cli.output import console, print_json
+from cli.output import console, print_json, write
 from cli.stack.state import DataDir as Folder
 from cli.stack.unit import environment_file, unit
 from services.chassis.errors import invalid
@@ -43,7 +43,7 @@ def install(
         if as_json:
             print_json({"text": text})
         else:
-            print(text, end="")
+            write(text, end="")
         return
     folder.create()
     _write(settings, environment_file(os.environ), mode=0o600)
@@ -54,9 +54,9 @@ def install(
     if as_json:
         print_json({"unit": str(file), "settings": str(settings), "next": steps})
         return
-    console.print(f"wrote {file} and {settings}; now run", markup=False)
+    console.print(f"wrote {file} and {settings}; now run")
     for step in steps:
-        console.print(f"  {step}", markup=False)
+        console.print(f"  {step}")
 
 
 def _steps(name: str, data_dir: Path) -> list[str]:

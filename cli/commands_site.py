@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from cli import offered
 from cli.connections import NO_ADDRESSES, Address, Services, resolve_addresses
 from cli.failures import run
 from cli.options import DEFAULT_DATA_DIR, AsJson, DataDir
-from cli.output import console, errors, print_json, progress
+from cli.output import console, errors, print_json, progress, styled
 
 NAMED_MAX = 20
 
@@ -48,7 +47,7 @@ def check(folder: Folder, items: Feed = None, as_json: AsJson = False) -> None:
         found = [problem.as_json() for problem in problems]
         print_json({"ok": not problems, "problems": found, "allowed": _allowed(bundle)})
     elif not problems:
-        console.print(f"[green]ok[/]: {_summary(bundle)}")
+        console.print(styled("[green]ok[/]: {}", _summary(bundle)))
         _show_allowed(bundle)
     if problems:
         raise typer.Exit(1)
@@ -113,8 +112,8 @@ def _show_problems(problems: "Sequence[Problem]", *, as_json: bool) -> None:
     if as_json or not problems:
         return
     for problem in problems:
-        errors.print(escape(str(problem)), soft_wrap=True)
-    errors.print(f"[red]{len(problems)} problem{'s' * (len(problems) != 1)}[/]")
+        errors.print(str(problem), soft_wrap=True)
+    errors.print(styled("[red]{} problem{}[/]", len(problems), "s" * (len(problems) != 1)))
 
 
 def _allowed(bundle: "Bundle") -> list[dict[str, str]]:
@@ -125,8 +124,8 @@ def _allowed(bundle: "Bundle") -> list[dict[str, str]]:
 
 def _show_allowed(bundle: "Bundle") -> None:
     for one in _allowed(bundle):
-        text = escape(f"{one['name']} is used though the never-list refuses it: {one['reason']} ({one['approver']})")
-        console.print(f"[yellow]allowed[/]: {text}", soft_wrap=True)
+        text = f"{one['name']} is used though the never-list refuses it: {one['reason']} ({one['approver']})"
+        console.print(styled("[yellow]allowed[/]: {}", text), soft_wrap=True)
 
 
 def _summary(bundle: "Bundle") -> str:
@@ -145,19 +144,19 @@ def _show_applied(applied: "Applied") -> None:
     table = Table(box=None, pad_edge=False)
     for column in ("", "version", ""):
         table.add_column(column)
-    words = {True: "[green]changed[/]", False: "[dim]unchanged[/]", None: ""}
+    words = {True: styled("[green]changed[/]"), False: styled("[dim]unchanged[/]"), None: ""}
     for part, version in applied.versions.items():
         table.add_row(part, version, words[applied.changed[part]])
     console.print(table)
     for name in applied.stopped_fitting:
-        console.print(f"[yellow]stopped fitting[/]: {escape(name)} reads other features; comity train {escape(name)}")
+        console.print(styled("[yellow]stopped fitting[/]: {} reads other features; comity train {}", name, name))
     if applied.missing:
         text = f"{_count(applied.missing)} in the catalog, not in the bundle, and shown all the same"
-        console.print(f"[yellow]items[/]: {escape(text)}; --retire-missing retires them", soft_wrap=True)
+        console.print(styled("[yellow]items[/]: {}; --retire-missing retires them", text), soft_wrap=True)
     if applied.retired:
-        console.print(f"[green]retired[/]: {escape(_count(applied.retired))}", soft_wrap=True)
+        console.print(styled("[green]retired[/]: {}", _count(applied.retired)), soft_wrap=True)
     for line in offered.cuts(applied.offers):
-        console.print(f"[yellow]cut[/]: {escape(line)}", soft_wrap=True)
+        console.print(styled("[yellow]cut[/]: {}", line), soft_wrap=True)
 
 
 def _count(item_ids: Sequence[str]) -> str:

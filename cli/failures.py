@@ -11,6 +11,7 @@ from typing import Any, NoReturn, TypeVar
 import grpc
 import typer
 
+from cli.output import write
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.status import from_call_error
 
@@ -87,12 +88,12 @@ def show(error: ServiceError, *, as_json: bool) -> None:
     if as_json:
         problems = [{"field": problem.field, "problem": problem.problem} for problem in error.problems]
         body = {"kind": error.kind.value, "reason": error.reason, "message": message, "problems": problems}
-        print(json.dumps({"error": body}), file=sys.stderr)
+        write(json.dumps({"error": body}), error=True)
         return
-    print(f"error: {message} [{error.reason}]", file=sys.stderr)
+    write(f"error: {message} [{error.reason}]", error=True)
     for problem in error.problems:
         if problem.problem not in message:
-            print(f"  {problem.field}: {problem.problem}", file=sys.stderr)
+            write(f"  {problem.field}: {problem.problem}", error=True)
 
 
 def of_system(error: OSError) -> ServiceError:

@@ -7,6 +7,7 @@ import typer
 from typer.exceptions import TyperException
 
 from cli.failures import INTERRUPTED, of_system, show
+from cli.output import write
 from services.chassis.errors import Kind, ServiceError
 
 # Order of the commands in --help. A module imports what is heavy inside its commands, so that `comity status` is quick.
@@ -41,7 +42,7 @@ for module in MODULES:
 @app.callback(invoke_without_command=True)
 def _without_command(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
-        print(context.get_help())
+        write(context.get_help())
         raise typer.Exit
 
 
@@ -71,7 +72,7 @@ def _show_usage(error: TyperException, *, as_json: bool) -> None:
     if as_json:
         show(ServiceError(Kind.INVALID, "WRONG_ARGUMENTS", message), as_json=True)
     else:
-        print(f"error: {message}", file=sys.stderr)
+        write(f"error: {message}", error=True)
 
 
 if __name__ == "__main__":

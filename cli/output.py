@@ -1,15 +1,25 @@
-"""What commands print: results on standard output, progress and errors on standard error."""
+"""What commands print: results on standard output, progress and errors on standard error.
+
+Ids, texts of bundles and errors are printed as they are, whatever they hold: the consoles read no markup in them, and
+nothing that moves a cursor or hides a line reaches the terminal. Styles come in through `styled` alone, whose template
+is a literal of our own. tests/arch/test_printing.py holds it.
+"""
 
 import json
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
 from rich import progress as bars
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.markup import escape
+from rich.segment import Segment
+from rich.text import Text
+
+from services.chassis.limits import UNPRINTABLE
 
 Progress = Callable[[str], None]
 
@@ -25,13 +35,49 @@ def _width(stream: TextIO) -> int | None:
 # Where no bar can be drawn: so often it is said how far it is, whether or not that changed.
 SAY_EVERY_S = 30.0
 
-console = Console(highlight=False, width=_width(sys.stdout))
-errors = Console(stderr=True, highlight=False, width=_width(sys.stderr))
+
+def plain(text: str) -> str:
+    """The text without what a terminal would obey: its own line breaks and tabs stay."""
+    return UNPRINTABLE.sub(lambda found: found[0] if found[0] in "\n\t" else "\N{REPLACEMENT CHARACTER}", text)
+
+
+def styled(template: str, *values: object) -> Text:
+    """The template's markup, with the values in the places of its `{}` as they are: none of them is read as markup.
+
+    Args:
+        template: a literal, never put together from values: `styled("[bold]{}[/] in {:.1f} s", name, took_s)`.
+        values: numbers keep the format that the template gives them; everything else is its text, in one line.
+    """
+    shown = (one if isinstance(one, int | float) else escape(" ".join(plain(str(one)).split("\n"))) for one in values)
+    return Text.from_markup(template.format(*shown), emoji=False)
+
+
+class SafeConsole(Console):
+    """A console that reads no markup and no emoji codes, and that obeys no control character of what it prints."""
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **more)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """As of Console; the control segments that rich makes by itself are its own business."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=plain(segment.text))
+
+
+console = SafeConsole(width=_width(sys.stdout))
+errors = SafeConsole(stderr=True, width=_width(sys.stderr))
+
+
+def write(text: str, *, error: bool = False, end: str = "\n") -> None:
+    """Print the text unwrapped, whatever the width."""
+    print(plain(text), end=end, file=sys.stderr if error else sys.stdout)
 
 
 def print_json(value: Any) -> None:
     """Print the value as one JSON object."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    # Those that JSON lets through as they are; line breaks are between the fields.
+    print(UNPRINTABLE.sub(lambda found: found[0] if found[0] == "\n" else f"\\u{ord(found[0]):04x}", text))
 
 
 @contextmanager
@@ -43,7 +89,7 @@ def progress(*, quiet: bool = False) -> Iterator[Progress]:
     """
     if errors.is_terminal:
         with errors.status("") as status:
-            yield status.update
+            yield lambda text: status.update(Text(text))
         return
     said = ""
 
@@ -63,7 +109,7 @@ def progress(*, quiet: bool = False) -> Iterator[Progress]:
 def progress_bar(*, quiet: bool = False, of_bytes: bool = False) -> bars.Progress:
     """Bars on standard error that count on a terminal, lines elsewhere; *quiet* as of `progress`."""
     columns = (
-        bars.TextColumn("{task.description}"),
+        bars.TextColumn("{task.description}", markup=False),
         bars.BarColumn(),
         bars.DownloadColumn() if of_bytes else bars.MofNCompleteColumn(),
         bars.TimeRemainingColumn(),
@@ -92,7 +138,7 @@ class _Beat:
     def _run(self) -> None:
         while not self._stopped.wait(SAY_EVERY_S):
             if text := self._text():
-                errors.print(text, markup=False)
+                errors.print(text)
 
 
 class _Lines(bars.Progress):
@@ -132,4 +178,4 @@ class _Lines(bars.Progress):
         if description != self._said:
             self._said = description
             if not self.quiet:
-                self.console.print(description, markup=False)
+                self.console.print(description)

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
+from rich.text import Text
 from rich.tree import Tree
 
 from cli.failures import fail
 from cli.options import DEFAULT_DATA_DIR, AsJson, DataDir
-from cli.output import console, print_json
+from cli.output import console, print_json, styled
 from cli.trace_spans import KINDS, Node, SpanRecord, decision_tree
 from services.chassis.errors import Kind, ServiceError
 
@@ -71,13 +71,20 @@ def _add(tree: Tree, node: Node, began_ns: int) -> None:
         _add(tree.add(_line(child, began_ns)), child, began_ns)
 
 
-def _line(node: Node, began_ns: int) -> str:
+def _line(node: Node, began_ns: int) -> Text:
     span = node.span
     begin_ms, took_ms = (span.start_ns - began_ns) / 1e6, (span.end_ns - span.start_ns) / 1e6
     color = "red" if span.failed else "bold"
-    mark = "[dim]linked ▸[/] " if node.linked else ""
-    times = f"[cyan]{took_ms:.2f} ms[/] [dim]at {begin_ms:.2f}[/]"
-    return f"{mark}[{color}]{escape(span.service)}[/] {escape(span.name)}  {times}  [dim]{escape(_told(span))}[/]"
+    return styled(
+        "[dim]{}[/][{}]{}[/] {}  [cyan]{:.2f} ms[/] [dim]at {:.2f}[/]  [dim]{}[/]",
+        "linked ▸ " if node.linked else "",
+        color,
+        span.service,
+        span.name,
+        took_ms,
+        begin_ms,
+        _told(span),
+    )
 
 
 def _told(span: SpanRecord) -> str:

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from cli.failures import run, until_terminated
 from cli.options import DEFAULT_DATA_DIR, AsJson, DataDir
-from cli.output import console, errors, print_json, progress
+from cli.output import console, errors, print_json, progress, styled
 from cli.stack import SERVICES, USUAL_PORTS, Part, Stack, StackStatus, addresses, look
 from services.chassis.errors import ServiceError
 from services.chassis.logs import setup_logs
@@ -55,7 +55,7 @@ def up(
         show(found, as_json=as_json)
         if not as_json:
             for line in moved(found):
-                errors.print(line, markup=False)
+                errors.print(line)
             errors.print(f"up in {time.monotonic() - started_s:.1f} s; stop it with `comity down`")
         sys.stdout.flush()
 
@@ -141,7 +141,7 @@ def show(found: StackStatus, *, as_json: bool, notes: Sequence[str] = ()) -> Non
     for column in ("", "state", "address", "pid", "version", *(["started again"] if restarted else [])):
         table.add_column(column)
     for part in found.parts:
-        state = f"[{COLORS[part.state]}]{part.state}[/]"
+        state = styled("[{}]{}[/]", COLORS[part.state], part.state)
         table.add_row(part.name, state, part.address, str(part.pid or ""), part.version, *_restarts(part))
     console.print(table)
     console.print(f"{found.summary}: {found.data_dir}")
@@ -150,9 +150,10 @@ def show(found: StackStatus, *, as_json: bool, notes: Sequence[str] = ()) -> Non
     for part in found.parts:
         for alarm in part.alarms:
             since = f" since {alarm.since}" if alarm.since else ""
-            console.print(f"[red]{part.name}: {alarm.name}[/]{since}: {alarm.sentence} {alarm.remedy}", soft_wrap=True)
+            told = (part.name, alarm.name, since, alarm.sentence, alarm.remedy)
+            console.print(styled("[red]{}: {}[/]{}: {} {}", *told), soft_wrap=True)
     for note in notes:
-        console.print(note, markup=False)
+        console.print(note)
 
 
 def _restarts(part: Part) -> list[str]:

@@ -3,14 +3,13 @@
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
-from rich.markup import escape
 from rich.panel import Panel
 from rich.rule import Rule
 from rich.table import Table
-from rich.text import Text
 
 from cli.demo.findings import Findings, Story
 from cli.demo.statistics import Rate
+from cli.output import styled
 
 DIFFERENT_SHOWN_MAX = 5
 # Name and enough of the hash to tell two models apart.
@@ -22,7 +21,7 @@ PANEL_WIDTH_MAX = 100
 def show_page(console: Console, findings: Findings, summary: Path) -> None:
     """Print the findings."""
     width = min(console.width, PANEL_WIDTH_MAX)
-    console.print(Rule("[bold]Comity: the main job, end to end"), width=width)
+    console.print(Rule(styled("[bold]Comity: the main job, end to end[/]")), width=width)
     console.print(_visitors(findings))
     for story in findings.stories:
         console.print(_story(story), width=width)
@@ -31,9 +30,9 @@ def show_page(console: Console, findings: Findings, summary: Path) -> None:
     if findings.ranklens is not None:
         console.print(_ranklens(findings.ranklens))
     for decision_id, differences in findings.different[:DIFFERENT_SHOWN_MAX]:
-        console.print(f"[red]replays differently[/] {decision_id}: {escape('; '.join(differences))}")
+        console.print(styled("[red]replays differently[/] {}: {}", decision_id, "; ".join(differences)))
     console.print(_checks(findings))
-    console.print(f"[dim]summary: {summary}   took {findings.seconds:.0f} s, seed {findings.seed}[/]")
+    console.print(styled("[dim]summary: {}   took {:.0f} s, seed {}[/]", summary, findings.seconds, findings.seed))
 
 
 def _visitors(findings: Findings) -> str:
@@ -51,10 +50,11 @@ def _story(story: Story) -> RenderableType:
         slate.add_row(str(entry.slot), entry.item_id, f"{entry.score:.3f}", f"{entry.propensity:.3f}")
     steps = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
     for step in story.explanation.steps:
-        steps.add_row(Text(step.stage, style="cyan"), Text(step.finding))
+        steps.add_row(styled("[cyan]{}[/]", step.stage), step.finding)
     why = decision.reason + (f", {decision.fallback_reason}" if decision.fallback_reason else "")
-    title = f"{story.title}: {decision.placement_id} was [bold]{why}[/]"
-    return Panel(Group(slate, Text(), steps), title=title, title_align="left", subtitle=decision.decision_id)
+    title = styled("{}: {} was [bold]{}[/]", story.title, decision.placement_id, why)
+    subtitle = styled("{}", decision.decision_id)
+    return Panel(Group(slate, "", steps), title=title, title_align="left", subtitle=subtitle)
 
 
 def _rates(findings: Findings) -> RenderableType:
@@ -102,6 +102,8 @@ def _checks(findings: Findings) -> RenderableType:
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     for check in findings.checks():
         waived = check.statistical and findings.quick and not check.held
-        mark = "[green]held[/]" if check.held else ("[yellow]too small a run[/]" if waived else "[red]FAILED[/]")
-        table.add_row(mark, check.name, f"[dim]{escape(check.detail)}[/]")
+        color, word = (
+            ("green", "held") if check.held else ("yellow", "too small a run") if waived else ("red", "FAILED")
+        )
+        table.add_row(styled("[{}]{}[/]", color, word), check.name, styled("[dim]{}[/]", check.detail))
     return table
