@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from comity.decision.v1 import site_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,6 +17,8 @@ from services.decision.domain.record import DecisionRecord, Evidence
 from services.decision.domain.replay import Pinned, decide_again
 from services.decision.domain.site import Item
 from services.decision.domain.vocabulary import Activation, FallbackReason, Origin, Reason, StageOutcome
+from services.decision.wire.record import record_from_bytes, record_to_bytes
+from services.decision.wire.site import item_from_bytes
 from tests.unit.decision.world import (
     ITEMS,
     PLACEMENT,
@@ -207,3 +210,16 @@ def test_what_other_attempts_were_answered_is_no_difference(activation: Activati
     )
     told = replace(record, choice=replace(record.choice, learnable=activation is Activation.DEFERRED))
     assert decide_again(told, pinned(told)).differences == ()
+
+
+def test_ids_that_are_refused_today_are_read_and_decide_again() -> None:
+    """A log and a catalog of an earlier release may hold ids with line breaks and control characters."""
+    stored = [
+        site_pb2.Item(id=f"{item.id}\n\x1b[2J\u202e", numbers=item.numbers, variants=item.variants).SerializeToString()
+        for item in ITEMS
+    ]
+    items = [item_from_bytes(one) for one in stored]
+    record = decide(SITE, items=items, context=CONTEXT)
+    read = record_from_bytes(record_to_bytes(record), record.member_id)
+    assert list(read.inputs.candidates.item_ids) == [item.id for item in items]
+    assert decide_again(read, pinned(read, items=items)).differences == ()

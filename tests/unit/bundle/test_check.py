@@ -149,6 +149,23 @@ def test_a_mistake_is_named_with_its_field_its_line_and_a_remedy(
     assert matching[0].remedy
 
 
+@pytest.mark.parametrize(
+    ("file", "old", "new", "path"),
+    [
+        ("items.yaml", "- id: kite", '- id: "kite\\e[2J"', ".id"),
+        ("placements.yaml", "item_id: tote", 'item_id: "tote\\u202e"', ".item_id"),
+        ("purposes.yaml", "owner: ", 'owner: "\\x85" # ', ".owner"),
+    ],
+)
+def test_id_that_moves_a_cursor_or_turns_the_writing_is_refused(
+    shop: Path, edit: Edit, file: str, old: str, new: str, path: str
+) -> None:
+    """The rule of the protos, with file and line, before anything is published."""
+    edit(file, old, new)
+    found = [one for one in problems_of(shop) if one.file == file and one.path.endswith(path)]
+    assert any("a control character, a line break" in one.problem and one.line for one in found), problems_of(shop)
+
+
 def test_every_problem_is_listed_not_only_the_first(shop: Path, edit: Edit) -> None:
     """Mistakes in several files, and several in one, are found in one go, in order of file and line."""
     edit("site.yaml", "holdout_share: 0.10", "holdout_share: 0.9")

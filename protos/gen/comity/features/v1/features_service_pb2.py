@@ -28,7 +28,7 @@ from comity.features.v1 import feature_set_pb2 as comity_dot_features_dot_v1_dot
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)comity/features/v1/features_service.proto\x12\x12\x63omity.features.v1\x1a\x1e\x63omity/common/v1/options.proto\x1a\x1c\x63omity/common/v1/types.proto\x1a$comity/features/v1/feature_set.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa3\x01\n\x12GetFeaturesRequest\x12\x46\n\x13\x66\x65\x61ture_set_version\x18\x01 \x01(\tB\x16\x8a\xb5\x18\x12\x08\x01\"\x0e[0-9a-z]{1,64}R\x11\x66\x65\x61tureSetVersion\x12\x45\n\x07queries\x18\x02 \x03(\x0b\x32 .comity.features.v1.FeatureQueryB\t\x8a\xb5\x18\x05\x08\x01\x18\x80\x02R\x07queries\"\xb3\x01\n\x0c\x46\x65\x61tureQuery\x12\x33\n\nsubject_id\x18\x01 \x01(\tB\x14\x8a\xb5\x18\x10\x08\x01\"\x0c[a-z2-7]{26}R\tsubjectId\x12\x35\n\nmember_ids\x18\x02 \x03(\tB\x16\x8a\xb5\x18\x12\x08\x01\x18 \"\x0c[a-z2-7]{26}R\tmemberIds\x12\x37\n\x05\x61s_of\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\x8a\xb5\x18\x02\x08\x01R\x04\x61sOf\"V\n\x13GetFeaturesResponse\x12?\n\x08subjects\x18\x01 \x03(\x0b\x32#.comity.features.v1.SubjectFeaturesR\x08subjects\"\x9b\x01\n\x0fSubjectFeatures\x12\x1d\n\nsubject_id\x18\x01 \x01(\tR\tsubjectId\x12\x16\n\x06vector\x18\x02 \x01(\x0cR\x06vector\x12\x16\n\x06states\x18\x03 \x01(\x0cR\x06states\x12\x39\n\x08position\x18\x04 \x01(\x0b\x32\x1d.comity.common.v1.LogPositionR\x08position\"\xb3\x01\n\x15GetItemColumnsRequest\x12\x46\n\x13\x66\x65\x61ture_set_version\x18\x01 \x01(\tB\x16\x8a\xb5\x18\x12\x08\x01\"\x0e[0-9a-z]{1,64}R\x11\x66\x65\x61tureSetVersion\x12)\n\x0cheld_version\x18\x02 \x01(\tB\x06\x8a\xb5\x18\x02\x10@R\x0bheldVersion\x12\'\n\x0f\x61\x63\x63\x65pts_partial\x18\x03 \x01(\x08R\x0e\x61\x63\x63\x65ptsPartial\"\xa3\x02\n\x16GetItemColumnsResponse\x12\'\n\x0f\x63olumns_version\x18\x01 \x01(\tR\x0e\x63olumnsVersion\x12\x39\n\x08position\x18\x02 \x01(\x0b\x32\x1d.comity.common.v1.LogPositionR\x08position\x12\x19\n\x08item_ids\x18\x03 \x03(\tR\x07itemIds\x12\x12\n\x04rows\x18\x04 \x01(\x0cR\x04rows\x12H\n\x10\x63\x61talog_position\x18\x05 \x01(\x0b\x32\x1d.comity.common.v1.LogPositionR\x0f\x63\x61talogPosition\x12\x12\n\x04last\x18\x06 \x01(\x08R\x04last\x12\x18\n\x07offsets\x18\x07 \x03(\rR\x07offsets\"K\n\x19\x44\x65scribeFeatureSetRequest\x12.\n\x07version\x18\x01 \x01(\tB\x14\x8a\xb5\x18\x10\"\x0e[0-9a-z]{1,64}R\x07version\"]\n\x1a\x44\x65scribeFeatureSetResponse\x12?\n\x0b\x66\x65\x61ture_set\x18\x01 \x01(\x0b\x32\x1e.comity.features.v1.FeatureSetR\nfeatureSet\"\x83\x01\n\x18PublishFeatureSetRequest\x12\x42\n\x08\x66\x65\x61tures\x18\x01 \x03(\x0b\x32\x1b.comity.features.v1.FeatureB\t\x8a\xb5\x18\x05\x08\x01\x18\x80\x02R\x08\x66\x65\x61tures\x12#\n\rvalidate_only\x18\x02 \x01(\x08R\x0cvalidateOnly\"\\\n\x19PublishFeatureSetResponse\x12?\n\x0b\x66\x65\x61ture_set\x18\x01 \x01(\x0b\x32\x1e.comity.features.v1.FeatureSetR\nfeatureSet\"\x8c\x01\n\x14\x41waitPositionRequest\x12\x31\n\x06source\x18\x01 \x01(\tB\x19\x8a\xb5\x18\x15\x08\x01\"\x11\x66\x65\x65\x64\x62\x61\x63k|decisionR\x06source\x12\x41\n\x08position\x18\x02 \x01(\x0b\x32\x1d.comity.common.v1.LogPositionB\x06\x8a\xb5\x18\x02\x08\x01R\x08position\"R\n\x15\x41waitPositionResponse\x12\x39\n\x08position\x18\x01 \x01(\x0b\x32\x1d.comity.common.v1.LogPositionR\x08position*r\n\nValueState\x12\x1b\n\x17VALUE_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13VALUE_STATE_PRESENT\x10\x01\x12\x17\n\x13VALUE_STATE_MISSING\x10\x02\x12\x15\n\x11VALUE_STATE_STALE\x10\x03\x32\xb8\x04\n\x0e\x46\x65\x61tureService\x12\x66\n\x0bGetFeatures\x12&.comity.features.v1.GetFeaturesRequest\x1a\'.comity.features.v1.GetFeaturesResponse\"\x06\x92\xb5\x18\x02\x08\x01\x12i\n\x0eGetItemColumns\x12).comity.features.v1.GetItemColumnsRequest\x1a*.comity.features.v1.GetItemColumnsResponse0\x01\x12s\n\x12\x44\x65scribeFeatureSet\x12-.comity.features.v1.DescribeFeatureSetRequest\x1a..comity.features.v1.DescribeFeatureSetResponse\x12p\n\x11PublishFeatureSet\x12,.comity.features.v1.PublishFeatureSetRequest\x1a-.comity.features.v1.PublishFeatureSetResponse\x12l\n\rAwaitPosition\x12(.comity.features.v1.AwaitPositionRequest\x1a).comity.features.v1.AwaitPositionResponse\"\x06\x92\xb5\x18\x02\x08\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)comity/features/v1/features_service.proto\x12\x12\x63omity.features.v1\x1a\x1e\x63omity/common/v1/options.proto\x1a\x1c\x63omity/common/v1/types.proto\x1a$comity/features/v1/feature_set.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa9\x01\n\x12GetFeaturesRequest\x12L\n\x13\x66\x65\x61ture_set_version\x18\x01 \x01(\tB\x1c\x8a\xb5\x18\x18\x08\x01\"\x14[0-9A-Za-z._-]{1,64}R\x11\x66\x65\x61tureSetVersion\x12\x45\n\x07queries\x18\x02 \x03(\x0b\x32 .comity.features.v1.FeatureQueryB\t\x8a\xb5\x18\x05\x08\x01\x18\x80\x02R\x07queries\"\xb3\x01\n\x0c\x46\x65\x61tureQuery\x12\x33\n\nsubject_id\x18\x01 \x01(\tB\x14\x8a\xb5\x18\x10\x08\x01\"\x0c[a-z2-7]{26}R\tsubjectId\x12\x35\n\nmember_ids\x18\x02 \x03(\tB\x16\x8a\xb5\x18\x12\x08\x01\x18 \"\x0c[a-z2-7]{26}R\tmemberIds\x12\x37\n\x05\x61s_of\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\x8a\xb5\x18\x02\x08\x01R\x04\x61sOf\"V\n\x13GetFeaturesResponse\x12?\n\x08subjects\x18\x01 \x03(\x0b\x32#.comity.features.v1.SubjectFeaturesR\x08subjects\"\x9b\x01\n\x0fSubjectFeatures\x12\x1d\n\nsubject_id\x18\x01 \x01(\tR\tsubjectId\x12\x16\n\x06vector\x18\x02 \x01(\x0cR\x06vector\x12\x16\n\x06states\x18\x03 \x01(\x0cR\x06states\x12\x39\n\x08position\x18\x04 \x01(\x0b\x32\x1d.comity.common.v1.LogPositionR\x08position\"\xb9\x01\n\x15GetItemColumnsRequest\x12L\n\x13\x66\x65\x61ture_set_version\x18\x01 \x01(\tB\x1c\x8a\xb5\x18\x18\x08\x01\"\x14[0-9A-Za-z._-]{1,64}R\x11\x66\x65\x61tureSetVersion\x12)\n\x0cheld_version\x18\x02 \x01(\tB\x06\x8a\xb5\x18\x02\x10@R\x0bheldVersion\x12\'\n\x0f\x61\x63\x63\x65pts_partial\x18\x03 \x01(\x08R\x0e\x61\x63\x63\x65ptsPartial\"\xa3\x02\n\x16GetItemColumnsResponse\x12\'\n\x0f\x63olumns_version\x18\x01 \x01(\tR\x0e\x63olumnsVersion\x12\x39\n\x08position\x18\x02 \x01(\x0b\x32\x1d.comity.common.v1.LogPositionR\x08position\x12\x19\n\x08item_ids\x18\x03 \x03(\tR\x07itemIds\x12\x12\n\x04rows\x18\x04 \x01(\x0cR\x04rows\x12H\n\x10\x63\x61talog_position\x18\x05 \x01(\x0b\x32\x1d.comity.common.v1.LogPositionR\x0f\x63\x61talogPosition\x12\x12\n\x04last\x18\x06 \x01(\x08R\x04last\x12\x18\n\x07offsets\x18\x07 \x03(\rR\x07offsets\"Q\n\x19\x44\x65scribeFeatureSetRequest\x12\x34\n\x07version\x18\x01 \x01(\tB\x1a\x8a\xb5\x18\x16\"\x14[0-9A-Za-z._-]{1,64}R\x07version\"]\n\x1a\x44\x65scribeFeatureSetResponse\x12?\n\x0b\x66\x65\x61ture_set\x18\x01 \x01(\x0b\x32\x1e.comity.features.v1.FeatureSetR\nfeatureSet\"\x83\x01\n\x18PublishFeatureSetRequest\x12\x42\n\x08\x66\x65\x61tures\x18\x01 \x03(\x0b\x32\x1b.comity.features.v1.FeatureB\t\x8a\xb5\x18\x05\x08\x01\x18\x80\x02R\x08\x66\x65\x61tures\x12#\n\rvalidate_only\x18\x02 \x01(\x08R\x0cvalidateOnly\"\\\n\x19PublishFeatureSetResponse\x12?\n\x0b\x66\x65\x61ture_set\x18\x01 \x01(\x0b\x32\x1e.comity.features.v1.FeatureSetR\nfeatureSet\"\x8c\x01\n\x14\x41waitPositionRequest\x12\x31\n\x06source\x18\x01 \x01(\tB\x19\x8a\xb5\x18\x15\x08\x01\"\x11\x66\x65\x65\x64\x62\x61\x63k|decisionR\x06source\x12\x41\n\x08position\x18\x02 \x01(\x0b\x32\x1d.comity.common.v1.LogPositionB\x06\x8a\xb5\x18\x02\x08\x01R\x08position\"R\n\x15\x41waitPositionResponse\x12\x39\n\x08position\x18\x01 \x01(\x0b\x32\x1d.comity.common.v1.LogPositionR\x08position*r\n\nValueState\x12\x1b\n\x17VALUE_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13VALUE_STATE_PRESENT\x10\x01\x12\x17\n\x13VALUE_STATE_MISSING\x10\x02\x12\x15\n\x11VALUE_STATE_STALE\x10\x03\x32\xb8\x04\n\x0e\x46\x65\x61tureService\x12\x66\n\x0bGetFeatures\x12&.comity.features.v1.GetFeaturesRequest\x1a\'.comity.features.v1.GetFeaturesResponse\"\x06\x92\xb5\x18\x02\x08\x01\x12i\n\x0eGetItemColumns\x12).comity.features.v1.GetItemColumnsRequest\x1a*.comity.features.v1.GetItemColumnsResponse0\x01\x12s\n\x12\x44\x65scribeFeatureSet\x12-.comity.features.v1.DescribeFeatureSetRequest\x1a..comity.features.v1.DescribeFeatureSetResponse\x12p\n\x11PublishFeatureSet\x12,.comity.features.v1.PublishFeatureSetRequest\x1a-.comity.features.v1.PublishFeatureSetResponse\x12l\n\rAwaitPosition\x12(.comity.features.v1.AwaitPositionRequest\x1a).comity.features.v1.AwaitPositionResponse\"\x06\x92\xb5\x18\x02\x08\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,7 +36,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'comity.features.v1.features
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GETFEATURESREQUEST'].fields_by_name['feature_set_version']._loaded_options = None
-  _globals['_GETFEATURESREQUEST'].fields_by_name['feature_set_version']._serialized_options = b'\212\265\030\022\010\001\"\016[0-9a-z]{1,64}'
+  _globals['_GETFEATURESREQUEST'].fields_by_name['feature_set_version']._serialized_options = b'\212\265\030\030\010\001\"\024[0-9A-Za-z._-]{1,64}'
   _globals['_GETFEATURESREQUEST'].fields_by_name['queries']._loaded_options = None
   _globals['_GETFEATURESREQUEST'].fields_by_name['queries']._serialized_options = b'\212\265\030\005\010\001\030\200\002'
   _globals['_FEATUREQUERY'].fields_by_name['subject_id']._loaded_options = None
@@ -46,11 +46,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FEATUREQUERY'].fields_by_name['as_of']._loaded_options = None
   _globals['_FEATUREQUERY'].fields_by_name['as_of']._serialized_options = b'\212\265\030\002\010\001'
   _globals['_GETITEMCOLUMNSREQUEST'].fields_by_name['feature_set_version']._loaded_options = None
-  _globals['_GETITEMCOLUMNSREQUEST'].fields_by_name['feature_set_version']._serialized_options = b'\212\265\030\022\010\001\"\016[0-9a-z]{1,64}'
+  _globals['_GETITEMCOLUMNSREQUEST'].fields_by_name['feature_set_version']._serialized_options = b'\212\265\030\030\010\001\"\024[0-9A-Za-z._-]{1,64}'
   _globals['_GETITEMCOLUMNSREQUEST'].fields_by_name['held_version']._loaded_options = None
   _globals['_GETITEMCOLUMNSREQUEST'].fields_by_name['held_version']._serialized_options = b'\212\265\030\002\020@'
   _globals['_DESCRIBEFEATURESETREQUEST'].fields_by_name['version']._loaded_options = None
-  _globals['_DESCRIBEFEATURESETREQUEST'].fields_by_name['version']._serialized_options = b'\212\265\030\020\"\016[0-9a-z]{1,64}'
+  _globals['_DESCRIBEFEATURESETREQUEST'].fields_by_name['version']._serialized_options = b'\212\265\030\026\"\024[0-9A-Za-z._-]{1,64}'
   _globals['_PUBLISHFEATURESETREQUEST'].fields_by_name['features']._loaded_options = None
   _globals['_PUBLISHFEATURESETREQUEST'].fields_by_name['features']._serialized_options = b'\212\265\030\005\010\001\030\200\002'
   _globals['_AWAITPOSITIONREQUEST'].fields_by_name['source']._loaded_options = None
@@ -61,32 +61,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FEATURESERVICE'].methods_by_name['GetFeatures']._serialized_options = b'\222\265\030\002\010\001'
   _globals['_FEATURESERVICE'].methods_by_name['AwaitPosition']._loaded_options = None
   _globals['_FEATURESERVICE'].methods_by_name['AwaitPosition']._serialized_options = b'\222\265\030\002\010\001'
-  _globals['_VALUESTATE']._serialized_start=1895
-  _globals['_VALUESTATE']._serialized_end=2009
+  _globals['_VALUESTATE']._serialized_start=1913
+  _globals['_VALUESTATE']._serialized_end=2027
   _globals['_GETFEATURESREQUEST']._serialized_start=199
-  _globals['_GETFEATURESREQUEST']._serialized_end=362
-  _globals['_FEATUREQUERY']._serialized_start=365
-  _globals['_FEATUREQUERY']._serialized_end=544
-  _globals['_GETFEATURESRESPONSE']._serialized_start=546
-  _globals['_GETFEATURESRESPONSE']._serialized_end=632
-  _globals['_SUBJECTFEATURES']._serialized_start=635
-  _globals['_SUBJECTFEATURES']._serialized_end=790
-  _globals['_GETITEMCOLUMNSREQUEST']._serialized_start=793
-  _globals['_GETITEMCOLUMNSREQUEST']._serialized_end=972
-  _globals['_GETITEMCOLUMNSRESPONSE']._serialized_start=975
-  _globals['_GETITEMCOLUMNSRESPONSE']._serialized_end=1266
-  _globals['_DESCRIBEFEATURESETREQUEST']._serialized_start=1268
-  _globals['_DESCRIBEFEATURESETREQUEST']._serialized_end=1343
-  _globals['_DESCRIBEFEATURESETRESPONSE']._serialized_start=1345
-  _globals['_DESCRIBEFEATURESETRESPONSE']._serialized_end=1438
-  _globals['_PUBLISHFEATURESETREQUEST']._serialized_start=1441
-  _globals['_PUBLISHFEATURESETREQUEST']._serialized_end=1572
-  _globals['_PUBLISHFEATURESETRESPONSE']._serialized_start=1574
-  _globals['_PUBLISHFEATURESETRESPONSE']._serialized_end=1666
-  _globals['_AWAITPOSITIONREQUEST']._serialized_start=1669
-  _globals['_AWAITPOSITIONREQUEST']._serialized_end=1809
-  _globals['_AWAITPOSITIONRESPONSE']._serialized_start=1811
-  _globals['_AWAITPOSITIONRESPONSE']._serialized_end=1893
-  _globals['_FEATURESERVICE']._serialized_start=2012
-  _globals['_FEATURESERVICE']._serialized_end=2580
+  _globals['_GETFEATURESREQUEST']._serialized_end=368
+  _globals['_FEATUREQUERY']._serialized_start=371
+  _globals['_FEATUREQUERY']._serialized_end=550
+  _globals['_GETFEATURESRESPONSE']._serialized_start=552
+  _globals['_GETFEATURESRESPONSE']._serialized_end=638
+  _globals['_SUBJECTFEATURES']._serialized_start=641
+  _globals['_SUBJECTFEATURES']._serialized_end=796
+  _globals['_GETITEMCOLUMNSREQUEST']._serialized_start=799
+  _globals['_GETITEMCOLUMNSREQUEST']._serialized_end=984
+  _globals['_GETITEMCOLUMNSRESPONSE']._serialized_start=987
+  _globals['_GETITEMCOLUMNSRESPONSE']._serialized_end=1278
+  _globals['_DESCRIBEFEATURESETREQUEST']._serialized_start=1280
+  _globals['_DESCRIBEFEATURESETREQUEST']._serialized_end=1361
+  _globals['_DESCRIBEFEATURESETRESPONSE']._serialized_start=1363
+  _globals['_DESCRIBEFEATURESETRESPONSE']._serialized_end=1456
+  _globals['_PUBLISHFEATURESETREQUEST']._serialized_start=1459
+  _globals['_PUBLISHFEATURESETREQUEST']._serialized_end=1590
+  _globals['_PUBLISHFEATURESETRESPONSE']._serialized_start=1592
+  _globals['_PUBLISHFEATURESETRESPONSE']._serialized_end=1684
+  _globals['_AWAITPOSITIONREQUEST']._serialized_start=1687
+  _globals['_AWAITPOSITIONREQUEST']._serialized_end=1827
+  _globals['_AWAITPOSITIONRESPONSE']._serialized_start=1829
+  _globals['_AWAITPOSITIONRESPONSE']._serialized_end=1911
+  _globals['_FEATURESERVICE']._serialized_start=2030
+  _globals['_FEATURESERVICE']._serialized_end=2598
 # @@protoc_insertion_point(module_scope)
