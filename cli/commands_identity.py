@@ -151,7 +151,7 @@ def _show(answer: Message, subjects: list[pb.ResolvedSubject], *told: str, as_js
     for one in subjects:
         level = enum_word(types_pb.SubjectLevel.DESCRIPTOR, one.level) or "by pseudonym"
         needs = f", needs {', '.join(one.required_purposes)}" if one.required_purposes else ""
-        told = (one.subject_id, level, one.holdout_bucket, len(one.members), needs)
-        console.print(styled("[bold]{}[/] {}, bucket {}, {} members{}", *told))
+        who = (one.subject_id, level, one.holdout_bucket, len(one.members), needs)
+        console.print(styled("[bold]{}[/] {}, bucket {}, {} members{}", *who))
     for line in told:
         console.print(line)

@@ -144,7 +144,7 @@ def _show_applied(applied: "Applied") -> None:
     table = Table(box=None, pad_edge=False)
     for column in ("", "version", ""):
         table.add_column(column)
-    words = {True: styled("[green]changed[/]"), False: styled("[dim]unchanged[/]"), None: ""}
+    words = {True: styled("[green]changed[/]"), False: styled("[dim]unchanged[/]"), None: styled("")}
     for part, version in applied.versions.items():
         table.add_row(part, version, words[applied.changed[part]])
     console.print(table)
