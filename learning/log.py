@@ -32,11 +32,15 @@ async def replay_log(
 
 
 class _Reading:
-    """The log from its beginning, past what was given out before, because feedback has no place to begin at."""
+    """The log, begun again after the last place that feedback told, past what was given out before.
+
+    A feedback of the release before tells no places and begins at the beginning; the keys of events do for both.
+    """
 
     def __init__(self, stub: FeedbackServiceStub, request: pb.ReplayEventsRequest) -> None:
         self._stub = stub
-        self._request = request
+        self._request = pb.ReplayEventsRequest()
+        self._request.CopyFrom(request)
         self._pages: AsyncIterator[pb.ReplayEventsResponse] | None = None
         self._given: Key = ()
         self._given_pages = self._read_pages = 0
@@ -52,7 +56,9 @@ class _Reading:
             self._read_pages += 1
             # What was deleted meanwhile moves the pages' ends: what was given out before is known by its key.
             fresh = [event for event in page.events if not self._is_again or _key(event) > self._given]
-            is_new = self._read_pages > self._given_pages
+            if page.HasField("end"):
+                self._request.after.CopyFrom(page.end)
+            is_new = page.HasField("end") or self._read_pages > self._given_pages
             self._given_pages = max(self._given_pages, self._read_pages)
             if fresh:
                 self._given = _key(fresh[-1])

@@ -17,6 +17,7 @@ RPC_SERVER_LATENCY_S = Histogram(
     ("method", "code"),
     buckets=LATENCY_BUCKETS_S,
 )
+RPC_SERVER_CALLS = Gauge("comity_rpc_server_calls", "Calls that are being answered.")
 RPC_CLIENT_FAILURES = Counter("comity_rpc_client_failures", "Calls to other services that failed.", ("code",))
 DECISIONS = Counter("comity_decisions", "Decisions by why they came out as they did.", ("reason", "fallback_reason"))
 CORRECTIONS_LOST = Counter(

@@ -1,4 +1,4 @@
-"""What stands between the wire and every handler: sizes, deadline, declared limits, errors made statuses, metrics.
+"""What stands between the wire and every handler: places, sizes, deadlines, limits, errors made statuses, metrics.
 
 A guard is put around each method when its servicer is added, with all that can be known then: it is on the path of
 every Decide. Why no interceptor: one would look the same up again for every call, and could be left out.
@@ -6,9 +6,10 @@ every Decide. Why no interceptor: one would look the same up again for every cal
 
 import asyncio
 import inspect
+import math
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager, suppress
 from typing import Any, TypeAlias
 
 import grpc
@@ -21,6 +22,7 @@ from services.chassis import metrics, tracing
 from services.chassis.deadline import start_deadline
 from services.chassis.errors import FieldProblem, Kind, ServiceError
 from services.chassis.limits import as_problems, check_of, refusal
+from services.chassis.rpc_places import Held, Places
 from services.chassis.status import to_status
 
 # Generic for the type checker alone.
@@ -31,13 +33,16 @@ REQUEST_BYTES_MAX = 262_144
 _log = structlog.get_logger(__name__)
 
 
-def guard(service: str, name: str, handler: Any) -> "Handler | None":
+def guard(service: str, name: str, handler: Any, places: Places) -> "Handler | None":
     """The method's handler with its guard around it; None for a method that the servicer does not implement.
 
+    Args:
+        places: of all calls of the process.
+
     Raises:
-        ValueError: the handler is not what grpc.aio can run without a thread.
+        ValueError: the handler is not what grpc.aio can run without a thread, or streams without bounds.
     """
-    method = _Method(service, name, handler.request_deserializer)
+    method = _Method(service, name, handler.request_deserializer, places)
     behavior, wrap = _BEHAVIORS[handler.request_streaming, handler.response_streaming](handler)
     if behavior.__module__.endswith("_pb2_grpc"):
         # Inherited from generated code; gRPC itself answers UNIMPLEMENTED.
@@ -71,9 +76,15 @@ def is_public(service: str, name: str) -> bool:
 class _Method:
     """What is known of a method before it is called."""
 
-    def __init__(self, service: str, name: str, deserialize: Callable[[bytes], Any]) -> None:
+    def __init__(self, service: str, name: str, deserialize: Callable[[bytes], Any], places: Places) -> None:
         descriptor = descriptor_pool.Default().FindServiceByName(service).methods_by_name[name]
         rules = descriptor.GetOptions().Extensions[pb.rules]
+        bounds = (rules.concurrent_max, rules.idle_timeout_s, rules.deadline_s)
+        if (descriptor.client_streaming or descriptor.server_streaming) and not all(bounds):
+            raise ValueError(f"{name} streams: declare concurrent_max, idle_timeout_s and deadline_s in its rules")
+        self.idle_timeout_s, self.deadline_s = rules.idle_timeout_s, rules.deadline_s or math.inf
+        self._places = places
+        self._own_places = Places(rules.concurrent_max, of=name) if rules.concurrent_max else None
         self.path = f"/{service}/{name}"
         self.name = name
         self.deadline_required = rules.deadline_required
@@ -93,16 +104,27 @@ class _Method:
         except DecodeError:
             return _refused("MALFORMED_REQUEST", self.request_name, "cannot be parsed: send the message of this method")
 
+    def place(self, context: Any) -> Held:
+        """A place for the call while it runs; held by a with-statement."""
+        # Who calls is looked up only where it is counted: every Decide comes by here.
+        return Held(self._places, self._own_places, "" if self._own_places is None else context.peer())
+
     def admit(self, context: Any) -> None:
         """Take the call's deadline over, or refuse the call."""
         remaining_s = context.time_remaining()
         if remaining_s is None:
             if self.deadline_required:
                 raise _refused("DEADLINE_REQUIRED", "deadline", f"is missing; give the call of {self.name} a timeout")
+            if self.deadline_s != math.inf:
+                start_deadline(self.deadline_s)
         elif remaining_s <= 0.0:
             raise ServiceError(Kind.DEADLINE, "DEADLINE_EXCEEDED", "the deadline had passed before the call was begun")
         else:
-            start_deadline(remaining_s)
+            start_deadline(min(remaining_s, self.deadline_s))
+
+    def ends_at_s(self) -> float:
+        """When a stream that begins now has to have ended, on the loop's clock."""
+        return asyncio.get_running_loop().time() + self.deadline_s
 
     def check(self, request: Any) -> None:
         """Returns when the request keeps its limits."""
@@ -120,8 +142,17 @@ def _refused(reason: str, field: str, problem: str) -> ServiceError:
     return ServiceError(Kind.INVALID, reason, f"{field}: {problem}", problems=(FieldProblem(field, problem),))
 
 
+# In the place of a next message: the stream has ended.
+_END: Any = object()
+
+
 async def _checked(requests: AsyncIterator[Any], method: _Method) -> AsyncIterator[Any]:
-    async for request in requests:
+    """The messages that a caller streams, each within its limits and its time."""
+    while True:
+        async with _bounded(method.idle_timeout_s, _idle(method, "sent")):
+            request = await anext(requests, _END)
+        if request is _END:
+            return
         method.check(request)
         yield request
 
@@ -130,12 +161,13 @@ def _guard_unary(behavior: Any, method: _Method, request_streaming: bool) -> Any
     async def guarded(request: Any, context: Any) -> Any:
         started_s, code = time.perf_counter(), "OK"
         try:
-            method.admit(context)
-            if request_streaming:
-                request = _checked(request, method)
-            else:
+            with method.place(context):
+                method.admit(context)
+                if request_streaming:
+                    async with _bounded(method.deadline_s, _too_long(method)):
+                        return await behavior(_checked(aiter(request), method), context)
                 method.check(request)
-            return await behavior(request, context)
+                return await behavior(request, context)
         except BaseException as error:
             code = _code_of(error)
             await _abort(error, context, method)
@@ -150,14 +182,21 @@ def _guard_stream(behavior: Any, method: _Method, request_streaming: bool) -> An
     async def guarded(request: Any, context: Any) -> AsyncIterator[Any]:
         started_s, code = time.perf_counter(), "OK"
         try:
-            method.admit(context)
-            if request_streaming:
-                request = _checked(request, method)
-            else:
-                method.check(request)
-            async with aclosing(behavior(request, context)) as responses:
-                async for response in responses:
-                    yield response
+            with method.place(context):
+                ends_at_s = method.ends_at_s()
+                method.admit(context)
+                if request_streaming:
+                    request = _checked(aiter(request), method)
+                else:
+                    method.check(request)
+                async with aclosing(behavior(request, context)) as responses:
+                    while True:
+                        async with _bounded_at(ends_at_s, _too_long(method)):
+                            response = await anext(responses, _END)
+                        if response is _END:
+                            break
+                        with _taken_in_time(context, method, ends_at_s):
+                            yield response
         except BaseException as error:
             code = _code_of(error)
             await _abort(error, context, method)
@@ -166,6 +205,65 @@ def _guard_stream(behavior: Any, method: _Method, request_streaming: bool) -> An
             method.observe(code, time.perf_counter() - started_s)
 
     return guarded
+
+
+@asynccontextmanager
+async def _bounded_at(until_s: float, late: ServiceError) -> AsyncIterator[None]:
+    """Raises *late* when what runs inside has not ended by *until_s* on the loop's clock."""
+    try:
+        async with asyncio.timeout_at(until_s) as timeout:
+            yield
+    except TimeoutError:
+        if not timeout.expired():
+            raise
+        raise late from None
+
+
+def _bounded(seconds: float, late: ServiceError) -> AbstractAsyncContextManager[None]:
+    """Raises *late* when what runs inside takes longer."""
+    return _bounded_at(asyncio.get_running_loop().time() + seconds, late)
+
+
+def _idle(method: _Method, what: str) -> ServiceError:
+    message = f"nothing was {what} for {method.idle_timeout_s} s; begin the call of {method.name} again"
+    return ServiceError(Kind.DEADLINE, "STREAM_IDLE", message)
+
+
+def _too_long(method: _Method) -> ServiceError:
+    message = f"a call of {method.name} may take {method.deadline_s:g} s; ask for less in one call"
+    return ServiceError(Kind.DEADLINE, "STREAM_TOO_LONG", message)
+
+
+@contextmanager
+def _taken_in_time(context: Any, method: _Method, ends_at_s: float) -> Iterator[None]:
+    """Ends the call where its caller does not take what is yielded inside.
+
+    gRPC sends while the handler is suspended at its yield, and waits for as long as the caller takes nothing. So the
+    call is ended from outside: its status follows what is on the way, and its task is cancelled, which frees the rest.
+    """
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None, "gRPC runs each call as a task"
+
+    def end() -> None:
+        _ending.add(ending := loop.create_task(_end(context, _idle(method, "taken"))))
+        ending.add_done_callback(_ending.discard)
+        task.cancel()
+
+    timer = loop.call_at(min(loop.time() + method.idle_timeout_s, ends_at_s), end)
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+# A task that nobody refers to may be collected before it has run.
+_ending: set[asyncio.Task[None]] = set()
+
+
+async def _end(context: Any, error: ServiceError) -> None:
+    status = to_status(error)
+    with suppress(grpc.aio.AbortError, grpc.aio.UsageError):
+        await context.abort(status.code, status.details, status.trailing_metadata)
 
 
 def _code_of(error: BaseException) -> str:

@@ -8,7 +8,9 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from services.chassis.metrics import RPC_SERVER_CALLS
 from services.chassis.rpc_guard import Handler, guard, is_public
+from services.chassis.rpc_places import Places
 from services.chassis.settings import ServiceSettings
 from services.chassis.telemetry import Telemetry
 
@@ -20,8 +22,12 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", RECEIVE_BYTES_MAX),
     # Clients look the address up again, so that new replicas get their share.
     ("grpc.max_connection_age_ms", 300_000),
-    # A stream goes on over the old connection, as long as a whole log takes to read.
-    ("grpc.max_connection_age_grace_ms", 3_600_000),
+    # Calls of an old connection end within this; what takes longer (ReplayEvents) is begun anew from where it was.
+    ("grpc.max_connection_age_grace_ms", 30_000),
+    # Calls of one connection; its client holds further ones back. Far above what one backend has under way.
+    ("grpc.max_concurrent_streams", 256),
+    # Counts calls that have ended and are not freed yet, and refuses at random what would fit.
+    ("grpc.http.overload_protection", 0),
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
@@ -37,6 +43,8 @@ class RpcServer:
         self._settings = settings
         self._telemetry = telemetry
         self._services: dict[str, dict[str, Handler]] = {}
+        self._places = Places(settings.concurrent_calls_max, of="this process")
+        RPC_SERVER_CALLS.set_function(lambda: self._places.taken_count)
         self._health = health.aio.HealthServicer()
         self._servers: list[grpc.aio.Server] = []
         self._port = self._public_port = 0
@@ -58,7 +66,7 @@ class RpcServer:
             ValueError: a method is not asynchronous.
         """
         assert not self._servers, "the server has started"
-        registrar(servicer, _Registry(self._services))
+        registrar(servicer, _Registry(self._services, self._places))
 
     async def start(self) -> int:
         """Start serving; the port.
@@ -102,7 +110,6 @@ class RpcServer:
         server = grpc.aio.server(
             interceptors=self._telemetry.server_interceptors() if self._telemetry is not None else (),
             options=(*_OPTIONS, ("grpc.so_reuseport", int(self._settings.reuse_port))),
-            maximum_concurrent_rpcs=self._settings.concurrent_calls_max,
         )
         for service, handlers in services.items():
             server.add_registered_method_handlers(service, handlers)
@@ -122,13 +129,14 @@ def _public(services: Mapping[str, Mapping[str, Handler]]) -> dict[str, dict[str
 class _Registry:
     """Takes the place of a server while generated code registers a servicer, and guards what it is given."""
 
-    def __init__(self, services: dict[str, dict[str, Handler]]) -> None:
+    def __init__(self, services: dict[str, dict[str, Handler]], places: Places) -> None:
         self._services = services
+        self._places = places
 
     def add_generic_rpc_handlers(self, handlers: Any) -> None:
         """Generated code registers twice; this one hides the methods it is about."""
 
     def add_registered_method_handlers(self, service: str, handlers: dict[str, Handler]) -> None:
         """Guard the service's methods."""
-        guarded = ((name, guard(service, name, handler)) for name, handler in handlers.items())
+        guarded = ((name, guard(service, name, handler, self._places)) for name, handler in handlers.items())
         self._services[service] = {name: handler for name, handler in guarded if handler is not None}

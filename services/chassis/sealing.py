@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from services.chassis.errors import Kind, ServiceError, invalid
 from services.chassis.events import RecordedEvent, Sealed
+from services.chassis.turns import TURN, in_turns
 from services.chassis.uncancelled import Shared
 
 T = TypeVar("T")
@@ -134,10 +135,15 @@ class Sealer:
         """Each payload in plain, in order; refusals are returned, an outage is raised."""
         members = {event.subject_id for event in events if isinstance(event.payload, Sealed)}
         held = await self._hold(members, mint=False)
-        return [
-            _open(held[event.subject_id], event, event.payload) if isinstance(event.payload, Sealed) else event.payload
-            for event in events
-        ]
+        opened: list[bytes | ServiceError] = []
+        async for start in in_turns(len(events)):
+            opened += [
+                _open(held[event.subject_id], event, event.payload)
+                if isinstance(event.payload, Sealed)
+                else event.payload
+                for event in events[start : start + TURN]
+            ]
+        return opened
 
     def forget(self, member_ids: Iterable[str]) -> None:
         """Drop these members' keys now: they were erased."""

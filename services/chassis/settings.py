@@ -39,7 +39,7 @@ class ServiceSettings(BaseSettings):
         drain_s: between "not serving" and the last new call, so that balancers can look away.
         stop_grace_s: for calls in flight to end, after that.
         reuse_port: several processes share the port; off, so that a second start fails and takes no calls away.
-        concurrent_calls_max: above it a call is refused at once with RESOURCE_EXHAUSTED.
+        concurrent_calls_max: above it a call is refused at once with RESOURCE_EXHAUSTED, but for health.
     """
 
     model_config = SettingsConfigDict(env_prefix="COMITY_", frozen=True, extra="ignore", hide_input_in_errors=True)

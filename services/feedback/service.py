@@ -9,6 +9,7 @@ from comity.feedback.v1 import feedback_service_pb2_grpc as pb_grpc
 
 from services.chassis.envelope import from_position, to_position
 from services.chassis.tracing import span
+from services.chassis.turns import TURN, in_turns
 from services.feedback.handlers.join import AwaitJoined
 from services.feedback.handlers.publish import PublishEventSchemas
 from services.feedback.handlers.rectify import RectifyBehavior
@@ -16,8 +17,10 @@ from services.feedback.handlers.replay import ReplayLog, ReplayPage
 from services.feedback.handlers.track import TrackBehavior
 from services.feedback.wire import (
     add_replayed,
+    after_from_pb,
     kinds_from_pb,
     moment,
+    place_to_pb,
     range_from_pb,
     rectification_from_pb,
     schema_from_pb,
@@ -66,9 +69,10 @@ class FeedbackService(pb_grpc.FeedbackServiceServicer):
             placement_id=request.placement_id,
             purpose=request.purpose,
             member_ids=tuple(dict.fromkeys(request.member_ids)),
+            after=after_from_pb(request),
         )
         async for page in pages:
-            for response in _responses(page):
+            async for response in _responses(page):
                 yield response
 
     async def PublishEventSchemas(  # noqa: N802
@@ -105,14 +109,16 @@ class RectificationService(pb_grpc.RectificationServiceServicer):
             return pb.RectifyBehaviorResponse(count=await self._rectify(rectification_from_pb(request)))
 
 
-def _responses(page: ReplayPage) -> list[pb.ReplayEventsResponse]:
-    """The page in messages of bounded size; what was withheld is told with the first."""
-    responses = [pb.ReplayEventsResponse(withheld_count=page.withheld_count)]
-    size = 0
-    for event in page.events:
-        if size >= REPLAY_BYTES:
-            responses.append(pb.ReplayEventsResponse())
-            size = 0
-        add_replayed(responses[-1], event)
-        size += len(event.payload)
-    return [response for response in responses if response.events or response.withheld_count]
+async def _responses(page: ReplayPage) -> AsyncIterator[pb.ReplayEventsResponse]:
+    """The page in messages of bounded size; the last one says where it ends, and what was withheld from it."""
+    response, size = pb.ReplayEventsResponse(), 0
+    async for start in in_turns(len(page.events)):
+        for event in page.events[start : start + TURN]:
+            if size >= REPLAY_BYTES:
+                yield response
+                response, size = pb.ReplayEventsResponse(), 0
+            add_replayed(response, event)
+            size += len(event.payload)
+    response.withheld_count = page.withheld_count
+    response.end.CopyFrom(place_to_pb(page.end))
+    yield response

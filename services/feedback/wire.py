@@ -12,9 +12,9 @@ from comity.feedback.v1 import feedback_service_pb2 as pb
 from comity.identity.v1 import identity_service_pb2 as identity_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from services.chassis.envelope import to_position
+from services.chassis.envelope import from_position, to_position
 from services.chassis.errors import FieldProblem
-from services.chassis.events import RecordedEvent
+from services.chassis.events import ORIGIN, RecordedEvent
 from services.chassis.limits import problems_of
 from services.chassis.visitors import SIGNAL_CHARACTERS_MAX, bounded, identifies
 from services.feedback.domain.attribution import Answer, Decided, Outcome
@@ -34,7 +34,7 @@ from services.feedback.domain.behavior import (
     Verdict,
 )
 from services.feedback.domain.rectification import Rectification
-from services.feedback.domain.replay import Kind, Range, Replayed
+from services.feedback.domain.replay import Kind, Place, Range, Replayed
 from services.feedback.domain.schemas import EventProperty, EventSchema, PropertyKind
 
 BEHAVIOR_RECORDED = events_pb2.BehaviorRecorded.DESCRIPTOR.full_name
@@ -323,6 +323,26 @@ def range_from_pb(request: pb.ReplayEventsRequest) -> Range:
         since=moment(request.since) if request.HasField("since") else None,
         until=moment(request.until) if request.HasField("until") else None,
     )
+
+
+def after_from_pb(request: pb.ReplayEventsRequest) -> Place:
+    """The place to go on from; the beginning where none is given."""
+    place = request.after
+    return Place(
+        decided_at=moment(place.decided_at) if place.HasField("decided_at") else None,
+        decision_id=place.decision_id,
+        position=from_position(place.position),
+    )
+
+
+def place_to_pb(place: Place) -> pb.ReplayPlace:
+    """The place, to be given back."""
+    message = pb.ReplayPlace(decision_id=place.decision_id)
+    if place.decided_at is not None:
+        message.decided_at.FromDatetime(place.decided_at)
+    if place.position != ORIGIN:
+        message.position.CopyFrom(to_position(place.position))
+    return message
 
 
 def placement_of(kind: Kind, plain: bytes) -> str:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from services.chassis.events import LogPosition
+from services.chassis.events import ORIGIN, LogPosition
 
 
 class Kind(StrEnum):
@@ -26,6 +26,23 @@ class Range:
     def is_empty(self) -> bool:
         """Whether nothing can lie in it."""
         return self.since is not None and self.until is not None and self.since >= self.until
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A place in the order of a replay: past a decision, or past every decision and all up to a position.
+
+    Args:
+        decided_at: None: before every decision.
+        position: ORIGIN: not past the decisions.
+    """
+
+    decided_at: datetime | None = None
+    decision_id: str = ""
+    position: LogPosition = ORIGIN
+
+
+BEGINNING = Place()
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from services.feedback.domain.behavior import (
     Subject,
 )
 from services.feedback.domain.rectification import Rectification
-from services.feedback.domain.replay import Kind, Range, Replayed
+from services.feedback.domain.replay import BEGINNING, Kind, Place, Range, Replayed
 from services.feedback.domain.schemas import EventSchema, SchemaBook
 
 
@@ -158,14 +158,21 @@ class Archive(Protocol):
     """The retained log, read in pages."""
 
     def pages(
-        self, kinds: frozenset[Kind], within: Range, *, placement_id: str, member_ids: Sequence[str] = ()
-    ) -> AsyncIterator[list[Replayed]]:
-        """The facts of kinds that share a log, in its order, a bounded page at a time.
+        self,
+        kinds: frozenset[Kind],
+        within: Range,
+        *,
+        placement_id: str,
+        member_ids: Sequence[str] = (),
+        after: Place = BEGINNING,
+    ) -> AsyncIterator[tuple[list[Replayed], Place]]:
+        """The facts of kinds that share a log, in its order, a bounded page at a time, with where the page ends.
 
         It ends where the log ended when it began. What cannot be opened (erased people) is left out.
 
         Args:
             member_ids: only what is recorded under these; empty: everything.
+            after: only what comes after this place.
         """
         ...
 

@@ -4,17 +4,19 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 from services.chassis.errors import invalid
+from services.chassis.events import ORIGIN
 from services.feedback.domain.behavior import ConsentQuestion, Person, Subject
-from services.feedback.domain.replay import Kind, Range, Replayed
+from services.feedback.domain.replay import BEGINNING, Kind, Place, Range, Replayed
 from services.feedback.handlers.ports import Archive, Consents, Subjects
 
 
 @dataclass(frozen=True, slots=True)
 class ReplayPage:
-    """Facts in order, and how many were withheld among them."""
+    """Facts in order, how many were withheld among them, and where the page ends."""
 
     events: tuple[Replayed, ...]
     withheld_count: int
+    end: Place
 
 
 class ReplayLog:
@@ -33,11 +35,13 @@ class ReplayLog:
         placement_id: str,
         purpose: str,
         member_ids: Sequence[str] = (),
+        after: Place = BEGINNING,
     ) -> AsyncIterator[ReplayPage]:
         """Decisions first (by time), then behavior and outcomes (by position); memory does not grow with the log.
 
         Consent is asked for each page as it leaves: what is withheld is withheld by what people say now.
         Only what is recorded under *member_ids*, where any are given; of suppressed people too, until it is deleted.
+        Only what comes after the place *after*: so a log that takes longer than a call is read in several.
 
         Raises:
             ServiceError: INVALID for no kind or an empty range; UNAVAILABLE when identity or consent does not answer.
@@ -47,16 +51,19 @@ class ReplayLog:
         if within.is_empty:
             raise invalid("until", "must be later than since")
         for group in _groups(kinds):
-            async for page in self._archive.pages(group, within, placement_id=placement_id, member_ids=member_ids):
-                yield await self._permitted(page, purpose)
+            if after.position != ORIGIN and Kind.DECISION in group:
+                continue
+            pages = self._archive.pages(group, within, placement_id=placement_id, member_ids=member_ids, after=after)
+            async for page, end in pages:
+                yield await self._permitted(page, end, purpose)
 
-    async def _permitted(self, page: Sequence[Replayed], purpose: str) -> ReplayPage:
+    async def _permitted(self, page: Sequence[Replayed], end: Place, purpose: str) -> ReplayPage:
         if not purpose:
-            return ReplayPage(tuple(page), 0)
+            return ReplayPage(tuple(page), 0, end)
         willing = await self._willing(list({event.member_id: None for event in page if event.member_id}), purpose)
         # A fact about nobody is nobody's to withhold.
         kept = tuple(event for event in page if not event.member_id or event.member_id in willing)
-        return ReplayPage(kept, len(page) - len(kept))
+        return ReplayPage(kept, len(page) - len(kept), end)
 
     async def _willing(self, member_ids: Sequence[str], purpose: str) -> frozenset[str]:
         """Members whose person, with all the members it has now, allows the purpose."""

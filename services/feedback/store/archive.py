@@ -8,7 +8,8 @@ from services.chassis.events import ORIGIN, LogPosition, RecordedEvent
 from services.chassis.eventstore import recorded
 from services.chassis.postgres import Pool, acquire
 from services.chassis.sealing import Sealer
-from services.feedback.domain.replay import Kind, Range, Replayed
+from services.chassis.turns import TURN, in_turns
+from services.feedback.domain.replay import BEGINNING, Kind, Place, Range, Replayed
 from services.feedback.store.behavior import NEWEST_SQL
 from services.feedback.store.decisions import NEWEST_ARRIVAL_SQL
 from services.feedback.store.rows import DECISION_COLUMNS, EVENT_COLUMNS, decision_of, position_of
@@ -39,6 +40,7 @@ ORDER BY epoch, xid, position LIMIT $10
 DECISION_IDS_SQL = """
 SELECT decision_id FROM decision_facts
 WHERE member_id = ANY($1::text[]) AND member_id <> '' AND decided_at >= $2 AND decided_at < $3
+  AND (decided_at, decision_id) > ($4, $5)
 ORDER BY decided_at, decision_id
 """
 DECISIONS_BY_ID_SQL = f"""
@@ -48,6 +50,7 @@ EVENT_IDS_SQL = """
 SELECT event_id FROM events
 WHERE subject_id = ANY($1::text[]) AND subject_id <> ''
   AND type = ANY($2::text[]) AND occurred_at >= $3 AND occurred_at < $4
+  AND (epoch, xid, position) > ($5, $6::xid8, $7)
 ORDER BY epoch, xid, position
 """
 EVENTS_BY_ID_SQL = f"""
@@ -63,19 +66,28 @@ class PostgresArchive:
         self._sealer = sealer
 
     async def pages(
-        self, kinds: frozenset[Kind], within: Range, *, placement_id: str, member_ids: Sequence[str] = ()
-    ) -> AsyncIterator[list[Replayed]]:
+        self,
+        kinds: frozenset[Kind],
+        within: Range,
+        *,
+        placement_id: str,
+        member_ids: Sequence[str] = (),
+        after: Place = BEGINNING,
+    ) -> AsyncIterator[tuple[list[Replayed], Place]]:
         """See handlers.ports.Archive. No connection is held while the reader of a page takes its time."""
         if Kind.DECISION in kinds:
-            reads = self._decisions_of(within, member_ids) if member_ids else self._decisions(within)
+            reads = self._decisions_of(within, after, member_ids) if member_ids else self._decisions(within, after)
         else:
-            reads = self._events_of(kinds, within, member_ids) if member_ids else self._events(kinds, within)
+            start = after.position
+            reads = (
+                self._events_of(kinds, within, start, member_ids) if member_ids else self._events(kinds, within, start)
+            )
         async for events in reads:
-            yield await self._opened(events, placement_id)
+            yield await self._opened(events, placement_id), _end_of(events)
 
-    async def _decisions(self, within: Range) -> AsyncIterator[list[RecordedEvent]]:
+    async def _decisions(self, within: Range, after: Place) -> AsyncIterator[list[RecordedEvent]]:
         end = await self._end(NEWEST_ARRIVAL_SQL)
-        moment, decision_id = _FIRST, ""
+        moment, decision_id = after.decided_at or _FIRST, after.decision_id
         while True:
             async with acquire(self._pool) as connection:
                 rows = await connection.fetch(
@@ -86,10 +98,11 @@ class PostgresArchive:
             yield [decision_of(row) for row in rows]
             moment, decision_id = rows[-1]["decided_at"], rows[-1]["decision_id"]
 
-    async def _events(self, kinds: frozenset[Kind], within: Range) -> AsyncIterator[list[RecordedEvent]]:
+    async def _events(
+        self, kinds: frozenset[Kind], within: Range, after: LogPosition
+    ) -> AsyncIterator[list[RecordedEvent]]:
         end = await self._end(NEWEST_SQL)
         types = sorted(TYPE_OF[kind] for kind in kinds)
-        after = ORIGIN
         while True:
             async with acquire(self._pool) as connection:
                 rows = await connection.fetch(
@@ -100,26 +113,31 @@ class PostgresArchive:
             yield [recorded(row) for row in rows]
             after = position_of(rows[-1])
 
-    async def _decisions_of(self, within: Range, member_ids: Sequence[str]) -> AsyncIterator[list[RecordedEvent]]:
+    async def _decisions_of(
+        self, within: Range, after: Place, member_ids: Sequence[str]
+    ) -> AsyncIterator[list[RecordedEvent]]:
+        start = (after.decided_at or _FIRST, after.decision_id)
         async with acquire(self._pool) as connection:
-            rows = await connection.fetch(DECISION_IDS_SQL, list(member_ids), *_bounds(within))
+            rows = await connection.fetch(DECISION_IDS_SQL, list(member_ids), *_bounds(within), *start)
         ids = [row["decision_id"] for row in rows]
-        for start in range(0, len(ids), DECISIONS_PAGE):
+        for start_at in range(0, len(ids), DECISIONS_PAGE):
             async with acquire(self._pool) as connection:
-                page = await connection.fetch(DECISIONS_BY_ID_SQL, ids[start : start + DECISIONS_PAGE])
-            yield [decision_of(row) for row in page]
+                page = await connection.fetch(DECISIONS_BY_ID_SQL, ids[start_at : start_at + DECISIONS_PAGE])
+            if page:
+                yield [decision_of(row) for row in page]
 
     async def _events_of(
-        self, kinds: frozenset[Kind], within: Range, member_ids: Sequence[str]
+        self, kinds: frozenset[Kind], within: Range, after: LogPosition, member_ids: Sequence[str]
     ) -> AsyncIterator[list[RecordedEvent]]:
         types = sorted(TYPE_OF[kind] for kind in kinds)
         async with acquire(self._pool) as connection:
-            rows = await connection.fetch(EVENT_IDS_SQL, list(member_ids), types, *_bounds(within))
+            rows = await connection.fetch(EVENT_IDS_SQL, list(member_ids), types, *_bounds(within), *_parts(after))
         ids = [row["event_id"] for row in rows]
         for start in range(0, len(ids), EVENTS_PAGE):
             async with acquire(self._pool) as connection:
                 page = await connection.fetch(EVENTS_BY_ID_SQL, ids[start : start + EVENTS_PAGE])
-            yield [recorded(row) for row in page]
+            if page:
+                yield [recorded(row) for row in page]
 
     async def _end(self, newest_sql: str) -> LogPosition:
         async with acquire(self._pool) as connection:
@@ -130,9 +148,13 @@ class PostgresArchive:
         """Those that can be read, of the placement where one is named; one that cannot costs the others nothing."""
         opened = await self._sealer.open_many(events)
         source = "decision" if events[0].type == DECISION_MADE else "feedback"
-        found, letters = read_each(events, opened, _replayed, source, "replay")
-        await put_aside(self._pool, letters)
-        return [fact for _, (fact, placement) in found if placement_id in ("", placement)]
+        facts: list[Replayed] = []
+        async for start in in_turns(len(events)):
+            part = slice(start, start + TURN)
+            found, letters = read_each(events[part], opened[part], _replayed, source, "replay")
+            await put_aside(self._pool, letters)
+            facts += [fact for _, (fact, placement) in found if placement_id in ("", placement)]
+        return facts
 
 
 def _replayed(event: RecordedEvent, plain: bytes) -> tuple[Replayed, str]:
@@ -150,6 +172,14 @@ def _replayed(event: RecordedEvent, plain: bytes) -> tuple[Replayed, str]:
         decode_decided(event.subject_id, plain).placement_id if kind is Kind.DECISION else placement_of(kind, plain)
     )
     return fact, placement_id
+
+
+def _end_of(events: Sequence[RecordedEvent]) -> Place:
+    """Where a page ends: its last row, whether it can be read or not."""
+    last = events[-1]
+    if last.type == DECISION_MADE:
+        return Place(last.occurred_at, last.stream_id)
+    return Place(position=last.position)
 
 
 def _bounds(within: Range) -> tuple[datetime, datetime]:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
@@ -17,7 +18,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prometheus_client import REGISTRY
 from pydantic import SecretStr
 
-from services.chassis import rpc_client
+from services.chassis import rpc_client, rpc_guard
 from services.chassis.deadline import deadline_scope, remaining_s
 from services.chassis.errors import FieldProblem, Kind, ServiceError
 from services.chassis.rpc_server import RpcServer
@@ -118,6 +119,26 @@ def question() -> consent_pb.EvaluateRequest:
 async def refusal_of(call: Any) -> ServiceError:
     with pytest.raises(ServiceError) as caught:
         await call
+    return caught.value
+
+
+@asynccontextmanager
+async def serving(registrar: Any, servicer: Any) -> AsyncIterator[grpc.aio.Channel]:
+    """A server with this servicer alone, and a channel to it."""
+    server = RpcServer(settings())
+    server.add(registrar, servicer)
+    channel = rpc_client.connect(f"127.0.0.1:{await server.start()}")
+    try:
+        yield channel
+    finally:
+        await channel.close()
+        await server.stop()
+
+
+async def _error_of(call: Any) -> grpc.aio.AioRpcError:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        async with asyncio.timeout(20):
+            await call
     return caught.value
 
 
@@ -282,6 +303,99 @@ async def test_a_stream_of_requests_is_guarded_one_by_one(served: Served) -> Non
     bad = decision_pb.RegisterModelRequest(chunk=b"x" * 131_073)
     error = await refusal_of(rpc_client.call(stub.RegisterModel, iter([chunk, bad]), 5.0))
     assert error.problems == (FieldProblem("chunk", "has 131073 bytes; at most 131,072 are allowed"),)
+
+
+async def test_idle_streams_of_one_connection_stop_nobody(served: Served) -> None:
+    """Thousands of uploads that send nothing: those above the cap are refused, and calls and health are answered."""
+    upload = decision_grpc.ReleaseServiceStub(served.channel).RegisterModel
+    idle = [upload() for _ in range(2_050)]
+    try:
+        answer = await rpc_client.call(served.stub.Evaluate, question(), 20.0)
+        assert answer.policy_version == "v1"
+        health = health_pb2_grpc.HealthStub(served.channel)
+        assert (await health.Check(health_pb2.HealthCheckRequest(), timeout=20)).status == 1
+        refused = from_call_error(await _error_of(idle[-1]))
+        assert (refused.kind, refused.reason) == (Kind.EXHAUSTED, "TOO_MANY_CALLS")
+        assert refused.retry_after_s
+    finally:
+        for call in idle:
+            call.cancel()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams end soon when nobody sends or takes anything."""
+    declared = rpc_guard._Method.__init__
+
+    def hurried(method: Any, *arguments: Any) -> None:
+        declared(method, *arguments)
+        method.idle_timeout_s = 0.3
+
+    monkeypatch.setattr(rpc_guard._Method, "__init__", hurried)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_stream_that_sends_nothing_is_ended_with_its_reason() -> None:
+    """Its caller is told, also one that has sent before."""
+    async with serving(decision_grpc.add_ReleaseServiceServicer_to_server, Release()) as channel:  # type: ignore[abstract]
+        call = decision_grpc.ReleaseServiceStub(channel).RegisterModel()
+        await call.write(decision_pb.RegisterModelRequest(chunk=b"x"))
+        ended = from_call_error(await _error_of(call))
+        assert (ended.kind, ended.reason) == (Kind.DEADLINE, "STREAM_IDLE")
+
+
+class Flood(features_grpc.FeatureServiceServicer):
+    """Far more than a connection holds."""
+
+    def __init__(self) -> None:
+        self.gone = asyncio.Event()
+
+    async def GetItemColumns(  # noqa: N802
+        self, request: features_pb.GetItemColumnsRequest, context: Any
+    ) -> AsyncIterator[features_pb.GetItemColumnsResponse]:
+        try:
+            for _ in range(1_000):
+                yield features_pb.GetItemColumnsResponse(columns_version="x" * 1_000_000)
+        finally:
+            self.gone.set()
+
+
+async def _read_on(call: Any) -> None:
+    while await call.read() is not grpc.aio.EOF:
+        pass
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_stream_that_nobody_reads_is_ended_with_its_reason() -> None:
+    """What it held is free at once; who reads on later gets what was on its way, and then the status."""
+    flood = Flood()  # type: ignore[abstract]
+    async with serving(features_grpc.add_FeatureServiceServicer_to_server, flood) as channel:
+        request = features_pb.GetItemColumnsRequest(feature_set_version="v")
+        call = features_grpc.FeatureServiceStub(channel).GetItemColumns(request)
+        await call.read()
+        async with asyncio.timeout(20):
+            await flood.gone.wait()
+        ended = from_call_error(await _error_of(_read_on(call)))
+        assert (ended.kind, ended.reason) == (Kind.DEADLINE, "STREAM_IDLE")
+
+
+async def test_process_takes_so_many_calls_and_health_beside() -> None:
+    """The call above is refused with when to try again."""
+    server, consent = RpcServer(settings(concurrent_calls_max=1)), Consent()  # type: ignore[abstract]
+    server.add(consent_grpc.add_ConsentServiceServicer_to_server, consent)
+    channel = rpc_client.connect(f"127.0.0.1:{await server.start()}")
+    stub, consent.waits = consent_grpc.ConsentServiceStub(channel), asyncio.Event()
+    first = asyncio.ensure_future(rpc_client.call(stub.Evaluate, question(), 30.0))
+    async with asyncio.timeout(20):
+        await consent.entered.wait()
+    error = await refusal_of(rpc_client.call(stub.Evaluate, question(), 10.0))
+    assert (error.kind, error.reason) == (Kind.EXHAUSTED, "TOO_MANY_CALLS")
+    health = health_pb2_grpc.HealthStub(channel)
+    assert (await health.Check(health_pb2.HealthCheckRequest(), timeout=10)).status == 1
+    consent.waits.set()
+    assert (await first).policy_version == "v1"
+    await channel.close()
+    await server.stop()
 
 
 async def test_a_method_that_is_not_implemented_says_so(served: Served) -> None:

@@ -151,7 +151,7 @@ async def test_an_erased_persons_facts_cannot_be_given_out(feedback: Feedback) -
     archive = PostgresArchive(feedback.pool, Sealer(feedback.identity.keys))
     for kind in (Kind.DECISION, Kind.BEHAVIOR):
         pages = archive.pages(frozenset({kind}), Range(), placement_id="")
-        assert [fact.member_id async for page in pages for fact in page] == [member("ann")]
+        assert [fact.member_id async for page, _ in pages for fact in page] == [member("ann")]
 
 
 async def test_many_pages_come_out_whole(feedback: Feedback) -> None:
@@ -166,6 +166,36 @@ async def test_many_pages_come_out_whole(feedback: Feedback) -> None:
     events, _ = await feedback.replay(DECISION)
     assert len(events) == len({e.decision.decision_id for e in events}) == 1203
     assert [e.occurred_at.ToNanoseconds() for e in events] == sorted(e.occurred_at.ToNanoseconds() for e in events)
+
+
+@pytest.mark.parametrize("members", [[], ["ann", "bob"]])
+async def test_replay_goes_on_where_an_earlier_one_ended(feedback: Feedback, members: list[str]) -> None:
+    """From each place that it told, of decisions and of the rest: what comes then is what is missing."""
+    position = await feedback.decisions.make([made(f"{n:032x}", who="ann" if n % 2 else "bob") for n in range(600)])
+    await feedback.track(event("1"), event("2", who="bob"))
+    await feedback.joined(position)
+    asked = pb.ReplayEventsRequest(
+        kinds=[DECISION, pb.REPLAY_KIND_BEHAVIOR], member_ids=[member(name) for name in members]
+    )
+
+    async def ids(after: pb.ReplayPlace | None = None) -> list[tuple[list[str], pb.ReplayPlace]]:
+        request = pb.ReplayEventsRequest(after=after)
+        request.MergeFrom(asked)
+        pages = feedback.stub.ReplayEvents(request, timeout=60)
+        return [([one.event_id for one in page.events], page.end) async for page in pages]
+
+    whole = await ids()
+    every = [event_id for page, _ in whole for event_id in page]
+    assert len(every) == 602
+    told = 0
+    for k, (_, end) in enumerate(whole):
+        if end == pb.ReplayPlace():
+            continue
+        told += 1
+        rest = [event_id for page, _ in whole[k + 1 :] for event_id in page]
+        assert [event_id for page, _ in await ids(end) for event_id in page] == rest
+    assert told >= 3
+    assert whole[-1][1].HasField("position")
 
 
 @pytest.mark.parametrize("kinds", [[], [DECISION]])

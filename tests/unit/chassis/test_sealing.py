@@ -205,3 +205,16 @@ async def test_key_is_not_shown() -> None:
     """A key in a log line or a traceback would outlive its destruction."""
     assert "secretsecret" not in repr(DataKey(ALICE, "id", b"secretsecret"))
     assert "secretsecret" not in repr(ToSeal(ALICE, TYPE, b"secretsecret"))
+
+
+async def test_long_page_is_opened_in_turns_of_the_loop(sealer: Sealer) -> None:
+    """A replay's page of a thousand rows does not make the calls beside it wait for all of it."""
+    sealed = await sealer.seal(ALICE, TYPE, b"one of many")
+    await sealer.prepare(ALICE)
+    opening = asyncio.ensure_future(sealer.open_many([recorded(sealed)] * 1_000))
+    turns = 0
+    while not opening.done():
+        await asyncio.sleep(0)
+        turns += 1
+    assert await opening == [b"one of many"] * 1_000
+    assert turns > 30

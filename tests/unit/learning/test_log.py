@@ -8,7 +8,7 @@ import grpc
 import pytest
 from comity.feedback.v1 import feedback_service_pb2 as pb
 
-from learning.log import replay_log
+from learning.log import _key, replay_log
 from services.chassis.errors import Kind, ServiceError
 from tests.virtual_time import in_virtual_time
 
@@ -51,6 +51,43 @@ async def test_a_log_that_breaks_off_is_read_on_from_where_it_was() -> None:
         withheld += page.withheld_count
     assert seen == [*(f"d{n}" for n in range(10)), *(f"o{n}" for n in range(10))]
     assert (stub.readings, withheld) == (4, 6)
+
+
+class PlacedStub(BrokenStub):
+    """The same of a feedback that tells where a page ends, a page being two messages, and goes on after that place."""
+
+    def __init__(self, breaks: int) -> None:
+        super().__init__(breaks, page=4)
+        self.began: list[int] = []
+
+    async def ReplayEvents(self, request: pb.ReplayEventsRequest) -> AsyncIterator[pb.ReplayEventsResponse]:  # noqa: N802
+        self.readings += 1
+        # Its own word for a place, which only it reads.
+        start = request.after.position.position
+        self.began.append(start)
+        messages = 0
+        while start < len(self._log):
+            page, start = self._log[start : start + self._page], start + self._page
+            for half in (page[:2], page[2:]):
+                messages += 1
+                if messages == self.readings + 1 and self.readings <= self._breaks:
+                    raise grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata())
+                response = pb.ReplayEventsResponse(events=half)
+                if half[-1] is page[-1]:
+                    response.withheld_count = 1
+                    response.end.position.position = start
+                yield response
+
+
+@in_virtual_time
+async def test_log_that_tells_places_is_read_on_after_the_last() -> None:
+    """Not from its beginning: else a log that takes longer than a call would never be read to its end."""
+    stub: Any = PlacedStub(4)
+    request = pb.ReplayEventsRequest()
+    pages = [page async for page in replay_log(stub, request)]
+    assert [_key(event) for page in pages for event in page.events] == [_key(event) for event in stub._log]
+    assert sum(page.withheld_count for page in pages) == 5
+    assert (stub.began, request) == ([0, 0, 4, 8, 16], pb.ReplayEventsRequest())
 
 
 class SilentStub:

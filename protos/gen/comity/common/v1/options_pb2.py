@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import descriptor_pb2 as google_dot_protobuf_dot_descriptor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x63omity/common/v1/options.proto\x12\x10\x63omity.common.v1\x1a google/protobuf/descriptor.proto\"\x93\x02\n\x0b\x46ieldLimits\x12\x1a\n\x08required\x18\x01 \x01(\x08R\x08required\x12\x17\n\x07len_max\x18\x02 \x01(\rR\x06lenMax\x12\x1b\n\titems_max\x18\x03 \x01(\rR\x08itemsMax\x12\x18\n\x07pattern\x18\x04 \x01(\tR\x07pattern\x12\x16\n\x06\x66inite\x18\x05 \x01(\x08R\x06\x66inite\x12\x10\n\x03gte\x18\x06 \x01(\x01R\x03gte\x12\x10\n\x03lte\x18\x07 \x01(\x01R\x03lte\x12#\n\rentries_apart\x18\x08 \x01(\x08R\x0c\x65ntriesApart\x12!\n\x0c\x66rom_visitor\x18\t \x01(\x08R\x0b\x66romVisitor\x12\x14\n\x05prose\x18\n \x01(\x08R\x05prose\"~\n\x0bMethodRules\x12+\n\x11\x64\x65\x61\x64line_required\x18\x01 \x01(\x08R\x10\x64\x65\x61\x64lineRequired\x12*\n\x11request_bytes_max\x18\x02 \x01(\rR\x0frequestBytesMax\x12\x16\n\x06public\x18\x03 \x01(\x08R\x06public:V\n\x06limits\x12\x1d.google.protobuf.FieldOptions\x18\xd1\x86\x03 \x01(\x0b\x32\x1d.comity.common.v1.FieldLimitsR\x06limits:U\n\x05rules\x12\x1e.google.protobuf.MethodOptions\x18\xd2\x86\x03 \x01(\x0b\x32\x1d.comity.common.v1.MethodRulesR\x05rules:=\n\x08personal\x12\x1f.google.protobuf.MessageOptions\x18\xd3\x86\x03 \x01(\x08R\x08personalb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x63omity/common/v1/options.proto\x12\x10\x63omity.common.v1\x1a google/protobuf/descriptor.proto\"\x93\x02\n\x0b\x46ieldLimits\x12\x1a\n\x08required\x18\x01 \x01(\x08R\x08required\x12\x17\n\x07len_max\x18\x02 \x01(\rR\x06lenMax\x12\x1b\n\titems_max\x18\x03 \x01(\rR\x08itemsMax\x12\x18\n\x07pattern\x18\x04 \x01(\tR\x07pattern\x12\x16\n\x06\x66inite\x18\x05 \x01(\x08R\x06\x66inite\x12\x10\n\x03gte\x18\x06 \x01(\x01R\x03gte\x12\x10\n\x03lte\x18\x07 \x01(\x01R\x03lte\x12#\n\rentries_apart\x18\x08 \x01(\x08R\x0c\x65ntriesApart\x12!\n\x0c\x66rom_visitor\x18\t \x01(\x08R\x0b\x66romVisitor\x12\x14\n\x05prose\x18\n \x01(\x08R\x05prose\"\xea\x01\n\x0bMethodRules\x12+\n\x11\x64\x65\x61\x64line_required\x18\x01 \x01(\x08R\x10\x64\x65\x61\x64lineRequired\x12*\n\x11request_bytes_max\x18\x02 \x01(\rR\x0frequestBytesMax\x12\x16\n\x06public\x18\x03 \x01(\x08R\x06public\x12%\n\x0e\x63oncurrent_max\x18\x04 \x01(\rR\rconcurrentMax\x12$\n\x0eidle_timeout_s\x18\x05 \x01(\rR\x0cidleTimeoutS\x12\x1d\n\ndeadline_s\x18\x06 \x01(\rR\tdeadlineS:V\n\x06limits\x12\x1d.google.protobuf.FieldOptions\x18\xd1\x86\x03 \x01(\x0b\x32\x1d.comity.common.v1.FieldLimitsR\x06limits:U\n\x05rules\x12\x1e.google.protobuf.MethodOptions\x18\xd2\x86\x03 \x01(\x0b\x32\x1d.comity.common.v1.MethodRulesR\x05rules:=\n\x08personal\x12\x1f.google.protobuf.MessageOptions\x18\xd3\x86\x03 \x01(\x08R\x08personalb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,6 +34,6 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_FIELDLIMITS']._serialized_start=87
   _globals['_FIELDLIMITS']._serialized_end=362
-  _globals['_METHODRULES']._serialized_start=364
-  _globals['_METHODRULES']._serialized_end=490
+  _globals['_METHODRULES']._serialized_start=365
+  _globals['_METHODRULES']._serialized_end=599
 # @@protoc_insertion_point(module_scope)

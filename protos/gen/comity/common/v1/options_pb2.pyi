@@ -93,22 +93,37 @@ class MethodRules(_message.Message):
     DEADLINE_REQUIRED_FIELD_NUMBER: _builtins.int
     REQUEST_BYTES_MAX_FIELD_NUMBER: _builtins.int
     PUBLIC_FIELD_NUMBER: _builtins.int
+    CONCURRENT_MAX_FIELD_NUMBER: _builtins.int
+    IDLE_TIMEOUT_S_FIELD_NUMBER: _builtins.int
+    DEADLINE_S_FIELD_NUMBER: _builtins.int
     deadline_required: _builtins.bool
     """Refuse a call that carries no deadline."""
     request_bytes_max: _builtins.int
     """Largest request in bytes. Unset: 262,144."""
     public: _builtins.bool
     """Served on the public port as well: a backend calls it. All other methods are internal."""
+    concurrent_max: _builtins.int
+    """Most calls of the method at once in one process, half of them over one connection; a call above it is refused at
+    once with RESOURCE_EXHAUSTED. Unset: only what a process takes in all. Every streaming method sets this and the next
+    two; a server with one that does not fails to start.
+    """
+    idle_timeout_s: _builtins.int
+    """Of a streaming method: how long its caller may neither send nor take a message, in seconds."""
+    deadline_s: _builtins.int
+    """Of a streaming method: how long it may take in all, in seconds, whatever its caller would wait."""
     def __init__(
         self,
         *,
         deadline_required: _builtins.bool = ...,
         request_bytes_max: _builtins.int = ...,
         public: _builtins.bool = ...,
+        concurrent_max: _builtins.int = ...,
+        idle_timeout_s: _builtins.int = ...,
+        deadline_s: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_required", b"deadline_required", "public", b"public", "request_bytes_max", b"request_bytes_max"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["concurrent_max", b"concurrent_max", "deadline_required", b"deadline_required", "deadline_s", b"deadline_s", "idle_timeout_s", b"idle_timeout_s", "public", b"public", "request_bytes_max", b"request_bytes_max"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -69,7 +69,8 @@ class FeedbackServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReplayEvents(self, request, context):
-        """The retained log: decisions first (by time), then behavior and outcomes (by position).
+        """The retained log: decisions first (by time), then behavior and outcomes (by position). A long one takes more than one
+        call: `after` goes on where an earlier one ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

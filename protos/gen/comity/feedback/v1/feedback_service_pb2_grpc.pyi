@@ -19,7 +19,9 @@ class FeedbackServiceStub:
     Track: _aio.UnaryUnaryMultiCallable[_feedback_service_pb2.TrackRequest, _feedback_service_pb2.TrackResponse]
     """Takes events; each is answered on its own, so that one bad event never costs the others."""
     ReplayEvents: _aio.UnaryStreamMultiCallable[_feedback_service_pb2.ReplayEventsRequest, _feedback_service_pb2.ReplayEventsResponse]
-    """The retained log: decisions first (by time), then behavior and outcomes (by position)."""
+    """The retained log: decisions first (by time), then behavior and outcomes (by position). A long one takes more than one
+    call: `after` goes on where an earlier one ended.
+    """
     PublishEventSchemas: _aio.UnaryUnaryMultiCallable[_feedback_service_pb2.PublishEventSchemasRequest, _feedback_service_pb2.PublishEventSchemasResponse]
     AwaitPosition: _aio.UnaryUnaryMultiCallable[_feedback_service_pb2.AwaitPositionRequest, _feedback_service_pb2.AwaitPositionResponse]
     """Returns once the decisions up to the position have been taken in and the outcomes that wait for them are joined."""
@@ -41,7 +43,9 @@ class FeedbackServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _feedback_service_pb2.ReplayEventsRequest,
         context: _aio.ServicerContext[_feedback_service_pb2.ReplayEventsRequest, _abc.AsyncIterator[_feedback_service_pb2.ReplayEventsResponse]],
     ) -> _abc.AsyncIterator[_feedback_service_pb2.ReplayEventsResponse]:
-        """The retained log: decisions first (by time), then behavior and outcomes (by position)."""
+        """The retained log: decisions first (by time), then behavior and outcomes (by position). A long one takes more than one
+        call: `after` goes on where an earlier one ended.
+        """
 
     @_abc_1.abstractmethod
     def PublishEventSchemas(
