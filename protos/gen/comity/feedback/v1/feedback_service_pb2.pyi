@@ -396,6 +396,7 @@ class ReplayEventsRequest(_message.Message):
     PLACEMENT_ID_FIELD_NUMBER: _builtins.int
     PURPOSE_FIELD_NUMBER: _builtins.int
     MEMBER_IDS_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
     placement_id: _builtins.str
     purpose: _builtins.str
     """Events of subjects who do not allow this purpose now are withheld; empty: none are."""
@@ -411,6 +412,12 @@ class ReplayEventsRequest(_message.Message):
     def member_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Only what was recorded under these members; empty: everybody."""
 
+    @_builtins.property
+    def after(self) -> Global___ReplayPlace:
+        """Only what comes after this place, the `end` of an earlier response to the same request; unset: from the beginning. A
+        replica of the release before gives everything, and no `end`.
+        """
+
     def __init__(
         self,
         *,
@@ -420,14 +427,46 @@ class ReplayEventsRequest(_message.Message):
         placement_id: _builtins.str = ...,
         purpose: _builtins.str = ...,
         member_ids: _abc.Iterable[_builtins.str] | None = ...,
+        after: Global___ReplayPlace | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since", "until", b"until"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "since", b"since", "until", b"until"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kinds", b"kinds", "member_ids", b"member_ids", "placement_id", b"placement_id", "purpose", b"purpose", "since", b"since", "until", b"until"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "kinds", b"kinds", "member_ids", b"member_ids", "placement_id", b"placement_id", "purpose", b"purpose", "since", b"since", "until", b"until"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReplayEventsRequest: _TypeAlias = ReplayEventsRequest  # noqa: Y015
+
+@_typing.final
+class ReplayPlace(_message.Message):
+    """A place in the order of ReplayEvents: past a decision, or, where position is set, past every decision and all that is
+    at or before the position.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DECIDED_AT_FIELD_NUMBER: _builtins.int
+    DECISION_ID_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    decision_id: _builtins.str
+    @_builtins.property
+    def decided_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def position(self) -> _types_pb2.LogPosition: ...
+    def __init__(
+        self,
+        *,
+        decided_at: _timestamp_pb2.Timestamp | None = ...,
+        decision_id: _builtins.str = ...,
+        position: _types_pb2.LogPosition | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["decided_at", b"decided_at", "position", b"position"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decided_at", b"decided_at", "decision_id", b"decision_id", "position", b"position"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplayPlace: _TypeAlias = ReplayPlace  # noqa: Y015
 
 @_typing.final
 class ReplayEventsResponse(_message.Message):
@@ -435,19 +474,25 @@ class ReplayEventsResponse(_message.Message):
 
     EVENTS_FIELD_NUMBER: _builtins.int
     WITHHELD_COUNT_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
     withheld_count: _builtins.int
-    """Withheld since the last message."""
+    """Withheld since the last message that had an `end`."""
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReplayedEvent]: ...
+    @_builtins.property
+    def end(self) -> Global___ReplayPlace:
+        """All that comes before this place was given or withheld; not every message has one."""
+
     def __init__(
         self,
         *,
         events: _abc.Iterable[Global___ReplayedEvent] | None = ...,
         withheld_count: _builtins.int = ...,
+        end: Global___ReplayPlace | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end", b"end"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "withheld_count", b"withheld_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "events", b"events", "withheld_count", b"withheld_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
