@@ -31,11 +31,9 @@ def services() -> list[ServiceDescriptor]:
 
 
 STREAMS = [
-    pytest.param(method, id=f"{method.name}-{service.full_name}")
-    for service in services()
-    for method in service.methods
-    if method.client_streaming or method.server_streaming
+    method for service in services() for method in service.methods if method.client_streaming or method.server_streaming
 ]
+each_stream = pytest.mark.parametrize("method", STREAMS, ids=lambda method: method.full_name)
 
 
 def rules_of(method: MethodDescriptor) -> Any:
@@ -67,7 +65,7 @@ class Served:
     def __init__(self, method: MethodDescriptor, answers: int = 0) -> None:
         self.places = Places(100, of="this process")
         self._sends = method.client_streaming
-        handler = (
+        handler: Any = (
             grpc.stream_unary_rpc_method_handler(self._take)
             if self._sends
             else grpc.unary_stream_rpc_method_handler(self._give)
@@ -119,10 +117,10 @@ async def ended(*calls: "asyncio.Task[None]") -> None:
 
 def test_streams_are_all_found() -> None:
     """The sweep is one over something."""
-    assert {param.values[0].name for param in STREAMS} >= {"ReplayEvents", "RegisterModel", "ExportHoldings"}
+    assert {method.name for method in STREAMS} >= {"ReplayEvents", "RegisterModel", "ExportHoldings"}
 
 
-@pytest.mark.parametrize("method", STREAMS)
+@each_stream
 def test_stream_declares_its_bounds(method: MethodDescriptor) -> None:
     """A cap that is small, and times that end what nobody reads before its connection is."""
     rules = rules_of(method)
@@ -131,7 +129,7 @@ def test_stream_declares_its_bounds(method: MethodDescriptor) -> None:
     assert rules.idle_timeout_s < rules.deadline_s <= 300
 
 
-@pytest.mark.parametrize("method", STREAMS)
+@each_stream
 @in_virtual_time
 async def test_stream_above_its_cap_is_refused_at_once(method: MethodDescriptor) -> None:
     """Half of the places over one connection, all of them over several; what ends gives its place back."""
@@ -153,7 +151,7 @@ async def test_stream_above_its_cap_is_refused_at_once(method: MethodDescriptor)
     await ended(task)
 
 
-@pytest.mark.parametrize("method", STREAMS)
+@each_stream
 @in_virtual_time
 async def test_stream_that_nobody_sends_or_takes_ends(method: MethodDescriptor) -> None:
     """The call gets its status, and its place is free."""
@@ -166,7 +164,7 @@ async def test_stream_that_nobody_sends_or_takes_ends(method: MethodDescriptor) 
     await ended(task)
 
 
-@pytest.mark.parametrize("method", STREAMS)
+@each_stream
 @in_virtual_time
 async def test_stream_ends_at_its_deadline_however_busy(method: MethodDescriptor) -> None:
     """Also where its caller sends all the time, or waits for an answer that never comes."""
@@ -203,8 +201,8 @@ def test_stream_without_bounds_is_not_served(monkeypatch: pytest.MonkeyPatch) ->
         def FindServiceByName(self, _: str) -> Any:  # noqa: N802
             return Service
 
-    monkeypatch.setattr(rpc_guard.descriptor_pool, "Default", Pool)
-    handler = grpc.unary_stream_rpc_method_handler(Served._give)
+    monkeypatch.setattr(descriptor_pool, "Default", Pool)
+    handler: Any = grpc.unary_stream_rpc_method_handler(Served._give)
     with pytest.raises(ValueError, match="declare concurrent_max, idle_timeout_s and deadline_s"):
         guard("comity.feedback.v1.FeedbackService", "ReplayEvents", handler, Places(1, of="this process"))
 

@@ -7,7 +7,7 @@ import pytest
 
 from services.chassis.errors import ServiceError
 from services.chassis.events import LogPosition
-from services.feedback.domain.replay import Kind, Range, Replayed
+from services.feedback.domain.replay import BEGINNING, Kind, Place, Range, Replayed
 from services.feedback.handlers.replay import ReplayLog
 from tests.unit.feedback.world import NOW, FakeConsents, FakeSubjects, member
 
@@ -20,8 +20,14 @@ class FakeArchive:
     """Two logs, a page an event pair."""
 
     async def pages(
-        self, kinds: frozenset[Kind], within: Range, *, placement_id: str, member_ids: Sequence[str] = ()
-    ) -> AsyncIterator[list[Replayed]]:
+        self,
+        kinds: frozenset[Kind],
+        within: Range,
+        *,
+        placement_id: str,
+        member_ids: Sequence[str] = (),
+        after: Place = BEGINNING,
+    ) -> AsyncIterator[tuple[list[Replayed], Place]]:
         """See handlers.ports.Archive."""
         facts = [
             fact(Kind.DECISION, 1, "ann"),
@@ -32,7 +38,8 @@ class FakeArchive:
         ]
         chosen = [entry for entry in facts if entry.kind in kinds]
         for start in range(0, len(chosen), 2):
-            yield chosen[start : start + 2]
+            page = chosen[start : start + 2]
+            yield page, Place(position=page[-1].position)
 
 
 async def replayed(purpose: str, kinds: list[Kind], consents: FakeConsents) -> tuple[list[str], int]:
