@@ -11,7 +11,7 @@ from rich.tree import Tree
 from cli.failures import fail
 from cli.options import DEFAULT_DATA_DIR, AsJson, DataDir
 from cli.output import console, print_json, styled
-from cli.trace_spans import KINDS, Node, SpanRecord, decision_tree
+from cli.trace_spans import FALLBACK, KINDS, Node, SpanRecord, decision_tree
 from services.chassis.errors import Kind, ServiceError
 
 # Services write their spans every half second; a person who has just decided should not have to know that.
@@ -75,9 +75,13 @@ def _line(node: Node, began_ns: int) -> Text:
     span = node.span
     begin_ms, took_ms = (span.start_ns - began_ns) / 1e6, (span.end_ns - span.start_ns) / 1e6
     color = "red" if span.failed else "bold"
+    # In words: a log, a pipe and many eyes have no colors.
+    state = "failed " if span.failed else "fallback " if span.attributes.get(FALLBACK) else ""
     return styled(
-        "[dim]{}[/][{}]{}[/] {}  [cyan]{:.2f} ms[/] [dim]at {:.2f}[/]  [dim]{}[/]",
+        "[dim]{}[/][{}]{}[/][{}]{}[/] {}  [cyan]{:.2f} ms[/] [dim]at {:.2f}[/]  [dim]{}[/]",
         "linked ▸ " if node.linked else "",
+        "red" if span.failed else "yellow",
+        state,
         color,
         span.service,
         span.name,
@@ -92,7 +96,7 @@ def _told(span: SpanRecord) -> str:
     told = [
         f"{name.removeprefix('comity.')}={_short(value)}"
         for name, value in span.attributes.items()
-        if name.startswith("comity.") and value not in ("", [])
+        if name.startswith(("comity.", "error.type")) and name != FALLBACK and value not in ("", [])
     ]
     statement = span.attributes.get("db.statement")
     return ", ".join([*told, _short(statement)] if statement else told)
@@ -116,6 +120,7 @@ def _as_object(node: Node, began_ns: int) -> dict[str, Any]:
         "start_ms": (span.start_ns - began_ns) / 1e6,
         "duration_ms": (span.end_ns - span.start_ns) / 1e6,
         "failed": span.failed,
+        "fallback": bool(span.attributes.get(FALLBACK)),
         "attributes": span.attributes,
         "children": [_as_object(child, began_ns) for child in node.children],
     }

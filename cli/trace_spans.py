@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 DECISION_ID = "comity.decision.id"
+FALLBACK = "comity.fallback"
 CONSUMER = 5
 KINDS = {1: "internal", 2: "server", 3: "client", 4: "producer", CONSUMER: "consumer"}
 ERROR = 2

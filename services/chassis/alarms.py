@@ -48,6 +48,11 @@ class Alarm(Enum):
         "A background loop of this process crashes again and again: what it does is not done.",
         "The log names the loop and the error (`loop crashed`); mend the row that it stops at, or upgrade.",
     )
+    SPANS_LOST = (
+        "Spans cannot be exported: traces of this time are lost, and nothing else.",
+        "See that the collector at COMITY_<SERVICE>_OTLP_ENDPOINT runs and takes OTLP over gRPC, or that the disk with "
+        "COMITY_<SERVICE>_TRACES_DIR has room.",
+    )
     JOURNAL_BEHIND = (
         "Refusals and erasures are not written into consent's journal: a restore would forget them.",
         "Make room on the disk of COMITY_CONSENT_JOURNAL_DIR, or mend it; consent's log names what it could not do.",

@@ -160,7 +160,7 @@ class Subscription:
         """Give a message its effect and its verdict."""
         message = delivery.message
         try:
-            with tracing.consumer_span(f"{self._source} consume", message.headers):
+            with tracing.consumer_span(f"process {message.channel}", message.headers, self._told(message)):
                 await self._effect(message)
         except ServiceError as outage:
             delay_s = min(RETRY_DELAY_S_MIN * 2 ** min(message.deliveries_count - 1, 16), RETRY_DELAY_S_MAX)
@@ -168,6 +168,18 @@ class Subscription:
             await self._settle(delivery.retry(delay_s=delay_s))
         else:
             await self._settle(delivery.ack())
+
+    def _told(self, message: Message) -> tracing.Attributes:
+        """What a span says of a message."""
+        return {
+            tracing.MESSAGING_SYSTEM: "nats",
+            tracing.MESSAGING_OPERATION_NAME: "process",
+            tracing.MESSAGING_OPERATION_TYPE: "process",
+            tracing.MESSAGING_DESTINATION_NAME: message.channel,
+            tracing.MESSAGING_CONSUMER_GROUP_NAME: self._consumer,
+            tracing.MESSAGING_MESSAGE_ID: message.headers.get(envelope.CE_ID, ""),
+            tracing.MESSAGING_BODY_SIZE: len(message.payload),
+        }
 
     async def _effect(self, message: Message) -> None:
         """Everything that a message is to do.
@@ -221,6 +233,9 @@ class Subscription:
             await self._put_message_aside(message, error)
             return []
         ids = [UUID(event.event_id) for event in events]
+        tracing.set_attributes({tracing.COMITY_BATCH_SIZE: len(events)})
+        # The header names the first sampled event alone.
+        tracing.add_links(event.traceparent for event in events[1:])
         watermark = self._watermark(message, events)
         reached = (None,) * 3 if watermark is None else (watermark.epoch, watermark.xid, watermark.position)
         async with asyncio.timeout(HANDLE_TIMEOUT_S), transaction(self._pool) as connection:

@@ -1,8 +1,8 @@
 """Logs: one JSON object a line on stderr, with the fields that are allowed and no others.
 
 A log line must not tell who a person is or what was sent, and a deny-list would hold only until the next field. So
-fields have declared names; of an exception the types and the frames are kept, and its text only where it is ours; of
-a line that a library logs, the first line of its template.
+fields have declared names; of an exception the types and the frames are kept, and its text only where it is ours or the
+operating system's; of a line that a library logs, which library and where in it, in a sentence of ours.
 """
 
 import logging
@@ -14,6 +14,7 @@ from pathlib import PurePath
 from typing import Any
 
 import structlog
+from opentelemetry import trace
 
 from services.chassis.errors import ServiceError
 
@@ -27,9 +28,24 @@ ALLOWED_FIELDS = frozenset({
     "alarm", "cause", "channels", "consumer", "count", "crashes", "decision_id", "dropped", "durable", "epoch",
     "erasure_id", "error", "event", "event_id", "level", "logger", "loop", "members_count", "method", "model", "name",
     "port", "reason", "remedy", "retry_in_s", "service", "settings", "site_version", "source", "stage", "timeout_s",
-    "timestamp", "where",
+    "span_id", "timestamp", "trace_id", "where",
 })
 # fmt: on
+
+# What a library's line means to who reads our log. Its own text is not kept: some put values into it, others reprs.
+LIBRARIES = {
+    "asyncio": "a task or callback of this process failed, and nobody took its error",
+    "asyncpg": "the pool of connections to Postgres reported a problem",
+    "grpc": "gRPC reported a problem with a call or a connection",
+    "nats": "the connection to NATS reported a problem; it connects again by itself",
+    "redis": "the connection to Redis reported a problem; what it keeps is read from Postgres",
+}
+UNKNOWN_LIBRARY = "a library reported a problem"
+# Libraries whose troubles this process tells itself, once and with a remedy. OpenTelemetry: spans that are lost are an
+# alarm and a counter (chassis.span_export), and long SQL is cut in every span on purpose.
+SILENCED = ("opentelemetry",)
+# Loggers of ours that take the standard library's way, because commands use them too.
+OURS = ("services", "learning", "cli")
 
 # Their texts say what the code did, not what it was given.
 _TEXT_IS_SAFE = (ServiceError, AttributeError, NameError, ImportError, NotImplementedError)
@@ -43,6 +59,7 @@ def setup_logs(service: str, level: str) -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             _Service(service),
+            name_span,
             describe_error,
             only_allowed,
             structlog.processors.JSONRenderer(),
@@ -54,8 +71,9 @@ def setup_logs(service: str, level: str) -> None:
     # gRPC's core writes to stderr by itself, in no format of ours.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     logging.basicConfig(handlers=[_Foreign()], level=max(threshold, logging.WARNING), force=True)
-    # Long SQL is cut in every span on purpose; a warning each time would bury the others.
-    logging.getLogger("opentelemetry.attributes").setLevel(logging.ERROR)
+    for name in SILENCED:
+        # Above everything: a library's own children of this logger have no level of theirs.
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
 
 
 def only_allowed(_logger: object, _name: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
@@ -65,6 +83,14 @@ def only_allowed(_logger: object, _name: str, event: MutableMapping[str, Any]) -
     if dropped:
         kept["dropped"] = dropped
     return kept
+
+
+def name_span(_logger: object, _name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Say which span the line is from, where the call is sampled; a line that is told later still names it."""
+    context = trace.get_current_span().get_span_context()
+    if context.is_valid and context.trace_flags.sampled:
+        event["trace_id"], event["span_id"] = f"{context.trace_id:032x}", f"{context.span_id:016x}"
+    return event
 
 
 def describe_error(_logger: object, _name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -81,8 +107,9 @@ def describe_error(_logger: object, _name: str, event: MutableMapping[str, Any])
 
 def _described(error: BaseException, causes_left: int) -> dict[str, Any]:
     described: dict[str, Any] = {"type": f"{type(error).__module__}.{type(error).__qualname__}"}
-    if isinstance(error, _TEXT_IS_SAFE):
-        described["text"] = str(error)[:VALUE_CHARACTERS_MAX]
+    text = _text(error)
+    if text:
+        described["text"] = text[:VALUE_CHARACTERS_MAX]
     code = getattr(error, "sqlstate", None) or getattr(error, "errno", None)
     if code is not None:
         described["code"] = code
@@ -94,6 +121,16 @@ def _described(error: BaseException, causes_left: int) -> dict[str, Any]:
     if isinstance(error, BaseExceptionGroup) and causes_left > 0:
         described["errors"] = [_described(one, causes_left - 1) for one in error.exceptions[:CAUSES_MAX]]
     return described
+
+
+def _text(error: BaseException) -> str:
+    """What may be told of an exception's text."""
+    if isinstance(error, _TEXT_IS_SAFE):
+        return str(error)
+    if isinstance(error, OSError):
+        # What the operating system or asyncio says; the file it was about comes apart from it, and is left out.
+        return error.strerror or ("" if error.filename is not None else str(error))
+    return ""
 
 
 def _place(filename: str) -> str:
@@ -117,12 +154,15 @@ class _Service:
 
 
 class _Foreign(logging.Handler):
-    """Hands on what libraries log, without the values they put into it."""
+    """Hands on what libraries log, in words of ours."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Log the template's first line; what follows in some libraries is a repr with an exception's text in it."""
-        line = str(record.msg).partition("\n")[0]
+        """Log which library had what kind of trouble, and where it says so."""
+        library = record.name.partition(".")[0]
+        line = record.getMessage() if library in OURS else LIBRARIES.get(library, UNKNOWN_LIBRARY)
+        where = f"{_place(record.pathname)}:{record.lineno}"
         # What was given as `extra=`; a record's own attributes have other names, but for `name`.
         extra = {name: value for name, value in vars(record).items() if name in ALLOWED_FIELDS - {"name"}}
         log = structlog.get_logger()
-        log.log(record.levelno, line, **{**extra, "logger": record.name}, exc_info=record.exc_info or None)
+        told = {"where": where, **extra, "logger": record.name}
+        log.log(record.levelno, line, **told, exc_info=record.exc_info or None)

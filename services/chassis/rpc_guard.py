@@ -17,6 +17,7 @@ import structlog
 from comity.common.v1 import options_pb2 as pb
 from google.protobuf import descriptor_pool
 from google.protobuf.message import DecodeError
+from opentelemetry.semconv.attributes.error_attributes import ERROR_TYPE
 
 from services.chassis import metrics, tracing
 from services.chassis.deadline import start_deadline
@@ -275,6 +276,7 @@ def _code_of(error: BaseException) -> str:
 
 async def _abort(error: BaseException, context: Any, method: _Method) -> None:
     """End the call with the error's status; returns where the error ends it by itself: cancelled, aborted before."""
+    tracing.set_attributes({ERROR_TYPE: _code_of(error)})
     if isinstance(error, ServiceError):
         tracing.set_attributes({tracing.COMITY_ERROR_REASON: error.reason})
         if error.kind is Kind.INTERNAL:

@@ -6,7 +6,6 @@ in each instrumentation because this holds for the ones that come later, too.
 """
 
 import json
-import logging
 import os
 import threading
 import time
@@ -17,13 +16,13 @@ from typing import Any
 from google.protobuf.json_format import MessageToDict
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.trace import Event, ReadableSpan
-from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.trace import SpanKind, Status
 from opentelemetry.util.types import AttributeValue
 
+from services.chassis import metrics
+from services.chassis.alarms import Alarm, set_alarm
 from services.chassis.old_files import DAY_S, delete_old
-
-_logger = logging.getLogger(__name__)
 
 # One file holds a few thousand traced Decides; what fills four of them a service fits on any machine and still reaches
 # back hours.
@@ -37,14 +36,22 @@ REFUSED_PREFIXES = ("db.statement.parameters", "db.query.parameter")
 
 
 class ScrubbingExporter(SpanExporter):
-    """Hands on to another exporter only what may leave the process."""
+    """Hands on to another exporter only what may leave the process; what that does not take is counted, an alarm."""
 
     def __init__(self, exporter: SpanExporter) -> None:
         self._exporter = exporter
+        # How many spans it was given so far.
+        self.given_count = 0
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Export the spans without what may be personal."""
-        return self._exporter.export([scrubbed(span) for span in spans])
+        self.given_count += len(spans)
+        result = self._exporter.export([scrubbed(span) for span in spans])
+        is_lost = result is not SpanExportResult.SUCCESS
+        if is_lost:
+            metrics.SPANS_LOST.labels("not_exported").inc(len(spans))
+        set_alarm(Alarm.SPANS_LOST, is_lost)
+        return result
 
     def shutdown(self) -> None:
         """Shut the exporter behind it down."""
@@ -53,6 +60,25 @@ class ScrubbingExporter(SpanExporter):
     def force_flush(self, timeout_millis: int = 30000) -> bool:
         """Flush the exporter behind it."""
         return self._exporter.force_flush(timeout_millis)
+
+
+class SpanQueue(BatchSpanProcessor):
+    """What has ended and waits to be exported; spans that it has no room for are counted."""
+
+    def __init__(self, exporter: ScrubbingExporter, *, spans_max: int, delay_ms: int) -> None:
+        super().__init__(exporter, max_queue_size=spans_max, schedule_delay_millis=delay_ms)
+        self._scrubbing = exporter
+        self._spans_max = spans_max
+        self._queued_count = 0
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Queue a span that has ended."""
+        # In a queue that is full it takes the place of the oldest.
+        if self._queued_count - self._scrubbing.given_count >= self._spans_max:
+            metrics.SPANS_LOST.labels("queue_full").inc()
+        else:
+            self._queued_count += 1
+        super().on_end(span)
 
 
 class FileExporter(SpanExporter):
@@ -99,7 +125,6 @@ class FileExporter(SpanExporter):
                 self._file.write(line)
                 self._file.flush()
         except OSError:
-            _logger.exception("spans could not be written")
             return SpanExportResult.FAILURE
         return SpanExportResult.SUCCESS
 

@@ -26,7 +26,7 @@ from opentelemetry.instrumentation.grpc import aio_client_interceptors, aio_serv
 from opentelemetry.instrumentation.redis import RedisInstrumentor
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanLimits, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
+from opentelemetry.sdk.trace.export import SpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased, Sampler, SamplingResult, TraceIdRatioBased
 from opentelemetry.semconv.attributes.deployment_attributes import DEPLOYMENT_ENVIRONMENT_NAME
 from opentelemetry.semconv.attributes.service_attributes import (
@@ -40,7 +40,7 @@ from opentelemetry.util.types import Attributes
 
 from services.chassis import tracing
 from services.chassis.settings import ServiceSettings
-from services.chassis.span_export import FileExporter, ScrubbingExporter
+from services.chassis.span_export import FileExporter, ScrubbingExporter, SpanQueue
 
 # A person who has just decided wants to see the trace; an exporter that is away must not fill the memory.
 EXPORT_DELAY_MS = 500
@@ -200,9 +200,7 @@ def _provider(resource: Resource, exporter: SpanExporter, ratio: float) -> Trace
         shutdown_on_exit=False,
     )
     provider.add_span_processor(
-        BatchSpanProcessor(
-            ScrubbingExporter(exporter), max_queue_size=QUEUE_SPANS_MAX, schedule_delay_millis=EXPORT_DELAY_MS
-        )
+        SpanQueue(ScrubbingExporter(exporter), spans_max=QUEUE_SPANS_MAX, delay_ms=EXPORT_DELAY_MS)
     )
     return provider
 

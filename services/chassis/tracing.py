@@ -5,7 +5,7 @@ current span records: where it does not, nothing at all is created and a call co
 This module knows the OpenTelemetry API and nothing of gRPC, SQL or Redis.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -35,6 +35,15 @@ COMITY_BATCH_SIZE = "comity.batch.size"
 COMITY_ELIGIBLE_COUNT = "comity.eligible.count"
 COMITY_ERASURE_STEP = "comity.erasure.step"
 COMITY_STAGE_OUTCOME = "comity.stage.outcome"
+
+# OpenTelemetry's own, of messages; a message is an EventBatch, a message's consumer group the consuming service.
+MESSAGING_SYSTEM = "messaging.system"
+MESSAGING_OPERATION_NAME = "messaging.operation.name"
+MESSAGING_OPERATION_TYPE = "messaging.operation.type"
+MESSAGING_DESTINATION_NAME = "messaging.destination.name"
+MESSAGING_CONSUMER_GROUP_NAME = "messaging.consumer.group.name"
+MESSAGING_MESSAGE_ID = "messaging.message.id"
+MESSAGING_BODY_SIZE = "messaging.message.body.size"
 
 TRACEPARENT = "traceparent"
 
@@ -94,6 +103,26 @@ def set_attributes(attributes: Attributes) -> None:
     """Put attributes on the current span, if it records."""
     if sampled():
         trace.get_current_span().set_attributes(attributes)
+
+
+def add_links(parents: Iterable[str]) -> None:
+    """Link the current span, if it records, to each of the spans that traceparents name."""
+    if sampled():
+        current = trace.get_current_span()
+        for context in filter(None, map(_span_context, parents)):
+            current.add_link(context)
+
+
+def tell_decisions(decision_ids: Collection[str]) -> None:
+    """Have the current span, if it records, found by each decision that it is about: an attribute, or an event each."""
+    if not sampled():
+        return
+    current = trace.get_current_span()
+    if len(decision_ids) == 1:
+        current.set_attribute(COMITY_DECISION_ID, *decision_ids)
+        return
+    for decision_id in decision_ids:
+        current.add_event("decision", {COMITY_DECISION_ID: decision_id})
 
 
 def mark_failed(span: Span, error_type: str) -> None:

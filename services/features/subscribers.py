@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from uuid import UUID
 
-from services.chassis import metrics
 from services.chassis.clock import Clock, SystemClock
 from services.chassis.dead_letters import passes
 from services.chassis.errors import Kind, ServiceError
@@ -32,6 +31,7 @@ from services.features.domain.members import (
     pending_of,
 )
 from services.features.handlers import Settled
+from services.features.metrics import BEHAVIOR_FOLDED, STATES_UNREADABLE
 from services.features.store import (
     DROP_PENDING_SQL,
     FOLDED_PENDING_SQL,
@@ -82,7 +82,7 @@ class BehaviorIntake:
         book = await self._books.whole(connection)
         await _fold_members(connection, book, behavior)
         await _fold_items(connection, book, behavior)
-        metrics.BEHAVIOR_FOLDED.inc(len(behavior))
+        BEHAVIOR_FOLDED.inc(len(behavior))
 
     async def after_commit(self, events: Sequence[RecordedEvent]) -> None:
         """Bring the cache up to date; one that takes no writes is passed over from now on, and folding goes on."""
@@ -208,7 +208,7 @@ async def _readable_states(connection: Connection, book: Book, member_ids: Itera
         try:
             states |= await states_to_change(connection, book, (member_id,))
         except UnreadableStateError as error:
-            metrics.STATES_UNREADABLE.labels(error.reason).inc()
+            STATES_UNREADABLE.labels(error.reason).inc()
     return states
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import structlog
 
+from services.chassis import tracing
 from services.chassis.errors import ServiceError
 from services.chassis.events import RecordedEvent
 from services.chassis.postgres import Connection, Pool, leadership
@@ -24,7 +25,9 @@ LEADERSHIP = "comity.feedback.joiner"
 
 async def on_decision_events(connection: Connection, events: list[RecordedEvent]) -> None:
     """Keep the decisions among what decision emits, in the inbox's transaction."""
-    await take_in(connection, [event for event in events if event.type == DECISION_MADE])
+    decisions = [event for event in events if event.type == DECISION_MADE]
+    tracing.tell_decisions({event.stream_id for event in decisions})
+    await take_in(connection, decisions)
 
 
 class Joiner:

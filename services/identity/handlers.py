@@ -7,7 +7,6 @@ from typing import Protocol
 from services.chassis.clock import Clock
 from services.chassis.errors import Kind, ServiceError, invalid
 from services.chassis.ids import content_hash, uuid7
-from services.chassis.metrics import DATA_KEYS_MINTED, LINKS, PLACEHOLDERS
 from services.chassis.ports import Access, AccessLog
 from services.chassis.tracing import COMITY_BATCH_SIZE, span
 from services.chassis.uncancelled import uncancelled
@@ -36,6 +35,7 @@ from services.identity.domain.presented import NOBODY, Placeholders, presented
 from services.identity.domain.resolution import ERASED, Found, Query, Resolved, Sought, answer, seek, seek_strongest
 from services.identity.domain.room import crowd
 from services.identity.domain.subjects import MEMBERS_MAX, LinkNote, People
+from services.identity.metrics import DATA_KEYS_MINTED, LINKS, PLACEHOLDERS
 
 # A person who was erased and came back is looked for in this many later generations at once.
 GENERATIONS_TOGETHER = 8

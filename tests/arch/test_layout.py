@@ -6,7 +6,7 @@ import pytest
 
 from tests.arch.code import PACKAGES, ROOT, SERVICES, name_of, source_files, tree
 
-PARTS = {"main", "service", "handlers", "store", "wire", "domain", "migrations"}
+PARTS = {"main", "service", "handlers", "store", "wire", "domain", "metrics", "migrations"}
 OPTIONAL = {"subscribers", "clients", "ranker", "rule_trial"}
 FRONT_DOOR = ("owns", "answers", "emits", "consumes")
 MODULE_LINES_MAX = 600

@@ -11,11 +11,11 @@ import structlog
 
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.lag import Lag
-from services.chassis.metrics import ERASURE_OLDEST_S, ERASURES
 from services.chassis.tracing import COMITY_ERASURE_STEP, root_span, span
 from services.consent.domain.erasure import SERVICES, Erasure, Step, delay_s_after, next_steps
 from services.consent.domain.receipts import Signed, erasure_receipt
 from services.consent.handlers.privacy_ports import Ports
+from services.consent.metrics import ERASURE_OLDEST_S, ERASURES
 
 _log = structlog.get_logger(__name__)
 

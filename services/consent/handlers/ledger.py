@@ -7,7 +7,6 @@ from typing import Protocol
 from services.chassis.clock import Clock
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.ids import content_hash
-from services.chassis.metrics import CONSENT_CHANGES, CONSENT_SIGNAL_PROBLEMS, CONSENT_VERDICTS
 from services.chassis.ports import Access, AccessLog
 from services.chassis.tracing import COMITY_BATCH_SIZE, COMITY_CONSENT_POLICY_VERSION, set_attributes, span
 from services.consent.domain.commands import (
@@ -29,6 +28,7 @@ from services.consent.domain.ledger import Answer
 from services.consent.domain.policy import Policy
 from services.consent.domain.signals.reliance import Reason
 from services.consent.domain.verdicts import Evaluation, Query, Snapshot, evaluate
+from services.consent.metrics import CONSENT_CHANGES, CONSENT_SIGNAL_PROBLEMS, CONSENT_VERDICTS
 
 # What one answer of History can carry; a person who answers a banner daily needs 27 years for it.
 HISTORY_MAX = 10_000

@@ -27,7 +27,6 @@ from services.chassis.dead_letters import IMPOSSIBLE_PLACE, put_aside, read_each
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.events import ORIGIN, LogPosition
 from services.chassis.lag import Lag
-from services.chassis.metrics import JOURNAL_LAG_S
 from services.chassis.ports import EventStore
 from services.chassis.postgres import Connection, Pool, acquire, translated
 from services.consent import wire
@@ -42,6 +41,7 @@ from services.consent.domain.journal import (
     lock_name,
     read,
 )
+from services.consent.metrics import JOURNAL_LAG_S
 from services.consent.store.erasures import PostgresErasures
 from services.consent.store.ledger import PostgresLedger
 

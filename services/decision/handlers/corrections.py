@@ -6,10 +6,10 @@ import structlog
 
 from services.chassis.deadline import carry_deadline
 from services.chassis.errors import ServiceError
-from services.chassis.metrics import CORRECTIONS_LOST
 from services.decision.domain.attempts import settled
 from services.decision.domain.record import DecisionRecord
 from services.decision.handlers.ports import DecisionLog
+from services.decision.metrics import CORRECTIONS_LOST
 
 # For about a minute: a Postgres that starts again, or fails over. The log waits by itself for one that is slow; these
 # are for when it gave up, and for other attempts that were faster.

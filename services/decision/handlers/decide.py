@@ -8,7 +8,7 @@ from typing import Any
 
 from prometheus_client import Counter
 
-from services.chassis import exposure_token, metrics, tracing
+from services.chassis import exposure_token, tracing
 from services.chassis.clock import Clock
 from services.chassis.errors import Kind, ServiceError, invalid
 from services.chassis.events import LogPosition
@@ -27,6 +27,7 @@ from services.decision.handlers.draft import Call, Draft, Drafting, Keys
 from services.decision.handlers.people import People
 from services.decision.handlers.ports import DecisionLog
 from services.decision.handlers.stages import RECORDED_BY, Budget, Ended, within
+from services.decision.metrics import DECISIONS
 
 _ENDED_WELL: Ended[Any] = Ended(StageOutcome.OK)
 
@@ -312,7 +313,7 @@ def _refused_now(draft: Draft, stored: DecisionRecord) -> FallbackReason | None:
 @cache
 def _counter(reason: Reason, fallback_reason: FallbackReason) -> Counter:
     """The counter of these decisions; looking one up by its labels costs more than counting."""
-    return metrics.DECISIONS.labels(reason.name, fallback_reason.name)
+    return DECISIONS.labels(reason.name, fallback_reason.name)
 
 
 def _tell(answers: Sequence[Answer]) -> None:

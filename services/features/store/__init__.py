@@ -10,7 +10,6 @@ import structlog
 from comity.features.v1 import feature_set_pb2
 from google.protobuf.message import DecodeError
 
-from services.chassis import metrics
 from services.chassis.alarms import Alarm, set_alarm
 from services.chassis.cache import split_version
 from services.chassis.clock import Clock
@@ -30,6 +29,7 @@ from services.features.domain.item_counts import decode as decode_block
 from services.features.domain.item_counts import encode as encode_block
 from services.features.domain.members import MemberState, Pending, UnreadableStateError, decode, empty, encode
 from services.features.domain.requests import Source
+from services.features.metrics import PENDING_ITEMS_DROPPED, STATES_UNREADABLE
 from services.features.wire import (
     FEATURE_SET_PUBLISHED,
     encode_published,
@@ -398,7 +398,7 @@ def _readable(book: Book, blob: bytes, member_id: str) -> MemberState | None:
     try:
         return decode(book.member_layout, blob, member_id, book.member_layouts)
     except UnreadableStateError as error:
-        metrics.STATES_UNREADABLE.labels(error.reason).inc()
+        STATES_UNREADABLE.labels(error.reason).inc()
         return None
 
 
@@ -508,7 +508,7 @@ async def put_pending(connection: Connection, pending: Sequence[Pending]) -> Non
     """Keep what waits for its item; above the bound it counts without the item's categories, and is counted."""
     columns = [(one.item_id, one.member_id, one.type, one.occurred_s, one.layout) for one in pending]
     put = await connection.fetchval(PUT_PENDING_SQL, *map(list, zip(*columns, strict=True)), PENDING_MAX)
-    metrics.PENDING_ITEMS_DROPPED.inc(len(pending) - put)
+    PENDING_ITEMS_DROPPED.inc(len(pending) - put)
 
 
 async def take_pending(connection: Connection, item_ids: Iterable[str]) -> list[Pending]:

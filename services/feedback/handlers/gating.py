@@ -1,7 +1,8 @@
 """What becomes of behavior whose person did not agree to it: dropped, or stored without the person; counted."""
 
-from services.chassis.metrics import EVENTS_DROPPED, EVENTS_WITHOUT_CONSENT
+from services.chassis.metrics import EVENTS_DROPPED
 from services.feedback.domain.behavior import Refusal
+from services.feedback.metrics import EVENTS_WITHOUT_CONSENT
 
 
 def count_refused(refusal: Refusal, *, is_anonymized: bool) -> None:

@@ -9,7 +9,7 @@ from services.chassis.clock import Clock
 from services.chassis.deadline import shave
 from services.chassis.errors import FieldProblem, ServiceError
 from services.chassis.events import ORIGIN, LogPosition
-from services.chassis.metrics import EVENTS_DROPPED, EVENTS_PUT_RIGHT
+from services.chassis.metrics import EVENTS_DROPPED
 from services.feedback.domain.attribution import Decided
 from services.feedback.domain.behavior import (
     Behavior,
@@ -44,6 +44,7 @@ from services.feedback.handlers.ports import (
     Subjects,
     Tokens,
 )
+from services.feedback.metrics import EVENTS_PUT_RIGHT
 
 REUSED = FieldProblem("event_id", "was used for another event of this person; give every event an id of its own")
 # Whose identities are all placeholders.

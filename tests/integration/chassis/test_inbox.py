@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
+from opentelemetry.trace import SpanKind
 from prometheus_client import REGISTRY
 
 from services.chassis import envelope
@@ -16,6 +17,7 @@ from services.chassis.inbox import AfterCommit, Handle, Subscription
 from services.chassis.postgres import Connection, Pool, acquire, create_pool
 from tests.conftest import MakeDatabase
 from tests.contract.samples import new_event
+from tests.traced import Traced
 from tests.waiting import eventually
 
 EFFECT_SQL = "INSERT INTO effects (stream_id, version) VALUES ($1, $2)"
@@ -146,6 +148,29 @@ async def test_lag_grows_while_the_consumer_is_stuck_and_goes_when_it_is_not(poo
         await eventually(is_gone)
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
+
+
+async def test_span_of_a_consumer_says_what_of_whom_it_took(pool: Pool, bus: NatsBus) -> None:
+    """System, destination, consumer and message, as the conventions name them; linked to every producer."""
+    traced = Traced(ratio=0.0)
+    second = f"00-{'c' * 32}-{'d' * 16}-01"
+    one, other = events(1, 2)
+    try:
+        await publish(bus, [one, replace(other, traceparent=second)], message_id="a")
+        async with running(pool, bus) as subscription:
+            await subscription.await_position(LogPosition(1, 702, 2), 20)
+            (name,) = [name for name in traced.spans() if name.startswith("process ")]
+    finally:
+        traced.telemetry.shutdown()
+    span = traced.spans()[name]
+    attributes = dict(span.attributes or {})
+    channel = str(attributes["messaging.destination.name"])
+    assert channel.endswith(".source.Happened")
+    assert name == f"process {channel}"
+    assert (attributes["messaging.system"], attributes["messaging.consumer.group.name"]) == ("nats", "test")
+    assert (attributes["messaging.operation.type"], attributes["comity.batch.size"]) == ("process", 2)
+    assert f"{'c' * 32}" in {f"{link.context.trace_id:032x}" for link in span.links}
+    assert span.kind is SpanKind.CONSUMER
 
 
 async def test_without_the_inbox_duplicates_are_doubled(pool: Pool, bus: NatsBus) -> None:

@@ -24,8 +24,8 @@ from services.chassis.errors import ServiceError
 from services.chassis.events import ORIGIN
 from services.chassis.eventstore import PostgresEventStore
 from services.chassis.lag import Lag
-from services.chassis.metrics import JOURNAL_LAG_S
 from services.consent.domain.journal import Entry, Mark, key_of, lines_of
+from services.consent.metrics import JOURNAL_LAG_S
 from services.consent.store.erasures import PostgresErasures
 from services.consent.store.holdings import ConsentHoldings
 from services.consent.store.journal import BATCH_MAX, JournalFile, PostgresJournal

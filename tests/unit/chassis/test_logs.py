@@ -1,8 +1,11 @@
 """What a log line may hold."""
 
 import ast
+import contextvars
+import errno
 import json
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,15 +13,26 @@ import pytest
 import structlog
 
 import services
+from services.chassis import tracing
 from services.chassis.errors import Kind, ServiceError
-from services.chassis.logs import ALLOWED_FIELDS, describe_error, only_allowed, setup_logs
+from services.chassis.logs import (
+    ALLOWED_FIELDS,
+    LIBRARIES,
+    UNKNOWN_LIBRARY,
+    describe_error,
+    name_span,
+    only_allowed,
+    setup_logs,
+)
+from tests.traced import Traced
 
 
 @pytest.fixture
 def configured() -> Iterator[None]:
-    root = logging.getLogger()
+    root, silenced = logging.getLogger(), logging.getLogger("opentelemetry")
     handlers, level = root.handlers[:], root.level
     yield
+    silenced.setLevel(logging.NOTSET)
     structlog.reset_defaults()
     root.handlers[:], root.level = handlers, level
 
@@ -70,20 +84,75 @@ def test_an_exception_is_logged_by_type_and_place() -> None:
 
 
 def test_what_a_library_logs_comes_without_its_values(configured: None, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of a library's line the template's first line is kept; what is below warning is not kept at all."""
+    """Which library, where in it, and a sentence of ours: its own text may hold values, template or not."""
     setup_logs("sample", "debug")
     logging.getLogger("lib").warning("cannot take %s", "person@example.com", extra={"reason": "AWAY", "who": "Ann"})
-    logging.getLogger("lib").error("Task failed\nfuture: person@example.com")
+    logging.getLogger("redis.connection").error(f"cannot send {'person@example.com'}")
     logging.getLogger("lib").info("chatter")
     first, second = lines(capsys)
-    assert (first["event"], first["logger"], first["level"]) == ("cannot take %s", "lib", "warning")
+    assert (first["event"], first["logger"], first["level"]) == (UNKNOWN_LIBRARY, "lib", "warning")
     assert first["reason"] == "AWAY"
-    assert "Ann" not in str(first)
-    assert second["event"] == "Task failed"
+    assert str(first["where"]).startswith("unit/chassis/test_logs.py:")
+    assert (second["event"], second["logger"]) == (LIBRARIES["redis"], "redis.connection")
+    assert not {"Ann", "person", "%"} & set(re.findall(r"Ann|person|%", str(first) + str(second)))
+
+
+@pytest.mark.parametrize(
+    "logger", ["opentelemetry.exporter.otlp.proto.grpc.exporter", "opentelemetry.sdk._shared_internal"]
+)
+def test_library_whose_troubles_we_tell_says_nothing(
+    configured: None, capsys: pytest.CaptureFixture[str], logger: str
+) -> None:
+    """Spans that are not exported are an alarm, told once; the exporter's own line came with every try."""
+    setup_logs("sample", "debug")
+    logging.getLogger(logger).error("Failed to export %s to %s, error code: %s", "traces", "collector:4317", "AWAY")
+    assert lines(capsys) == []
+
+
+def test_what_our_own_code_logs_by_the_standard_library_is_whole(
+    configured: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Modules that commands use as well log so; their texts are ours."""
+    setup_logs("sample", "info")
+    logging.getLogger("services.chassis.rpc_client").warning("%s is tried again", "decision.Replay")
+    (line,) = lines(capsys)
+    assert line["event"] == "decision.Replay is tried again"
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/data/person"), "No space left on device"),
+        (
+            OSError("127.0.0.1:80 cannot be listened on; is it in use?"),
+            "127.0.0.1:80 cannot be listened on; is it in use?",
+        ),
+        (TimeoutError(), None),
+        (ValueError("person"), None),
+    ],
+)
+def test_error_of_the_system_says_what_it_was(error: Exception, text: str | None) -> None:
+    """`builtins.OSError` alone helps nobody; what the system says of it holds nothing that was sent."""
+    assert describe_error(None, "", {"exc_info": error})["error"].get("text") == text
+
+
+def test_line_names_the_span_that_it_is_from() -> None:
+    """Of a sampled call its logs are found by its trace, also those told when it is over; of others there is none."""
+    traced = Traced()
+    try:
+        assert "trace_id" not in name_span(None, "", {})
+        with tracing.root_span("call") as span:
+            told_later = contextvars.copy_context()
+        line = told_later.run(name_span, None, "", {})
+    finally:
+        traced.telemetry.shutdown()
+    context = span.get_span_context()
+    assert line == {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
+    assert only_allowed(None, "", dict(line)) == line
 
 
 # What the chassis itself puts on a line.
-EVERY_LINE = {"dropped", "error", "event", "level", "logger", "service", "timestamp"}
+EVERY_LINE = {"dropped", "error", "event", "level", "logger", "service", "span_id", "timestamp", "trace_id"}
 
 
 def _fields_logged(path: Path) -> set[str]:

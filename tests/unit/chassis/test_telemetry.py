@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,15 +14,19 @@ import pytest
 import redis.asyncio
 from google.protobuf.json_format import Parse
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.sdk.trace.export import SpanExportResult
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.trace import SpanKind, StatusCode
+from prometheus_client import REGISTRY
 from pydantic import SecretStr
+from structlog.testing import capture_logs
 
 from services.chassis import tracing
+from services.chassis.alarms import Alarm, standing
 from services.chassis.gather import Gatherer, Load
 from services.chassis.old_files import DAY_S
 from services.chassis.settings import ServiceSettings
-from services.chassis.span_export import FileExporter
+from services.chassis.span_export import FileExporter, ScrubbingExporter, SpanQueue
 from services.chassis.telemetry import Telemetry, process_of
 from tests.traced import Kept, Traced
 
@@ -159,6 +164,89 @@ def test_a_file_holds_otlp_json_lines(tmp_path: Path) -> None:
     names = {one["key"]: one["value"] for one in request["resourceSpans"][0]["resource"]["attributes"]}
     assert names["service.name"] == {"stringValue": "sample"}
     Parse(line, ExportTraceServiceRequest())
+
+
+class Refusing(SpanExporter):
+    """Takes nothing while it refuses, as a collector that is away; holds the queue's thread while it is held."""
+
+    def __init__(self) -> None:
+        self.refuses = True
+        self.begun, self.goes_on = threading.Event(), threading.Event()
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        self.begun.set()
+        self.goes_on.wait(30.0)
+        return SpanExportResult.FAILURE if self.refuses else SpanExportResult.SUCCESS
+
+
+def lost(why: str) -> float:
+    return REGISTRY.get_sample_value("comity_spans_lost_total", {"why": why}) or 0.0
+
+
+def end_spans(count: int) -> None:
+    for _ in range(count):
+        with tracing.root_span("call"):
+            pass
+
+
+def test_spans_that_are_not_exported_are_counted_and_an_alarm() -> None:
+    """It is told once, and cleared by the first export that succeeds."""
+    exporter = Refusing()
+    exporter.goes_on.set()
+    made = Telemetry("sample", exporter, ratio=1.0)
+    before = lost("not_exported")
+    try:
+        with capture_logs() as told:
+            for refuses in (True, True, False):
+                exporter.refuses = refuses
+                end_spans(3)
+                made.flush()
+                assert (Alarm.SPANS_LOST in standing()) is refuses
+    finally:
+        made.shutdown()
+    assert lost("not_exported") - before == 6.0
+    assert [line["event"] for line in told] == ["alarm_raised", "alarm_cleared"]
+
+
+def test_spans_that_no_room_was_left_for_are_counted() -> None:
+    """While the exporter hangs the queue fills up; each span that pushes another out is one that is lost."""
+    exporter = Refusing()
+    exporter.refuses = False
+    queue = SpanQueue(ScrubbingExporter(exporter), spans_max=600, delay_ms=3_600_000)
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(queue)
+    before = lost("queue_full")
+
+    def end_spans_of(count: int) -> None:
+        for _ in range(count):
+            provider.get_tracer("x").start_span("call").end()
+
+    end_spans_of(512)  # so many are handed to the exporter at once, which holds the queue's thread from then on
+    assert exporter.begun.wait(30.0)
+    end_spans_of(600)
+    assert lost("queue_full") == before
+    end_spans_of(3)
+    assert lost("queue_full") - before == 3.0
+    exporter.goes_on.set()
+    provider.shutdown()
+
+
+def test_span_is_found_by_every_decision_that_it_is_about(traced: Traced) -> None:
+    """One is an attribute, of several each is an event: backends search the fields of both for a plain value."""
+    with tracing.root_span("one"):
+        tracing.tell_decisions({"d1"})
+    with tracing.root_span("more"):
+        tracing.tell_decisions(["d1", "d2"])
+    with tracing.root_span("none"):
+        tracing.tell_decisions(())
+    one, more, none = (traced.spans()[name] for name in ("one", "more", "none"))
+    assert dict(one.attributes or {}) == {tracing.COMITY_DECISION_ID: "d1"}
+    assert [dict(event.attributes or {}) for event in more.events] == [
+        {tracing.COMITY_DECISION_ID: "d1"},
+        {tracing.COMITY_DECISION_ID: "d2"},
+    ]
+    assert not more.attributes
+    assert not none.events
 
 
 def test_two_processes_of_a_service_are_told_apart() -> None:

@@ -4,6 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from cli.trace import _as_object, _line
 from cli.trace_spans import decision_tree
 
 DECISION = "0123456789abcdef0123456789abcdef"
@@ -97,3 +100,23 @@ def test_line_that_cannot_be_read_hides_no_other(tmp_path: Path) -> None:
     (tmp_path / "decision-1.jsonl").write_text(f'{{"resourceSpans": [ {DECISION}\n{{"{DECISION}": 1}}\n')
     write(tmp_path, "decision", decide())
     assert [node.span.name for node in decision_tree(tmp_path, DECISION)] == ["Decide"]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"status": {"code": 2}, "attributes": {"error.type": {"stringValue": "LATE"}}}, {"failed", "error.type=LATE"}),
+        ({"attributes": {"comity.fallback": {"boolValue": True}}}, {"fallback"}),
+        ({}, set()),
+    ],
+)
+def test_state_of_a_span_is_told_in_words(tmp_path: Path, more: dict[str, Any], said: set[str]) -> None:
+    """Whoever sees no color, or pipes it to a file, reads what failed and what was a fallback."""
+    attributes = {"comity.decision.id": {"stringValue": DECISION}, **more.get("attributes", {})}
+    told = span("Decide", "a1", attributes=attributes)
+    write(tmp_path, "decision", {**told, **{name: value for name, value in more.items() if name == "status"}})
+    (root,) = decision_tree(tmp_path, DECISION)
+    plain = _line(root, root.span.start_ns).plain
+    assert {word for word in ("failed", "fallback", "error.type=LATE") if word in plain} == said
+    as_json = _as_object(root, root.span.start_ns)
+    assert (as_json["failed"], as_json["fallback"]) == ("failed" in said, "fallback" in said)
