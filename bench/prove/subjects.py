@@ -51,7 +51,7 @@ class Subject:
     """Somebody who exists only here.
 
     Args:
-        canaries: every text about the person.
+        user, anonymous, city, note: the texts about the person, all of them canaries.
         keys: data keys, as they are and as they are wrapped, once they are known.
     """
 

@@ -11,12 +11,9 @@ from services.decision.clients import ConsentClient
 
 
 class Remembering(ConsentClient):
-    """Asks consent until it allows something, and answers later Decides of the same person from memory.
+    """Asks consent until it allows something, and answers later Decides of the same person from memory."""
 
-    Args:
-        lasts_s: how long an answer is remembered, from its receipt on.
-    """
-
+    # How long an answer is remembered, from its receipt on.
     lasts_s = float("inf")
 
     def __init__(self, *arguments: Any, **more: Any) -> None:

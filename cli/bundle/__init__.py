@@ -26,7 +26,11 @@ def check_bundle(folder: Path, *, feed: Path | None = None) -> tuple[Bundle, lis
     bundle = loader.load(feed)
     if not folder.is_dir():  # one problem says it; that everything is missing follows
         return bundle, [Problem(str(folder), 0, 0, "", "is no folder", "name the folder that holds site.yaml")]
-    return bundle, sorted({*loader.problems, *cross_problems(bundle)})
+    found = set(loader.problems)
+    # What one file says about another is known once each of them can be read: else one mistake would look like dozens.
+    if loader.has_read_all:
+        found.update(cross_problems(bundle))
+    return bundle, sorted(map(loader.named, found))
 
 
 def load_bundle(folder: Path, *, feed: Path | None = None) -> Bundle:

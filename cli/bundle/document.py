@@ -4,6 +4,7 @@ Nodes, not Python values: what a scalar means depends on the field it is for (sc
 nodes know where they stand.
 """
 
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,11 @@ from pathlib import Path
 import yaml
 
 from cli.bundle.problem import Problem
+
+# Some tens of thousands of items; reading as much takes a minute.
+FILE_BYTES_MAX = 4 * 2**20
+# A bundle nests five deep at most.
+DEPTH_MAX = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +47,31 @@ class Document:
         return Problem(self.file, place.line, place.column, path, problem, remedy)
 
 
+class _Loader(yaml.SafeLoader):
+    """Composes nodes as far down as anything in a bundle nests."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """See yaml.composer; by nature it calls itself for what is nested."""
+        self.depth += 1
+        try:
+            if self.depth > DEPTH_MAX:
+                mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+                raise yaml.MarkedYAMLError(problem=f"it nests more than {DEPTH_MAX} deep", problem_mark=mark)
+            node: yaml.Node | None = super().compose_node(parent, index)
+            return node
+        finally:
+            self.depth -= 1
+
+
 def read_document(path: Path, *, file: str) -> tuple[Document, list[Problem]]:
     """The file's nodes, and what keeps it from being YAML with one meaning."""
     try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        text = _text_of(path)
+        root = yaml.compose(text, Loader=_Loader)
+    except _UnreadError as error:
+        return Document(file, None), [Problem(file, 0, 0, "", *error.args)]
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (0, 0)
@@ -56,6 +83,30 @@ def read_document(path: Path, *, file: str) -> tuple[Document, list[Problem]]:
         return Document(file, None), [problem]
     document = Document(file, root)
     return document, [] if root is None else list(_doubled_keys(root, file))
+
+
+class _UnreadError(Exception):
+    """Why a file is not read: problem and remedy."""
+
+
+def _text_of(path: Path) -> str:
+    """The text of a regular file; what is none (a pipe, a device, a folder) is not even opened.
+
+    Raises:
+        _UnreadError, UnicodeDecodeError.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise _UnreadError("is no regular file", "put a file with this name in its place")
+        with path.open("rb") as file:
+            data = file.read(FILE_BYTES_MAX + 1)
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        raise _UnreadError(f"cannot be read: {why}", "mend that, or put a file in its place") from error
+    if len(data) > FILE_BYTES_MAX:
+        size = f"has more than {FILE_BYTES_MAX // 2**20} MiB"
+        raise _UnreadError(size, "split it; many items come as JSON lines instead (--items FEED)")
+    return data.decode()
 
 
 def mark_place(node: yaml.Node) -> Place:

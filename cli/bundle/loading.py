@@ -1,9 +1,12 @@
 """Files → Bundle, with every problem of their form: syntax, unknown keys, wrong types, limits."""
 
 import json
+import os
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import yaml
 from comity.consent.v1 import consent_service_pb2 as consent_pb
@@ -39,6 +42,10 @@ FEED_LINE_BYTES_MAX = 65_536
 FEED_PROBLEMS_MAX = 20
 # The head of a site holds these; the rest of the message comes from other files.
 _HEAD_KEYS = ("name", "holdout_share", "placeholders", "controller")
+# Which key an entry is known by, and which names can be shown as they are.
+_NAMING_KEYS = ("id", "name", "type", "version")
+_PRINTABLE = re.compile(r"[\w.-]{1,64}")
+_ENTRY = re.compile(r"\[(\d+)\]")
 # What every use of data must say for itself; the limits know only that it must be said.
 _REMEDIES = {
     "owner": "name who answers for it",
@@ -53,12 +60,16 @@ class Loader:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        # Of each file with a list, what its entries are called.
+        self._names: dict[str, list[str]] = {}
         self.problems: list[Problem] = []
+        # Whether every file that is there could be read: else what refers to it would seem wrong.
+        self.has_read_all = True
 
     def load(self, feed: Path | None) -> Bundle:
         """The bundle, as far as it could be read; look at `problems` before using it."""
         self._refuse_unknown_files()
-        items_given = feed is not None or (self._folder / "items.yaml").exists()
+        items_given = feed is not None or self._has("items.yaml")
         items = self._list("items.yaml", site_pb.Item, required=False)
         return Bundle(
             folder=self._folder,
@@ -74,6 +85,12 @@ class Loader:
             items=items + (tuple(self._feed(feed)) if feed is not None else ()),
             items_given=items_given,
         )
+
+    def named(self, problem: Problem) -> Problem:
+        """The problem with the name of the entry that it is about."""
+        place, names = _ENTRY.match(problem.path), self._names.get(problem.file, [])
+        number = int(place[1]) if place is not None else len(names)
+        return replace(problem, name=names[number]) if number < len(names) else problem
 
     def _head(self) -> Declared[site_pb.Site]:
         declared = next(iter(self._list("site.yaml", site_pb.Site, skip=("placements", "policies"))), None)
@@ -94,6 +111,8 @@ class Loader:
 
     def _events(self) -> tuple[Declared[feedback_pb.EventSchema], ...]:
         files = sorted((self._folder / EVENTS_FOLDER).glob("*.yaml"))
+        for path in sorted((self._folder / EVENTS_FOLDER).glob("*.yml")):
+            self._lack(f"{EVENTS_FOLDER}/{path.name}", "is no file of a bundle", "rename it to end with .yaml")
         if not files:
             self._lack(EVENTS_FOLDER, "holds no *.yaml", "declare at least one type of event in it")
         return tuple(
@@ -107,9 +126,11 @@ class Loader:
         if not self._has(file):
             if required:
                 self._lack(file, "is missing", f"write it: it holds {kind.DESCRIPTOR.name}")
+                self.has_read_all = False
             return ()
         document, problems = read_document(self._folder / file, file=file)
         self.problems += problems
+        self.has_read_all = self.has_read_all and document.root is not None
         if document.root is None:
             if not problems:
                 self._lack(file, "is empty", f"write {kind.DESCRIPTOR.name} into it")
@@ -117,6 +138,7 @@ class Loader:
         reader = Reader(document)
         if isinstance(document.root, yaml.SequenceNode):
             nodes = [(f"[{i}]", node) for i, node in enumerate(document.root.value)]
+            self._names[file] = [_name_of(node) for _, node in nodes]
         else:
             nodes = [("", document.root)]
         read = [(path, reader.message(node, kind, path)) for path, node in nodes]
@@ -130,7 +152,7 @@ class Loader:
         """Items of a JSON-lines feed: one protobuf JSON Item a line."""
         refused = 0
         with feed.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
+            for number, line in enumerate(_bounded_lines(lines), start=1):
                 if not line.strip():
                     continue
                 try:
@@ -160,10 +182,25 @@ class Loader:
                 )
 
     def _has(self, file: str) -> bool:
-        return (self._folder / file).is_file()
+        return os.path.lexists(self._folder / file)
 
     def _lack(self, file: str, problem: str, remedy: str) -> None:
         self.problems.append(Problem(file, 0, 0, "", problem, remedy))
+
+
+def _bounded_lines(lines: BinaryIO) -> Iterator[bytes]:
+    """Lines of a feed; of one that is too long only so much that this can be seen."""
+    while line := lines.readline(FEED_LINE_BYTES_MAX + 1):
+        yield line
+        while not line.endswith(b"\n") and len(line) > FEED_LINE_BYTES_MAX:
+            line = lines.readline(FEED_LINE_BYTES_MAX + 1)
+
+
+def _name_of(node: yaml.Node) -> str:
+    """What people call an entry; empty where it says nothing that could be printed."""
+    given = {key.value: value.value for key, value in node.value} if isinstance(node, yaml.MappingNode) else {}
+    name = next((given[key] for key in _NAMING_KEYS if key in given), "")
+    return name if isinstance(name, str) and _PRINTABLE.fullmatch(name) else ""
 
 
 def _item_of(line: bytes) -> site_pb.Item:
@@ -173,7 +210,7 @@ def _item_of(line: bytes) -> site_pb.Item:
         ValueError, json_format.ParseError: it holds none.
     """
     if len(line) > FEED_LINE_BYTES_MAX:
-        raise ValueError(f"it has {len(line)} bytes, more than {FEED_LINE_BYTES_MAX}")
+        raise ValueError(f"the line has more than {FEED_LINE_BYTES_MAX:,} bytes")
     data = json.loads(line)
     if not isinstance(data, dict):
         raise ValueError("it is not a JSON object")

@@ -18,6 +18,7 @@ class Problem:
         path: field inside the file, e.g. `[2].default_slate[0].item_id`; empty for the file.
         problem: what is wrong.
         remedy: what to do about it.
+        name: of the entry that the path begins with, as people know it; empty where it has none.
     """
 
     file: str
@@ -26,6 +27,7 @@ class Problem:
     path: str
     problem: str
     remedy: str
+    name: str = ""
 
     def __str__(self) -> str:
         """One line a person or an editor can follow: file:line:column: path: problem; remedy."""
@@ -35,7 +37,10 @@ class Problem:
     def place(self) -> str:
         """file:line:column: path, as far as they are known."""
         place = ":".join(str(part) for part in (self.file, self.line, self.column) if part)
-        return f"{place}: {self.path.lstrip('.')}" if self.path else place
+        path = self.path.lstrip(".")
+        if self.name:
+            path = self.name + path[path.index("]") + 1 :]
+        return f"{place}: {path}" if path else place
 
     def as_json(self) -> dict[str, object]:
         """The same for programs."""

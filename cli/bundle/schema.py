@@ -6,7 +6,8 @@ builds the message from what the walk let through.
 """
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from typing import TypeAlias, TypeVar, cast
@@ -16,7 +17,7 @@ from google.protobuf import json_format
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
-from cli.bundle.document import Document, mark_place
+from cli.bundle.document import DEPTH_MAX, Document, mark_place
 from cli.bundle.problem import Problem
 
 Json: TypeAlias = bool | int | float | str | list["Json"] | dict[str, "Json"] | None
@@ -31,8 +32,12 @@ _BOUNDS: Mapping[int, tuple[int, int]] = {
     FieldDescriptor.CPPTYPE_UINT64: (0, 2**64 - 1),
 }
 _READ_AS = {"int": "a number", "float": "a number", "bool": "a boolean", "timestamp": "a date", "null": "nothing"}
-# A bundle nests five deep at most; a YAML alias that holds itself would nest for ever.
-DEPTH_MAX = 16
+# Aliases repeat what they name: a few kB could stand for billions of values. So many come on top of what is written.
+ALIASED_MAX = 100_000
+# Of one file; who mends a hundred mistakes checks again.
+PROBLEMS_MAX = 100
+_COMMA = re.compile(r"[+-]?\d+,\d+")
+_DIGITS = re.compile(r"[+-]?\d{1,20}")
 
 
 class Reader:
@@ -40,20 +45,27 @@ class Reader:
 
     def __init__(self, document: Document) -> None:
         self._document = document
+        self._left = ALIASED_MAX + (_nodes_count(document.root) if document.root is not None else 0)
+        self._refused = 0
         self.problems: list[Problem] = []
 
     def message(self, node: yaml.Node, kind: type[M], path: str) -> M | None:
         """The message that the node holds, or None when it has problems."""
-        before = len(self.problems)
+        before = self._refused
         data = self._fields(node, cast(Descriptor, kind.DESCRIPTOR), path, 0)
-        return json_format.ParseDict(data, kind()) if len(self.problems) == before else None
+        return json_format.ParseDict(data, kind()) if self._refused == before else None
 
     def refuse(self, node: yaml.Node, path: str, problem: str, remedy: str) -> None:
-        """Keep a problem of the node."""
+        """Keep a problem of the node, as long as there are not too many."""
+        self._refused += 1
+        if len(self.problems) >= PROBLEMS_MAX:
+            return
         self._document.places.setdefault(path, mark_place(node))
         self.problems.append(self._document.problem(path, problem, remedy))
 
     def _fields(self, node: yaml.Node, descriptor: Descriptor, path: str, depth: int) -> dict[str, Json]:
+        if not self._may_read(node, path):
+            return {}
         self._document.places[path] = mark_place(node)
         if depth > DEPTH_MAX:
             self.refuse(node, path, f"nests more than {DEPTH_MAX} deep", "write it out without aliases")
@@ -62,7 +74,7 @@ class Reader:
             self.refuse(node, path, f"must be a mapping ({descriptor.name})", "write `key: value` lines below it")
             return {}
         data: dict[str, Json] = {}
-        for key_node, value_node in node.value:
+        for key_node, value_node in self._pairs(node, path):
             field = self._field_of(key_node, descriptor, path)
             if field is not None:
                 here = f"{path}.{field.name}"
@@ -80,6 +92,28 @@ class Reader:
             remedy = f"did you mean {close[0]}?" if close else f"known keys are {', '.join(known)}"
             self.refuse(key, f"{path}.{name}", "is no key that is known here", remedy)
         return field
+
+    def _may_read(self, node: yaml.Node, path: str) -> bool:
+        """Whether one more value may be read, written out or by an alias; said once where it may not."""
+        self._left -= 1
+        if self._left == -1:
+            more = f"its aliases stand for more than {ALIASED_MAX:,} values"
+            self.refuse(node, path, more, "write it out without aliases")
+        self._refused += self._left < 0
+        return self._left >= 0
+
+    def _pairs(self, node: yaml.MappingNode, path: str) -> Iterator[tuple[yaml.Node, yaml.Node]]:
+        """Keys and values; `{price: 49,90}` is a price of 49 and a key 90, and nobody means that."""
+        number = ""
+        for key, value in node.value:
+            if number and _is_rest(key) and _is_nothing(value):
+                self.refuse(key, path, *_comma(f"{number},{key.value}"))
+            elif _tag(key) == "merge":
+                self.refuse(key, path, "merges another mapping (<<), which a bundle does not", "write the keys out")
+            else:
+                yield key, value
+            is_number = isinstance(value, yaml.ScalarNode) and value.style is None and _DIGITS.fullmatch(value.value)
+            number = str(value.value) if is_number else ""
 
     def _check_oneofs(self, node: yaml.Node, descriptor: Descriptor, data: dict[str, Json], path: str) -> None:
         for oneof in descriptor.oneofs:
@@ -107,7 +141,7 @@ class Reader:
         assert field.message_type is not None
         value_field = field.message_type.fields_by_name["value"]
         data: dict[str, Json] = {}
-        for key, value in node.value:
+        for key, value in self._pairs(node, path):
             name = key.value if isinstance(key, yaml.ScalarNode) else ""
             here = f'{path}["{name}"]'
             self._document.places[here] = mark_place(key)
@@ -126,6 +160,8 @@ class Reader:
     def _single(self, node: yaml.Node, field: FieldDescriptor, path: str, depth: int) -> Json:
         if field.message_type is not None and field.message_type.full_name != TIMESTAMP:
             return self._fields(node, field.message_type, path, depth + 1)
+        if not self._may_read(node, path):
+            return None
         self._document.places[path] = self._document.places.get(path) or mark_place(node)
         if not isinstance(node, yaml.ScalarNode):
             self.refuse(node, path, "must be a single value", f"write {_kind_name(field)}")
@@ -169,12 +205,15 @@ class Reader:
                 return _json_number(float(node.value.replace(".nan", "nan").replace(".inf", "inf")))
             except ValueError:
                 pass
-        self.refuse(node, path, "must be a number", "write one without quotes")
+        if _COMMA.fullmatch(node.value):
+            self.refuse(node, path, *_comma(node.value))
+        else:
+            self.refuse(node, path, "must be a number", "write one without quotes")
         return None
 
     def _whole(self, node: yaml.ScalarNode, field: FieldDescriptor, path: str) -> Json:
         low, high = _BOUNDS[field.cpp_type]
-        if node.style is None and node.value.lstrip("+-").isdecimal() and low <= int(node.value) <= high:
+        if node.style is None and _DIGITS.fullmatch(node.value) and low <= int(node.value) <= high:
             return int(node.value)
         self.refuse(node, path, "must be a whole number", f"write one in [{low}, {high}] without quotes")
         return None
@@ -187,6 +226,34 @@ class Reader:
             return str(node.value)
         self.refuse(node, path, f"is no {enum.name}", f"write one of {', '.join(names)}")
         return None
+
+
+def _nodes_count(root: yaml.Node) -> int:
+    """How many nodes are written in the document, whatever aliases make of them."""
+    waiting, seen = [root], {id(root)}
+    while waiting:
+        node = waiting.pop()
+        inner = node.value if isinstance(node, yaml.SequenceNode) else ()
+        if isinstance(node, yaml.MappingNode):
+            inner = [one for pair in node.value for one in pair]
+        fresh = [one for one in inner if id(one) not in seen]
+        seen.update(map(id, fresh))
+        waiting.extend(fresh)
+    return len(seen)
+
+
+def _is_rest(node: yaml.Node) -> bool:
+    """Whether it may be what follows a decimal comma."""
+    return isinstance(node, yaml.ScalarNode) and node.style is None and node.value.isdecimal()
+
+
+def _is_nothing(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.ScalarNode) and node.style is None and not node.value
+
+
+def _comma(number: str) -> tuple[str, str]:
+    """Problem and remedy of a number that is written with a comma."""
+    return "has a comma in its number", f"write {number.replace(',', '.')}, and no separator of thousands"
 
 
 def _tag(node: yaml.Node) -> str:

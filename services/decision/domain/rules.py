@@ -19,6 +19,27 @@ from services.decision.domain.site import Context, Item
 from services.decision.domain.vocabulary import Level
 
 _POSITION = re.compile(r"ERROR: <input>:(\d+):(\d+): (.*)")
+PROBLEM_CHARACTERS_MAX = 200
+_ENGINE_CODE = re.compile(r"^[A-Z_]+: | \[[A-Z_]+\]$| \(in container '.*'\)")
+# What the compiler says → what is meant, and what to do.
+_TOLD = tuple(
+    (re.compile(pattern), said, remedy)
+    for pattern, said, remedy in (
+        (r"(?:mismatched|extraneous) input '<EOF>'", "the rule ends too early", "write the rest of it"),
+        (
+            r"(?:mismatched|extraneous) input ('.*?') expecting",
+            r"\1 does not belong here",
+            "remove it, or what is before",
+        ),
+        (r"token recognition error at", "no rule has such a character, or a text does not end", "close the quotes"),
+        (r"recursion limit exceeded", "it nests too deep", "use fewer brackets inside each other"),
+        (
+            r"(?=.*\bdouble\b)(?=.*\bint\b)(found no matching overload .*)",
+            r"\1; attributes are doubles: write 10.0, not 10",
+            "compare numbers with numbers, and texts with texts",
+        ),
+    )
+)
 # Enough of CEL's lexicon to find names: strings are skipped, so that a quoted "context" is no reading of it.
 _TOKEN = re.compile(
     r"""(?P<comment>//[^\n]*)"""
@@ -276,14 +297,14 @@ def _compiles(environment: cel.Env, source: str) -> bool:
 
 
 def _rule_error(message: str) -> RuleError:
-    """The first error of a compiler's message, with its place, and the remedy of the commonest mistake."""
+    """The first error of a compiler's message, with its place, in words that need no knowledge of the compiler."""
     found = _POSITION.search(message)
-    if found is None:
-        return RuleError(1, 1, message)
-    problem = found.group(3)
-    if "double" in problem and "int" in problem:
-        problem += "; attributes are doubles: write 10.0, not 10"
-    return RuleError(int(found.group(1)), int(found.group(2)), problem)
+    line, column, problem = (1, 1, message) if found is None else (int(found[1]), int(found[2]), found[3])
+    for pattern, said, remedy in _TOLD:
+        if (told := pattern.search(problem)) is not None:
+            return RuleError(line, column, told.expand(said), remedy)
+    # A code of the engine before and behind it says nothing to anybody.
+    return RuleError(line, column, _ENGINE_CODE.sub("", problem.partition("\n")[0])[:PROBLEM_CHARACTERS_MAX])
 
 
 def _item_data(item: Item) -> dict[str, Any]:

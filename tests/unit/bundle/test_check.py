@@ -1,7 +1,9 @@
 """`comity check`: every mistake in a bundle is found, with its line and what to do about it."""
 
 import json
+import os
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import yaml
 from typer.testing import CliRunner
 
 from cli.bundle import BundleError, check_bundle, load_bundle
+from cli.bundle.document import FILE_BYTES_MAX
 from cli.main import app
 from tests.unit.bundle.samples import SHOP, Edit, problems_of
 from tests.unit.decision.test_rule_trial import LARGE_PATTERNS
@@ -125,6 +128,12 @@ def test_the_shop_is_sound() -> None:
         ("items.yaml", "variants: [photo, story]", "variants: photo", "variants", "must be a list"),
         ("items.yaml", "- id: tote", "- id: trail-runner", "id", "is declared already"),
         ("items.yaml", "numbers: {price: 49", "numbers: {1: 49", 'numbers["1"]', "put it in quotes"),
+        ("items.yaml", "numbers: {price: 49", "numbers: {price: 49,90, x: 49", "numbers", "write 49.90"),
+        ("events/click.yaml", "reward: 1.0", "reward: 1,5", "reward", "write 1.5"),
+        ("events/click.yaml", "type: click", "type: click\n<<: {owner: x}", "", "merges another mapping"),
+        ("purposes.yaml", "version: 1", f"version: {'9' * 5000}", "version", "must be a whole number"),
+        ("policies.yaml", "item.attributes.stock > 0.0", "item.attributes.stock > 0", "eligibility", "write 10.0"),
+        ("policies.yaml", "item.attributes.stock > 0.0\n", f"{'(' * 200}true{')' * 200}\n", "eligibility", "too deep"),
         ("events/click.yaml", "reward: 1.0", "reward: .inf", "reward", ""),
         (
             "events/purchase.yaml",
@@ -195,6 +204,91 @@ def test_a_file_that_is_no_list_of_things_is_refused(shop: Path, text: str, says
     found = [problem for problem in problems_of(shop) if problem.file == "policies.yaml"]
     assert found
     assert any(says in str(problem) for problem in found), [str(problem) for problem in found]
+
+
+NESTED = "[" * 100_000
+ALIASES = "".join(f"{key}: &{key} [{', '.join([f'*{before}'] * 9)}]\n" for before, key in pairwise("abcdefgh"))
+
+
+@pytest.mark.parametrize(
+    ("text", "says", "remedy"),
+    [
+        (NESTED, "nests more than 16 deep", "mend the syntax"),
+        ("\n".join(" " * k + "- " for k in range(2000)), "nests more than 16 deep", "mend the syntax"),
+        ("x" * (FILE_BYTES_MAX + 1), "has more than 4 MiB", "--items FEED"),
+        ("a: &a [x, x]\n" + ALIASES, "", ""),
+        ("- &i {id: x}\n" + "- *i\n" * 3, "is declared already", "remove one"),
+        (f"- {{{', '.join(f'k{k}: 1' for k in range(500))}}}", "is no key that is known here", "known keys"),
+    ],
+)
+def test_a_hostile_file_ends_in_a_problem(shop: Path, text: str, says: str, remedy: str) -> None:
+    """Depth, size and what aliases stand for are bounded, and so is what is said of them."""
+    (shop / "items.yaml").write_text(text)
+    found = [problem for problem in problems_of(shop) if problem.file == "items.yaml"]
+    assert any(says in problem.problem and remedy in problem.remedy for problem in found), found[:3]
+    assert len(found) <= 101
+
+
+def test_aliases_that_stand_for_millions_of_values_are_refused_once(shop: Path) -> None:
+    """A few kB of them would be read for ever."""
+    values = f"values: [{', '.join(['a'] * 1000)}]"
+    same = ", ".join(["c", *[f"c{k}: *c" for k in range(1, 500)]]).replace("c,", f"c: &c {{{values}}},", 1)
+    (shop / "items.yaml").write_text(f"- &i\n  id: x\n  categories: {{{same}}}\n" + "- *i\n" * 100)
+    told = [problem for problem in problems_of(shop) if "aliases stand for" in problem.problem]
+    assert [(problem.file, problem.remedy) for problem in told] == [("items.yaml", "write it out without aliases")]
+    assert told[0].line
+
+
+def test_what_is_no_regular_file_is_named_and_not_opened(shop: Path) -> None:
+    """A pipe would be waited for, a link to itself or a folder passed over without a word."""
+    for name in ("items.yaml", "never.yaml", "notices.yaml", "events/click.yaml"):
+        (shop / name).unlink()
+    os.mkfifo(shop / "items.yaml")
+    (shop / "never.yaml").symlink_to("never.yaml")
+    (shop / "notices.yaml").mkdir()
+    (shop / "events/click.yaml").symlink_to("gone")
+    found = {problem.file: str(problem) for problem in problems_of(shop)}
+    assert "is no regular file" in found.pop("items.yaml")
+    assert "cannot be read" in found.pop("never.yaml")
+    assert "is no regular file" in found.pop("notices.yaml")
+    assert "cannot be read" in found.pop("events/click.yaml")
+    assert found == {}
+
+
+def test_one_file_that_cannot_be_read_is_one_problem(shop: Path, edit: Edit) -> None:
+    """What refers to it is not wrong; it is looked at once the file can be read."""
+    edit("purposes.yaml", "- id", "- id: [")
+    assert [problem.file for problem in problems_of(shop)] == ["purposes.yaml"]
+
+
+def test_an_entry_is_called_by_its_name(shop: Path, edit: Edit) -> None:
+    """People know placements by their ids, not by their numbers; programs have both."""
+    edit("placements.yaml", "slate_size: 3", "slate_size: 0")
+    problem = next(one for one in problems_of(shop) if one.path.endswith(".slate_size"))
+    name = yaml.safe_load((shop / "placements.yaml").read_text())[int(problem.path[1])]["id"]
+    assert problem.place.endswith(f": {name}.slate_size")
+    assert problem.as_json()["name"] == name
+
+
+def test_what_is_printed_is_what_is_meant(shop: Path, edit: Edit) -> None:
+    """`:100:` between a line and a column is no emoji."""
+    with (shop / "policies.yaml").open("a") as file:
+        file.write("\n" * (99 - len((shop / "policies.yaml").read_text().splitlines())) + "- oops\n")
+    assert "policies.yaml:100:" in "".join(CliRunner().invoke(app, ["check", str(shop)]).output.split())
+
+
+def test_an_event_file_that_would_be_passed_over_is_named(shop: Path) -> None:
+    """Only .yaml is read."""
+    (shop / "events/click.yaml").rename(shop / "events/click.yml")
+    assert any("rename it" in problem.remedy for problem in problems_of(shop))
+
+
+def test_a_line_of_a_feed_is_bounded_before_it_is_held(shop: Path, tmp_path: Path) -> None:
+    """One line without an end is one problem; what comes after it is read."""
+    feed = tmp_path / "feed.jsonl"
+    feed.write_text("x" * 5_000_000 + '\n{"title": "no id"}\n')
+    _, problems = check_bundle(shop, feed=feed)
+    assert [problem.line for problem in problems if problem.file == "feed.jsonl"] == [1, 2]
 
 
 def test_bytes_that_are_no_text_are_refused(shop: Path) -> None:

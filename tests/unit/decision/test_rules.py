@@ -128,7 +128,7 @@ def test_an_audience_reads_the_level() -> None:
         ("true &&\n  nobody", "line 2, column 3"),
         ("item.attributes.price < 10", "write 10.0, not 10"),
         ('"sale"', "true or false"),
-        ("1 +", "Syntax error"),
+        ("1 +", "ends too early"),
         ("context.all(k, true)", "by name"),
         ("context[item.id] == 1", "by name"),
         ("size(context) > 1", "by name"),

@@ -215,7 +215,9 @@ class Policy(_message.Message):
     eligibility: _builtins.str
     """CEL over `item` (id, categories, attributes) and `context`; empty: every candidate is eligible."""
     audience: _builtins.str
-    """CEL over `context` and `level`: whom the policy is for. False: the default, reason TARGETING_MATCH missed."""
+    """CEL over `context` and `level`: whom the policy is for. Of others the answer is the default, reason DEFAULT
+    without a fallback reason; where the rule cannot be answered, reason ERROR.
+    """
     epsilon: _builtins.float
     """Probability that the slate is a uniform draw over the eligible candidates, in [0, 1]."""
     popular_by: _builtins.str
