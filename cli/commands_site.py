@@ -86,7 +86,7 @@ def apply(
                 "ok": True,
                 "versions": dict(applied.versions),
                 "changed": dict(applied.changed),
-                "missing": list(applied.missing),
+                "missing": None if applied.missing is None else list(applied.missing),
                 "retired": list(applied.retired),
                 "offers": offered.as_json(applied.offers),
                 "stopped_fitting": list(applied.stopped_fitting),
@@ -150,6 +150,9 @@ def _show_applied(applied: "Applied") -> None:
     console.print(table)
     for name in applied.stopped_fitting:
         console.print(styled("[yellow]stopped fitting[/]: {} reads other features; comity train {}", name, name))
+    if applied.missing is None:
+        text = "it is not known which the catalog has and the bundle has not: decision is of an earlier release"
+        console.print(styled("[yellow]items[/]: {}", text), soft_wrap=True)
     if applied.missing:
         text = f"{_count(applied.missing)} in the catalog, not in the bundle, and shown all the same"
         console.print(styled("[yellow]items[/]: {}; --retire-missing retires them", text), soft_wrap=True)

@@ -36,7 +36,8 @@ class Applied:
     Args:
         versions: part (purposes, placeholders, events, features, items, site) → content hash.
         changed: parts that are not as they were; None where the service does not say what was there before.
-        missing: ids of items that the catalog has and shows and the bundle has not.
+        missing: ids of items that the catalog has and shows and the bundle has not; None: decision is of a release that
+            does not say.
         retired: ids of those that were retired, which are not shown any more.
         offers: how much of what is eligible a request without candidates chooses from, one a placement.
         stopped_fitting: models that ranked and do not any more, because they read other features.
@@ -44,7 +45,7 @@ class Applied:
 
     versions: Mapping[str, str]
     changed: Mapping[str, bool | None]
-    missing: Sequence[str]
+    missing: Sequence[str] | None
     retired: Sequence[str]
     offers: Sequence[decision_pb.PlacementOffer]
     stopped_fitting: Sequence[str]
@@ -66,7 +67,8 @@ async def apply_bundle(
 
     Raises:
         ServiceError: INVALID (BUNDLE_REFUSED) with the problems of every service that refuses it, or
-            FAILED_PRECONDITION (MODELS_STOP_FITTING), and nothing was published; or as a service raised it.
+            FAILED_PRECONDITION (MODELS_STOP_FITTING, ITEMS_NOT_LISTED), and nothing was published; or as a service
+            raised it.
     """
     progress("validating on every service")
     before = await _described(services)
@@ -74,7 +76,9 @@ async def apply_bundle(
     if stopped_fitting and not force:
         raise _stops_fitting(stopped_fitting)
     missing = await _missing(bundle, services)
-    retiring = [_retired(item) for item in missing] if retire_missing else []
+    if missing is None and retire_missing:
+        raise _not_listed()
+    retiring = [_retired(item) for item in missing or ()] if retire_missing else []
     progress("publishing")
     purposes = await call_again(services.consent.PublishPurposes, bundle.consent(), CALL_TIMEOUT_S)
     placeholders = await call_again(services.identity.PublishPlaceholders, bundle.identity(), CALL_TIMEOUT_S)
@@ -108,12 +112,12 @@ async def apply_bundle(
         "items": catalog_version != before.catalog_version,
         "site": applied.changed,
     }
-    ids = [item.id for item in missing]
+    ids = None if missing is None else [item.id for item in missing]
     return Applied(
         versions,
         changed,
         missing=[] if retire_missing else ids,
-        retired=ids if retire_missing else [],
+        retired=(ids or []) if retire_missing else [],
         offers=described.offers,
         stopped_fitting=stopped_fitting,
     )
@@ -140,8 +144,20 @@ def _stops_fitting(names: Sequence[str]) -> ServiceError:
     )
 
 
-async def _missing(bundle: Bundle, services: Services) -> list[site_pb.Item]:
-    """Items that may be shown and are not in the bundle; none where the bundle says nothing of items."""
+def _not_listed() -> ServiceError:
+    return ServiceError(
+        Kind.FAILED_PRECONDITION,
+        "ITEMS_NOT_LISTED",
+        "nothing was published: a replica of decision is of a release that does not list its items, so those that are "
+        "missing from the bundle cannot be retired; update it, or apply without --retire-missing",
+    )
+
+
+async def _missing(bundle: Bundle, services: Services) -> list[site_pb.Item] | None:
+    """Items that may be shown and are not in the bundle; none where the bundle says nothing of items.
+
+    None where the replica that is asked is of a release that cannot list them.
+    """
     if not bundle.items_given:
         return []
     declared = {item.message.id for item in bundle.items}
@@ -150,7 +166,12 @@ async def _missing(bundle: Bundle, services: Services) -> list[site_pb.Item]:
         pages = stream(services.catalog.ListItems, decision_pb.ListItemsRequest(), LIST_TIMEOUT_S)
         return [item async for page in pages for item in page.items if not item.retired and item.id not in declared]
 
-    return await tried_again("decision.ListItems", read)
+    try:
+        return await tried_again("decision.ListItems", read)
+    except ServiceError as error:
+        if error.reason == "RPC_UNIMPLEMENTED":
+            return None
+        raise
 
 
 def _retired(item: site_pb.Item) -> site_pb.Item:

@@ -156,6 +156,26 @@ async def test_items_that_the_bundle_has_not_are_named_and_retired_only_on_reque
     assert "long-gone" not in services.items
 
 
+class OlderDecision(FakeServices):
+    """Decision of a release that has no ListItems."""
+
+    async def ListItems(self, request: Any, timeout: float) -> AsyncIterator[decision_pb.ListItemsResponse]:  # noqa: N802
+        raise ServiceError(Kind.INTERNAL, "RPC_UNIMPLEMENTED", "decision.ListItems: Method not found!")
+        yield decision_pb.ListItemsResponse()
+
+
+async def test_older_decision_is_applied_to_without_what_it_does_not_tell() -> None:
+    """While two releases run side by side the bundle is published; which items are missing is said to be unknown."""
+    services: Any = OlderDecision()
+    applied = await apply_bundle(load_bundle(SHOP), services)
+    assert (applied.missing, applied.retired) == (None, [])
+    assert services.published == PARTS
+    services = OlderDecision()
+    with pytest.raises(ServiceError, match="cannot be retired") as refused:
+        await apply_bundle(load_bundle(SHOP), services, retire_missing=True)
+    assert (refused.value.reason, services.published) == ("ITEMS_NOT_LISTED", [])
+
+
 async def test_a_bundle_without_items_says_nothing_about_those_there_are() -> None:
     """A site may keep its items elsewhere: none of them is missing, and none is retired."""
     services: Any = FakeServices()
