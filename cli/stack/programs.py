@@ -23,8 +23,14 @@ SECRETS: Mapping[str, Mapping[str, str]] = {
     "feedback": {"TOKEN_KEY_FILE": "token_key"},
 }
 SECRET_NAMES = sorted({name for secrets in SECRETS.values() for name in secrets.values()})
-# Administrators' addresses: a service has its own role and must not know a stronger one.
-WITHHELD = ("COMITY_POSTGRES_URL",)
+# Whom a service calls: it is told where those are, and no others.
+CALLS: Mapping[str, tuple[str, ...]] = {
+    "identity": ("consent",),
+    "consent": ("identity", "features", "decision", "feedback"),
+    "features": ("identity", "consent", "feedback"),
+    "decision": ("identity", "consent", "features"),
+    "feedback": ("identity", "consent"),
+}
 # What a Decide may take in a stack, unless somebody says otherwise: five services, three servers and whoever asks share
 # the cores of one machine, where decision's own 50 ms would show how a busy laptop misses it and little else.
 BUDGET_MS = 400
@@ -112,14 +118,19 @@ def environment(service: str, listen: str, around: Surroundings) -> dict[str, st
         # There is no balancer here that has to look away before a service stops.
         "DRAIN_S": "0",
     }
-    settings |= {f"{peer.upper()}_ADDRESS": address for peer, address in around.addresses.items() if peer != service}
+    settings |= {f"{peer.upper()}_ADDRESS": where for peer, where in around.addresses.items() if peer in CALLS[service]}
     settings |= {"JOURNAL_DIR": str(around.journal)} if service == "consent" else {}
     settings |= {key: str(around.secret_files[name]) for key, name in SECRETS.get(service, {}).items()}
     settings |= {name: os.environ[f"COMITY_{name}"] for name in COMMON_SETTINGS if f"COMITY_{name}" in os.environ}
-    inherited = {name: value for name, value in os.environ.items() if name not in WITHHELD}
+    prefix = f"COMITY_{service.upper()}_"
+    # What is another service's, or the administrator's, a service must not know; where it is itself, commands ask.
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("COMITY_") or (name.startswith(prefix) and name != f"{prefix}ADDRESS")
+    }
     # One process a core: threads of the numeric libraries would only fight each other (performance.md).
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    prefix = f"COMITY_{service.upper()}_"
     defaults = budgets(BUDGET_MS).get(service, {})
     return {**threads, **defaults, **inherited, **{f"{prefix}{name}": value for name, value in settings.items()}}
 

@@ -18,6 +18,19 @@ _log = structlog.get_logger(__name__)
 class Alarm(Enum):
     """The alarms there are: name = (what is so, what to do about it), each a sentence without personal data."""
 
+    MOST_FALL_BACK = (
+        "Nearly all of the last decisions fell back, because something that they need is late or away.",
+        "comity_decisions says by fallback_reason what it is, `comity why` says it of one decision; see that the other "
+        "services answer, and that COMITY_DECISION_BUDGET_MS_MAX is not too short for this machine.",
+    )
+    DATABASE_FULL = (
+        "Postgres has no room left for what this service records; nothing is lost that was acknowledged.",
+        "Make room on the disk of Postgres; what waits is recorded by itself then.",
+    )
+    UNKNOWN_SETTING = (
+        "A variable with the prefix of this service's settings is none of this release, and has no effect.",
+        "The beginning of the service's log names it, and what is probably meant: correct it, or unset it.",
+    )
     CACHE_TAKES_NO_WRITES = (
         "The cache of features takes no writes or does not answer; profiles are read from Postgres, which costs time.",
         "See that Redis or Valkey runs, is a primary, and has `maxmemory-policy allkeys-lru`.",

@@ -56,7 +56,7 @@ from services.chassis.logs import setup_logs
 from services.chassis.old_files import DAY_S
 from services.chassis.operations import OperationsService
 from services.chassis.rpc_server import RpcServer
-from services.chassis.settings import ServiceSettings, read_secret
+from services.chassis.settings import ServiceSettings, read_secret, unknown_settings
 
 S = TypeVar("S", bound=ServiceSettings)
 
@@ -182,7 +182,10 @@ class Restarts:
 
 
 def run(service: str, settings_class: type[S], build: Callable[[S, App], Awaitable[None]]) -> NoReturn:
-    """Run the service until SIGTERM or SIGINT, then exit the process; `--check` only validates the settings."""
+    """Run the service until SIGTERM or SIGINT, then exit the process; `--check` only validates the settings.
+
+    A variable with the service's prefix that is no setting is refused by `--check`, and told while the service runs.
+    """
     parser = argparse.ArgumentParser(prog=f"python -m services.{service}.main", description=f"The {service} service.")
     parser.add_argument("--check", action="store_true", help="validate the settings and exit")
     check_only = parser.parse_args().check
@@ -191,11 +194,17 @@ def run(service: str, settings_class: type[S], build: Callable[[S, App], Awaitab
     except ValueError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(EXIT_SETTINGS)
+    unknown = unknown_settings(settings_class, os.environ)
     if check_only:
-        sys.stderr.write("the settings are valid\n")
-        sys.exit(0)
+        sys.stderr.write("".join(f"{name}: no such setting{_meant(like)}\n" for name, like in unknown.items()))
+        sys.stderr.write("" if unknown else "the settings are valid\n")
+        sys.exit(EXIT_SETTINGS if unknown else 0)
     setup_logs(service, settings.log_level)
     _log.info("starting", settings=settings.public())
+    # Not refused: settings reach the replicas of two releases, and one of them may be new to the older.
+    for name, like in unknown.items():
+        _log.error("unknown setting", name=name, remedy=f"correct or unset it{_meant(like)}")
+    set_alarm(Alarm.UNKNOWN_SETTING, bool(unknown))
     sys.exit(asyncio.run(_serve_within_bounds(service, settings, build)))
 
 
@@ -220,6 +229,10 @@ def load(settings_class: type[S]) -> S:
     if wrong:
         raise ValueError("\n".join(wrong))
     return settings
+
+
+def _meant(like: str) -> str:
+    return f"; did you mean {like}?" if like else ""
 
 
 def _spare_the_collector() -> None:

@@ -13,6 +13,7 @@ import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 from asyncpg.transaction import Transaction
 
+from services.chassis.alarms import Alarm, set_alarm
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.uncancelled import uncancelled
 
@@ -32,6 +33,8 @@ VERIFY_FOR_S = 3.0
 VERIFY_PAUSE_S = 0.1
 # How often those that do not lead look whether the leader is gone.
 LEAD_PAUSE_S = 0.5
+# For so long after a refused write the disk counts as full; what is retried comes back sooner.
+FULL_FOR_S = 15.0
 IDLE_IN_TRANSACTION_TIMEOUT = "5s"
 RETRY_AFTER_S = 0.2
 
@@ -127,6 +130,7 @@ async def transaction(pool: Pool, *, verify: Verify | None = None) -> AsyncItera
                 await _roll_back(connection, running)
                 raise
             lost = await _commit(connection, running)
+            _room.there()
     if lost is not None and not (verify is not None and await _verified(pool, verify)):
         raise outcome_unknown() from lost
 
@@ -168,6 +172,9 @@ def translate(error: BaseException) -> ServiceError | None:
         return _unavailable("DATABASE_TIMEOUT", "The database did not answer in time.")
     if isinstance(error, _COLLISIONS):
         return _unavailable("DATABASE_BUSY", "The database gave up one of several changes that waited for each other.")
+    if isinstance(error, asyncpg.DiskFullError):
+        _room.missing()
+        return _unavailable("DATABASE_FULL", "The database has no room left on its disk.")
     if isinstance(error, _OUTAGES) or _is_closed(error):
         return _unavailable("DATABASE_UNAVAILABLE", "The database cannot be reached.")
     return None
@@ -201,6 +208,25 @@ async def to_the_end(connection: Connection, work: Coroutine[Any, Any, T], *, ti
     return await uncancelled(bounded())
 
 
+class _Room:
+    """Whether the disk of the database had room, as the alarm DATABASE_FULL tells it."""
+
+    def __init__(self) -> None:
+        self._full_until_s = 0.0
+
+    def missing(self) -> None:
+        """A write was refused for lack of it."""
+        self._full_until_s = time.monotonic() + FULL_FOR_S
+        set_alarm(Alarm.DATABASE_FULL, True)
+
+    def there(self) -> None:
+        """A transaction was committed; one that only read says nothing, so the last refusal has to be a while ago."""
+        if self._full_until_s and time.monotonic() >= self._full_until_s:
+            self._full_until_s = 0.0
+            set_alarm(Alarm.DATABASE_FULL, False)
+
+
+_room = _Room()
 _OUTAGES = (
     OSError,
     asyncpg.PostgresConnectionError,

@@ -4,6 +4,8 @@ One frozen class a service, derived from ServiceSettings with an `env_prefix` of
 setting; what it says never is, so settings can be logged (`public`).
 """
 
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -75,6 +77,20 @@ class ServiceSettings(BaseSettings):
         return {
             name: value for name, value in self if name.endswith("_file") and isinstance(value, Path) and value.parts
         }
+
+
+def unknown_settings(settings_class: type[ServiceSettings], variables: Iterable[str]) -> dict[str, str]:
+    """Variables with the service's prefix that are no setting of it, each with the one that is probably meant."""
+    prefix = str(settings_class.model_config.get("env_prefix", ""))
+    return unknown_among(variables, prefix, [f"{prefix}{name}".upper() for name in settings_class.model_fields])
+
+
+def unknown_among(variables: Iterable[str], prefix: str, known: Sequence[str]) -> dict[str, str]:
+    """Variables with the prefix that are not known, each with the known one that is probably meant, or with nothing."""
+    ends = {name.removeprefix(prefix): name for name in known}  # the prefix alone would make any two look alike
+    unknown = (name for name in variables if name.upper().startswith(prefix) and name.upper() not in known)
+    close = {name: get_close_matches(name.upper().removeprefix(prefix), ends, n=1) for name in sorted(unknown)}
+    return {name: ends[found[0]] if found else "" for name, found in close.items()}
 
 
 def read_secret(path: Path) -> bytes:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from google.protobuf import descriptor_pool
 
-from cli.stack.programs import SECRETS
+from cli.stack.programs import SECRET_NAMES, SECRETS, Surroundings, environment
 from services.chassis.rpc_guard import is_public
 from services.chassis.settings import ServiceSettings
 from tests.arch.code import ROOT, SERVICES
@@ -105,6 +105,22 @@ def test_replicas_of_a_service_are_told_apart(service: str) -> None:
     prefix = f"COMITY_{service.upper()}_"
     assert given[f"{prefix}INSTANCE"] == {"fieldRef": {"fieldPath": "metadata.name"}}
     assert given[f"{prefix}ENVIRONMENT"] == {"configMapKeyRef": {"name": "comity", "key": "environment"}}
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_service_of_a_stack_gets_the_settings_it_has(service: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a stack hands a service is a setting of it, every required one is there, and nothing is another's."""
+    for name in ("COMITY_POSTGRES_URL", "COMITY_DATA_DIR", *(f"COMITY_{one.upper()}_ADDRESS" for one in SERVICES)):
+        monkeypatch.setenv(name, "elsewhere")
+    secrets = {name: Path(name) for name in SECRET_NAMES}
+    urls = dict.fromkeys(SERVICES, "127.0.0.1:1")
+    around = Surroundings(urls, urls, "nats://", "redis://", Path("t"), Path("l"), secrets, Path("j"))
+    prefix = f"COMITY_{service.upper()}_"
+    given = {name for name in environment(service, "127.0.0.1:0", around) if name.startswith("COMITY_")}
+    fields = importlib.import_module(f"services.{service}.main").Settings.model_fields
+    known = {f"{prefix}{name}".upper() for name in fields}
+    assert given <= known
+    assert {f"{prefix}{name}".upper() for name, field in fields.items() if field.is_required()} <= given
 
 
 @pytest.mark.parametrize("service", SERVICES)

@@ -24,6 +24,7 @@ from services.decision.domain.serving import Serving
 from services.decision.domain.vocabulary import FallbackReason, Level, Reason, StageOutcome
 from services.decision.handlers.corrections import Corrections
 from services.decision.handlers.draft import Call, Draft, Drafting, Keys
+from services.decision.handlers.falling_back import FallingBack
 from services.decision.handlers.people import People
 from services.decision.handlers.ports import DecisionLog
 from services.decision.handlers.stages import RECORDED_BY, Budget, Ended, within
@@ -62,6 +63,7 @@ class Decide:
         self._load = load
         self._clock = clock
         self._budget_s_max = budget_s_max
+        self._falling_back = FallingBack()
 
     async def __call__(self, request: DecideRequest) -> Answers:
         """The answers, within the budget.
@@ -76,7 +78,7 @@ class Decide:
                 answers = [await self._conclude(drafts[0], call)]
             else:
                 answers = list(await asyncio.gather(*(self._conclude(draft, call) for draft in drafts)))
-            _tell(answers)
+            _tell(answers, self._falling_back)
             return _answers(answers, call.budget)
 
     async def preview(self, request: DecideRequest) -> Answers:
@@ -316,10 +318,11 @@ def _counter(reason: Reason, fallback_reason: FallbackReason) -> Counter:
     return DECISIONS.labels(reason.name, fallback_reason.name)
 
 
-def _tell(answers: Sequence[Answer]) -> None:
+def _tell(answers: Sequence[Answer], falling_back: FallingBack) -> None:
     """Count the decisions; where there is one, the call's span says all of it, so that the call is found by its id."""
     for answer in answers:
         _counter(answer.choice.reason, answer.choice.fallback_reason).inc()
+        falling_back.add(answer.choice.fallback_reason)
     if len(answers) == 1 and tracing.sampled():
         tracing.set_attributes(_described(answers[0]))
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import json
 import os
 import signal
 import sys
@@ -232,3 +233,24 @@ async def test_check_validates_the_settings_and_exits(tmp_path: Path) -> None:
         _, said = await process.communicate()
     assert process.returncode == lifecycle.EXIT_SETTINGS
     assert said.startswith(b"COMITY_TRACE_RATIO: ")
+
+
+async def test_misspelled_setting_is_refused_by_check_and_told_by_the_process(tmp_path: Path) -> None:
+    """`--check` fails and says what is meant; a process serves all the same, with an alarm and the name in its log."""
+    misspelled = {**COMPLETE, "COMITY_TRACE_RATE": "0.1"}
+    async with asyncio.timeout(30):
+        process = await start(tmp_path, "--check", **misspelled)
+        _, said = await process.communicate()
+        assert process.returncode == lifecycle.EXIT_SETTINGS
+        assert said == b"COMITY_TRACE_RATE: no such setting; did you mean COMITY_TRACE_RATIO?\n"
+        process = await start(tmp_path, **misspelled)
+        assert process.stdout is not None
+        assert await process.stdout.readline() == b"ready\n"
+        process.send_signal(signal.SIGTERM)
+        _, logged = await process.communicate()
+    assert process.returncode == 0
+    lines = [json.loads(line) for line in logged.splitlines()]
+    (unknown,) = [line for line in lines if line["event"] == "unknown setting"]
+    assert unknown["name"] == "COMITY_TRACE_RATE"
+    assert "did you mean COMITY_TRACE_RATIO?" in unknown["remedy"]
+    assert [line["alarm"] for line in lines if line["event"] == "alarm_raised"] == ["unknown_setting"]

@@ -8,6 +8,7 @@ import pytest
 
 from cli.stack.servers import Servers
 from services.chassis import postgres
+from services.chassis.alarms import Alarm, standing
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.postgres import Connection, Pool, acquire, create_pool, leadership, transaction
 from tests.conftest import MakeDatabase
@@ -171,3 +172,18 @@ async def test_one_process_leads_until_it_stops(pool: Pool, database: MakeDataba
     async with asyncio.timeout(20):
         await second
     assert order == ["second"]
+
+
+async def test_full_disk_is_an_alarm_until_writes_go_through_again(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Postgres refuses for lack of room is told as that; it stands while it may last, and clears by itself."""
+    room = postgres._Room()
+    monkeypatch.setattr(postgres, "_room", room)
+    monkeypatch.setattr(postgres, "FULL_FOR_S", 0.0)
+    with pytest.raises(ServiceError) as refused:
+        async with transaction(pool) as connection:
+            await connection.execute("DO $$ BEGIN RAISE EXCEPTION 'no space' USING ERRCODE = '53100'; END $$")
+    assert (refused.value.kind, refused.value.reason) == (Kind.UNAVAILABLE, "DATABASE_FULL")
+    assert Alarm.DATABASE_FULL in standing()
+    async with transaction(pool) as connection:
+        await connection.execute(INSERT_SQL, "here")
+    assert Alarm.DATABASE_FULL not in standing()

@@ -7,7 +7,7 @@ from pydantic import SecretStr, ValidationError
 from pydantic_settings import SettingsConfigDict
 
 from services.chassis.lifecycle import load
-from services.chassis.settings import ServiceSettings, read_secret
+from services.chassis.settings import ServiceSettings, read_secret, unknown_settings
 
 
 class Settings(ServiceSettings):
@@ -70,6 +70,20 @@ def test_a_secret_file_must_hold_a_secret(environment: Path) -> None:
 def test_a_secret_is_read_without_its_newline(environment: Path) -> None:
     """Editors put one at the end."""
     assert read_secret(environment) == b"s" * 32
+
+
+def test_variable_that_is_no_setting_is_named_with_the_one_that_is_meant() -> None:
+    """With the service's prefix, in whichever case; others are other services', or nobody's."""
+    variables = [
+        "COMITY_SAMPLE_NATS_URL",
+        "comity_sample_drain_s",
+        "COMITY_SAMPLE_TRACE_RATE",
+        "COMITY_SAMPLE_ZZZ",
+        "COMITY_OTHER_TYPO",
+        "HOME",
+    ]
+    found = unknown_settings(Settings, variables)
+    assert found == {"COMITY_SAMPLE_TRACE_RATE": "COMITY_SAMPLE_TRACE_RATIO", "COMITY_SAMPLE_ZZZ": ""}
 
 
 @pytest.mark.parametrize(
