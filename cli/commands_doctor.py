@@ -117,13 +117,15 @@ def discard(
 
 async def _examine(data_dir: Path, address: Sequence[str]) -> list[Finding]:
     """Everything that is wrong, servers first."""
+    of_stack: tuple[StandingAlarm, ...] = ()
     if address or any(f"COMITY_{name.upper()}_ADDRESS" in os.environ for name in SERVICES):
         parts = [await _part_at(name, where) for name, where in resolve_addresses(data_dir, address).items()]
         logs = "its container"
     else:
         found = await look(data_dir)
-        parts, logs = list(found.parts), str(found.data_dir / "logs")
-    findings = [
+        parts, logs, of_stack = list(found.parts), str(found.data_dir / "logs"), found.alarms
+    findings = [Finding("stack", "alarm", alarm.name, alarm.sentence, alarm.remedy) for alarm in of_stack]
+    findings += [
         Finding(part.name, "not_serving", part.state, _filled(WRONG[part.state][0], part, logs), _remedy(part, logs))
         for part in parts
         if not part.works

@@ -10,6 +10,7 @@ import typer
 from cli.failures import fail
 from cli.options import DEFAULT_DATA_DIR, AsJson, DataDir
 from cli.output import console, print_json, write
+from cli.settings import require_known_of_services
 from cli.stack.state import DataDir as Folder
 from cli.stack.unit import environment_file, unit
 from services.chassis.errors import invalid
@@ -36,6 +37,7 @@ def install(
     """
     if not name or not all(letter.isalnum() or letter in "_-" for letter in name):
         fail(invalid("--name", "has other characters than letters, digits, - and _"), as_json=as_json)
+    require_known_of_services()
     folder = Folder(data_dir.resolve())
     settings = folder.path / "service.env"
     text = unit(folder.path, settings)

@@ -2,48 +2,60 @@
 
 import importlib
 import sys
+from typing import Annotated
 
 import typer
 from typer.exceptions import TyperException
 
 from cli.failures import INTERRUPTED, of_system, show
 from cli.output import write
+from cli.settings import require_known
 from services.chassis.errors import Kind, ServiceError
 
-# Order of the commands in --help. A module imports what is heavy inside its commands, so that `comity status` is quick.
-MODULES = (
-    "cli.up",
-    "cli.commands_service",
-    "cli.commands_backup",
-    "cli.commands_doctor",
-    "cli.commands_site",
-    "cli.commands_decide",
-    "cli.commands_log",
-    "cli.commands_consent",
-    "cli.commands_identity",
-    "cli.commands_privacy",
-    "cli.commands_learning",
-    "cli.commands_models",
-    "cli.commands_demo",
-    "cli.commands_bench",
-    "cli.trace",
-)
+# The commands as --help shows them. A module imports what is heavy inside its commands, so that `status` is quick.
+GROUPS = {
+    "The stack on this machine": ("cli.up", "cli.commands_service", "cli.commands_backup", "cli.commands_doctor"),
+    "The site": ("cli.commands_site",),
+    "Decisions": ("cli.commands_decide", "cli.commands_log", "cli.trace"),
+    "People": ("cli.commands_consent", "cli.commands_identity", "cli.commands_privacy"),
+    "Learning": ("cli.commands_learning", "cli.commands_models"),
+    "Trying it out": ("cli.commands_demo", "cli.commands_bench"),
+}
 
 app = typer.Typer(
     name="comity",
     help="Decide what each person should see, within what they agreed to.",
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
-for module in MODULES:
-    importlib.import_module(module).register(app)
+for group, modules in GROUPS.items():
+    for module in modules:
+        importlib.import_module(module).register(app)
+    for command in app.registered_commands:
+        command.rich_help_panel = command.rich_help_panel or group
+    for commands in app.registered_groups:
+        commands.rich_help_panel = commands.rich_help_panel or group
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        from cli.stack.version import code_version
+
+        write(f"comity {code_version()}")
+        raise typer.Exit
 
 
 @app.callback(invoke_without_command=True)
-def _without_command(context: typer.Context) -> None:
+def _before(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Print which code this is.")
+    ] = False,
+) -> None:
     if context.invoked_subcommand is None:
         write(context.get_help())
         raise typer.Exit
+    if not context.resilient_parsing and "--help" not in sys.argv:
+        require_known()
 
 
 def main() -> None:

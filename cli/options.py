@@ -7,10 +7,33 @@ from typing import Annotated, TypeAlias
 import typer
 from comity.common.v1 import types_pb2 as types_pb
 
+from cli.standing import HERE, standing_folder
+
+DATA_DIR_VARIABLE = "COMITY_DATA_DIR"
+
+
+def _data_dir(context: typer.Context, param: typer.CallbackParam, value: Path) -> Path:
+    """The folder, absolute; where none is named, the one that is meant (cli.standing)."""
+    if context.resilient_parsing:
+        return value
+    return standing_folder() if source_of(context, str(param.name)) == "DEFAULT" else value.absolute()
+
+
+def source_of(context: typer.Context, parameter: str) -> str:
+    """Where the value of a parameter is from: COMMANDLINE, ENVIRONMENT or DEFAULT."""
+    # By name, because the enumeration is of a copy of click inside typer.
+    source = context.get_parameter_source(parameter)
+    return source.name if source is not None else ""
+
+
 DataDir: TypeAlias = Annotated[
     Path,
     typer.Option(
-        "--data-dir", envvar="COMITY_DATA_DIR", help="Folder of the stack: its data, logs, traces and secrets."
+        "--data-dir",
+        envvar=DATA_DIR_VARIABLE,
+        callback=_data_dir,
+        show_default="./.comity if a stack is there, else the one brought up last",
+        help="Folder of the stack: its data, logs, traces and secrets.",
     ),
 ]
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text for people.")]
@@ -44,7 +67,7 @@ PublicKey: TypeAlias = Annotated[
     str, typer.Option("--public-key", metavar="HEX", help="With --verify: the key that it must be signed with.")
 ]
 
-DEFAULT_DATA_DIR = Path(".comity")
+DEFAULT_DATA_DIR = HERE
 
 
 def signals(

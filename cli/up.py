@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -13,9 +13,12 @@ import typer
 from rich.table import Table
 
 from cli.failures import run, until_terminated
-from cli.options import DEFAULT_DATA_DIR, AsJson, DataDir
+from cli.options import DEFAULT_DATA_DIR, AsJson, DataDir, source_of
 from cli.output import console, errors, print_json, progress, styled
+from cli.settings import require_known_of_services
 from cli.stack import SERVICES, USUAL_PORTS, Part, Stack, StackStatus, addresses, look
+from cli.stack.figures import Figures, measure
+from cli.standing import remember
 from services.chassis.errors import ServiceError
 from services.chassis.logs import setup_logs
 
@@ -29,6 +32,7 @@ def register(app: typer.Typer) -> None:
 
 
 def up(
+    context: typer.Context,
     data_dir: DataDir = DEFAULT_DATA_DIR,
     move_servers: Annotated[
         bool, typer.Option("--move-servers", help="Use the servers named now, though the stack was on others.")
@@ -45,14 +49,21 @@ def up(
     Postgres, NATS and Valkey come from wheels and listen on this machine only. A server that runs elsewhere is used
     instead when COMITY_POSTGRES_URL, COMITY_NATS_URL or COMITY_REDIS_URL names it. A stack stays on the servers that
     it began on: where these variables name others, or none any more, it is not started.
+
+    What runs with other settings than those of this shell, or with other code than is installed, is started again, one
+    after the other. Where no folder is named, later commands mean this one.
     """
     started_s = time.monotonic()
-
+    require_known_of_services()
     telling = ExitStack()
 
-    def tell_up(found: StackStatus) -> None:
+    async def tell_up() -> None:
+        found, figures = await look(data_dir), await measure(data_dir, now_s=time.time())
         telling.close()
-        show(found, as_json=as_json)
+        if source_of(context, "data_dir") != "ENVIRONMENT":
+            remember(data_dir)
+        notes = [f"{name} was started again: {why}" for name, why in stack.renewed.items()]
+        show(found, as_json=as_json, figures=figures, notes=notes)
         if not as_json:
             for line in moved(found):
                 errors.print(line)
@@ -65,10 +76,10 @@ def up(
         work = _stay(stack, tell_up) if foreground else stack.start()
         run(until_terminated(work), as_json=as_json)
     if not foreground:
-        tell_up(run(look(data_dir), as_json=as_json))
+        run(tell_up(), as_json=as_json)
 
 
-async def _stay(stack: Stack, tell_up: Callable[[StackStatus], None]) -> None:
+async def _stay(stack: Stack, tell_up: Callable[[], Awaitable[None]]) -> None:
     """Start the stack and be its supervisor, from the first moment to the last."""
     from cli.stack.watch import Watch
 
@@ -76,7 +87,7 @@ async def _stay(stack: Stack, tell_up: Callable[[StackStatus], None]) -> None:
     await stack.start()
     stack.watch_here()
     try:
-        tell_up(await look(stack.data_dir.path))
+        await tell_up()
         await Watch(stack).run()
     except BaseException:
         await stack.stop()
@@ -92,14 +103,19 @@ def down(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJson = False) -> None:
     if as_json:
         print_json({"data_dir": str(before.data_dir), "stopped": running})
     else:
-        console.print(f"stopped {', '.join(running)}" if running else f"nothing ran in {before.data_dir}")
+        told = f"stopped {', '.join(running)} of" if running else "nothing ran in"
+        console.print(f"{told} {before.data_dir}", soft_wrap=True)
 
 
 def status(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJson = False) -> None:
-    """Show what really runs and answers, and what was restarted; exit code 0 only when all of it runs and answers."""
+    """Show what really runs and answers, what is wrong, and what it takes; exit code 0 only when all of it answers.
+
+    Growth is told since the last look that is a minute old or older, the first of which `comity up` takes.
+    """
     found = run(look(data_dir), as_json=as_json)
     decides = any(part.name == "decision" and part.works for part in found.parts)
-    show(found, as_json=as_json, notes=run(_cuts(data_dir), as_json=as_json) if decides else ())
+    notes = run(_cuts(data_dir), as_json=as_json) if decides else ()
+    show(found, as_json=as_json, figures=run(measure(data_dir, now_s=time.time()), as_json=as_json), notes=notes)
     if found.summary != "up":
         raise typer.Exit(1)
 
@@ -115,6 +131,7 @@ def serve(
     """
     if service not in SERVICES:
         raise typer.BadParameter(f"{service!r} is not a service; choose one of {', '.join(SERVICES)}")
+    require_known_of_services()
     with progress() as tell:
         command = run(Stack(data_dir, services=(), tied=False, progress=tell).take_over(service))
     os.chdir(command.cwd)
@@ -131,10 +148,14 @@ async def _cuts(data_dir: Path) -> list[str]:
     return []
 
 
-def show(found: StackStatus, *, as_json: bool, notes: Sequence[str] = ()) -> None:
-    """Print the parts, what they are together, and the alarms that stand; *notes*: what else is to be known."""
+def show(found: StackStatus, *, as_json: bool, figures: Figures | None = None, notes: Sequence[str] = ()) -> None:
+    """Print the parts, what they are together, the alarms that stand, and what it takes of the machine.
+
+    Args:
+        notes: what else is to be known.
+    """
     if as_json:
-        print_json({**_as_object(found), "notes": list(notes)})
+        print_json({**_as_object(found), "figures": figures_as_object(figures), "notes": [*found.notes, *notes]})
         return
     table = Table(box=None, pad_edge=False)
     restarted = any(part.restarts for part in found.parts)
@@ -144,16 +165,53 @@ def show(found: StackStatus, *, as_json: bool, notes: Sequence[str] = ()) -> Non
         state = styled("[{}]{}[/]", COLORS[part.state], part.state)
         table.add_row(part.name, state, part.address, str(part.pid or ""), part.version, *_restarts(part))
     console.print(table)
-    console.print(f"{found.summary}: {found.data_dir}")
+    alarms = [
+        *(("stack", alarm) for alarm in found.alarms),
+        *((part.name, one) for part in found.parts for one in part.alarms),
+    ]
+    wrong = f", and {len(alarms)} alarm{'s' * (len(alarms) > 1)} (below)" if alarms else ""
+    console.print(f"{found.summary}{wrong}: {found.data_dir}", soft_wrap=True)
     if found.journal is not None:
         console.print(f"journal: {found.journal.entries} refusals and erasures, {found.journal.lag_s:.1f} s behind")
-    for part in found.parts:
-        for alarm in part.alarms:
-            since = f" since {alarm.since}" if alarm.since else ""
-            told = (part.name, alarm.name, since, alarm.sentence, alarm.remedy)
-            console.print(styled("[red]{}: {}[/]{}: {} {}", *told), soft_wrap=True)
-    for note in notes:
-        console.print(note)
+    for line in figures_in_words(figures):
+        console.print(line, soft_wrap=True)
+    for where, alarm in alarms:
+        since = f" since {alarm.since}" if alarm.since else ""
+        told = (where, alarm.name, since, alarm.sentence, alarm.remedy)
+        console.print(styled("[red]{}: {}[/]{}: {} {}", *told), soft_wrap=True)
+    for note in (*found.notes, *notes):
+        console.print(note, soft_wrap=True)
+
+
+def figures_in_words(figures: Figures | None) -> list[str]:
+    """What the stack takes, a line each: memory, disk, a decision, growth."""
+    if figures is None:
+        return []
+    lines = [f"memory: {_sum_of(figures.memory_bytes)}", f"disk: {_sum_of(figures.disk_bytes)}"]
+    if figures.decision_bytes is not None:
+        each = _size(figures.decision_bytes)
+        lines.append(f"a decision takes {each} of decision's log, which holds {figures.decisions_count:,}")
+    if figures.growth_bytes_per_minute is not None:
+        lines.append(f"growth: {_size(figures.growth_bytes_per_minute)} a minute on disk since {figures.since}")
+    return lines
+
+
+def figures_as_object(figures: Figures | None) -> dict[str, Any] | None:
+    """The same for programs, in bytes."""
+    return None if figures is None else {**asdict(figures), "decision_bytes": figures.decision_bytes}
+
+
+def _sum_of(sizes: Mapping[str, int]) -> str:
+    each = ", ".join(f"{name} {_size(size)}" for name, size in sizes.items() if size)
+    return _size(sum(sizes.values())) + (f" ({each})" if each else "")
+
+
+def _size(count: float) -> str:
+    """Bytes as people read them."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if abs(count) >= factor:
+            return f"{count / factor:,.1f} {unit}"
+    return f"{count:,.0f} bytes"
 
 
 def _restarts(part: Part) -> list[str]:
@@ -176,7 +234,10 @@ def moved(found: StackStatus) -> list[str]:
 def _as_object(found: StackStatus) -> dict[str, Any]:
     return {
         "data_dir": str(found.data_dir),
+        "postgres_dir": None if found.postgres_dir is None else str(found.postgres_dir),
+        "installed": found.installed,
         "summary": found.summary,
         "parts": [asdict(part) for part in found.parts],
+        "alarms": [asdict(alarm) for alarm in found.alarms],
         "journal": None if found.journal is None else asdict(found.journal),
     }

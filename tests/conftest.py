@@ -1,7 +1,10 @@
 """Real servers for every test that wants them: one set a pytest process, thrown away at its end."""
 
 import asyncio
+import atexit
 import itertools
+import os
+import shutil
 import signal
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -22,6 +25,10 @@ MakeDatabase = Callable[[str], Awaitable[str]]
 # How long an example takes says how busy the machine is, and nothing about the code.
 settings.register_profile("shared_machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared_machine")
+
+# Stacks of tests are nobody's last one.
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="comity-test-state-")
+atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
 
 _numbers = itertools.count(1)
 _templates: set[str] = set()

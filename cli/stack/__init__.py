@@ -6,12 +6,13 @@
 Owns the data directory (`.comity/`). Knows how services are started, nothing of what they do.
 """
 
+from cli.stack.parts import USUAL_PORTS
 from cli.stack.programs import budgets
 from cli.stack.provision import SERVICES
 from cli.stack.servers import Servers
 from cli.stack.state import DataDir, discard, temporary_folder
 from cli.stack.status import Part, StackStatus, addresses, look
-from cli.stack.supervisor import USUAL_PORTS, Stack
+from cli.stack.supervisor import Stack
 
 __all__ = [
     "SERVICES",

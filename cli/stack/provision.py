@@ -26,18 +26,21 @@ def database_name(service: str) -> str:
 
 
 async def provision(admin_url: str, passwords: Mapping[str, str]) -> dict[str, str]:
-    """Create or correct every service's role and database; their addresses by service.
+    """Create every service's role and database that is not there; their addresses by service.
 
     Args:
         admin_url: of a role that may create roles and databases.
         passwords: of each service's role.
 
     Raises:
-        ServiceError: FAILED_PRECONDITION when the role may not, or Postgres does not answer.
+        ServiceError: FAILED_PRECONDITION when the role may not, Postgres does not answer, or the roles that are there
+            are another stack's; nothing was changed then.
     """
+    urls = {service: url_for(admin_url, database_name(service), password) for service, password in passwords.items()}
     try:
         connection = await asyncpg.connect(admin_url, timeout=10.0, command_timeout=ADMIN_TIMEOUT_S)
         try:
+            await _require_own(connection, admin_url, urls)
             for service, password in passwords.items():
                 name = database_name(service)
                 await ensure_role(connection, name, password)
@@ -51,16 +54,50 @@ async def provision(admin_url: str, passwords: Mapping[str, str]) -> dict[str, s
             f"roles and databases could not be made at {shown(admin_url)}: {error}; "
             "its role must be allowed to log in and to create both",
         ) from error
-    return {service: url_for(admin_url, database_name(service), password) for service, password in passwords.items()}
+    return urls
+
+
+async def _require_own(
+    connection: "asyncpg.Connection[asyncpg.Record]", admin_url: str, urls: Mapping[str, str]
+) -> None:
+    """Returns when every role that is there lets this stack in: with another password it is another stack's.
+
+    Raises:
+        ServiceError: FAILED_PRECONDITION (DATABASES_OF_ANOTHER_STACK).
+    """
+    foreign = [
+        database_name(service)
+        for service, url in urls.items()
+        if await connection.fetchval(ROLE_EXISTS_SQL, database_name(service)) and not await _lets_in(url)
+    ]
+    if foreign:
+        raise ServiceError(
+            Kind.FAILED_PRECONDITION,
+            "DATABASES_OF_ANOTHER_STACK",
+            f"{', '.join(foreign)} at {shown(admin_url)} have other passwords than this stack's secrets/ folder: they "
+            "are another stack's, and nothing was changed there. Give this stack a Postgres of its own, or take theirs "
+            "up with the secrets/ folder that they were made with",
+        )
+
+
+async def _lets_in(url: str) -> bool:
+    """Whether the role's password is the one of the address; its database need not be there yet."""
+    try:
+        connection = await asyncpg.connect(url, timeout=10.0)
+    except asyncpg.InvalidAuthorizationSpecificationError:
+        return False
+    except (asyncpg.InvalidCatalogNameError, asyncpg.InsufficientPrivilegeError):
+        return True  # an earlier start made the role and came no further
+    await connection.close(timeout=5.0)
+    return True
 
 
 async def ensure_role(connection: "asyncpg.Connection[asyncpg.Record]", role: str, password: str) -> None:
-    """A role that may log in and nothing else, with this password."""
+    """A role that may log in and nothing else, made with this password; one that is there stays as it is."""
     name, secret = await connection.fetchrow(QUOTE_SQL, role, password) or ("", "")
-    exists = await connection.fetchval(ROLE_EXISTS_SQL, role)
-    verb = "ALTER" if exists else "CREATE"
-    rights = "LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION"
-    await connection.execute(f"{verb} ROLE {name} {rights} PASSWORD {secret}")
+    if not await connection.fetchval(ROLE_EXISTS_SQL, role):
+        rights = "LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION"
+        await connection.execute(f"CREATE ROLE {name} {rights} PASSWORD {secret}")
 
 
 async def ensure_database(

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import asyncpg
 
+from cli.stack.binaries import UNPRIVILEGED_UID
+from cli.stack.disk import disk_alarms
 from cli.stack.external import reachable, shown
 from cli.stack.postgres import accepts
 from cli.stack.probe import JournalStatus, StandingAlarm, is_serving, journal_status, standing_alarms
@@ -18,7 +20,9 @@ from cli.stack.replicas import in_order, service_of
 from cli.stack.restarts import Restarts, too_many, wait_s
 from cli.stack.server import exchange
 from cli.stack.servers import SERVERS
+from cli.stack.started import StartedFile
 from cli.stack.state import SUPERVISOR, DataDir, State
+from cli.stack.version import code_version
 from services.chassis.errors import Kind, ServiceError
 
 
@@ -63,11 +67,17 @@ class StackStatus:
 
     Args:
         journal: None where consent keeps none, or does not answer.
+        installed: version of the code that would be started now.
+        postgres_dir: where the files of Postgres are, if that is not in the data directory.
+        alarms: those about no part alone.
     """
 
     data_dir: Path
     parts: tuple[Part, ...]
     journal: JournalStatus | None = None
+    installed: str = ""
+    postgres_dir: Path | None = None
+    alarms: tuple[StandingAlarm, ...] = ()
 
     @property
     def summary(self) -> str:
@@ -75,6 +85,21 @@ class StackStatus:
         if all(part.works for part in self.parts):
             return "up"
         return "partly up" if any(part.pid for part in self.parts) else "down"
+
+    @property
+    def notes(self) -> list[str]:
+        """What is to be known of it, and is nothing wrong: a sentence each."""
+        notes = [
+            f"{part.name} runs {part.version} and {self.installed} is installed; `comity up` starts it again"
+            for part in self.parts
+            if part.pid and part.version and part.name not in SERVERS and part.version != self.installed
+        ]
+        if self.postgres_dir is not None:
+            notes.append(
+                f"the files of Postgres are in {self.postgres_dir}: run by root, it is user {UNPRIVILEGED_UID}, who "
+                f"may not pass through to {self.data_dir}"
+            )
+        return notes
 
 
 async def look(data_dir: Path, *, clock: Callable[[], float] = time.time) -> StackStatus:
@@ -88,12 +113,23 @@ async def look(data_dir: Path, *, clock: Callable[[], float] = time.time) -> Sta
     """
     folder = DataDir(data_dir)
     state = folder.read() or State(stack_id="")
-    parts = await asyncio.gather(*(_part(state, name) for name in (*SERVERS, *_service_processes(state))))
+    started = StartedFile(folder.path)
+    names = (*SERVERS, *_service_processes(state))
+    parts = await asyncio.gather(*(_part(state, name, _version(started, state, name)) for name in names))
     now_s = clock()
     told = [_with_restarts(part, state.restarts.get(part.name), folder, now_s) for part in parts]
     consent = next((part for part in parts if part.name == "consent" and part.works), None)
     journal = None if consent is None else await journal_status(consent.address)
-    return StackStatus(data_dir=folder.path, parts=(*told, *_supervisor(state)), journal=journal)
+    postgres = folder.postgres(state.stack_id)
+    disks = (folder.path, folder.journal(), *([] if "postgres" in state.external else [postgres]))
+    return StackStatus(
+        data_dir=folder.path,
+        parts=(*told, *_supervisor(state, _version(started, state, SUPERVISOR))),
+        journal=journal,
+        installed=code_version(),
+        alarms=disk_alarms(disks),
+        postgres_dir=postgres if postgres.exists() and folder.path not in postgres.parents else None,
+    )
 
 
 def addresses(data_dir: Path) -> Mapping[str, str]:
@@ -117,18 +153,25 @@ def _service_processes(state: State) -> list[str]:
     return in_order(dict.fromkeys((*SERVICES, *state.processes)))
 
 
-async def _part(state: State, name: str) -> Part:
+def _version(started: StartedFile, state: State, name: str) -> str:
+    """What a server's wheel was when it was started, and a service's code; empty where nobody wrote it down."""
+    record = state.processes.get(name)
+    known = started.of(name, record) if record is not None else None
+    return known.version if known is not None else state.versions.get(name, "")
+
+
+async def _part(state: State, name: str, version: str) -> Part:
     if name in state.external:
         found = await reachable(name, state.urls[name])
         return Part(name, "external" if found else "unreachable", shown(state.urls[name]))
     address = f"127.0.0.1:{state.ports[name]}" if name in state.ports else ""
     record = state.processes.get(name)
-    version = state.versions.get(name, "")
     if record is None:
         return Part(name, "down", address, version=version)
-    if not Process(name, record=record).alive():
+    process = Process(name, record=record)
+    if not process.alive():
         return Part(name, "crashed", address, version=version)
-    answered = await _answers(state, name, address)
+    answered = await _answers(state, name, address) and process.listens_on(state.ports[name])
     alarms = await standing_alarms(address) if answered and service_of(name) in SERVICES else ()
     return Part(name, "up" if answered else "silent", address, pid=record.pid, version=version, alarms=alarms)
 
@@ -144,28 +187,29 @@ def _with_restarts(part: Part, done: Restarts | None, folder: DataDir, now_s: fl
             "ends_again_and_again",
             f"It ended {done.in_a_row} times in a row; {'it runs now' if part.pid else next_try}.",
             f"See {folder.logs / part.name}.log.",
-            _iso(done.row_first_s),
+            iso(done.row_first_s),
         )
         alarms = (*alarms, alarm)
-    return replace(part, alarms=alarms, restarts=Restarted(done.count, _iso(done.first_s), _iso(done.last_s)))
+    return replace(part, alarms=alarms, restarts=Restarted(done.count, iso(done.first_s), iso(done.last_s)))
 
 
-def _supervisor(state: State) -> list[Part]:
+def _supervisor(state: State, version: str) -> list[Part]:
     record = state.processes.get(SUPERVISOR)
     if record is None:
         return []
     process = Process(SUPERVISOR, record=record)
     if process.alive() and not process.paused():
-        return [Part(SUPERVISOR, "up", "", pid=record.pid)]
+        return [Part(SUPERVISOR, "up", "", pid=record.pid, version=version)]
     told = "What ends is not started again."
     if process.alive():
         alarm = StandingAlarm("not_supervised", told, f"Let it go on with `kill -CONT {record.pid}`.", "")
-        return [Part(SUPERVISOR, "silent", "", pid=record.pid, alarms=(alarm,))]
+        return [Part(SUPERVISOR, "silent", "", pid=record.pid, version=version, alarms=(alarm,))]
     alarm = StandingAlarm("not_supervised", told, "`comity up` mends that.", "")
     return [Part(SUPERVISOR, "crashed", "", alarms=(alarm,))]
 
 
-def _iso(at_s: float) -> str:
+def iso(at_s: float) -> str:
+    """Seconds since 1970 as UTC, ISO 8601."""
     return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import secrets as chance
 import signal
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -14,10 +13,9 @@ from typing import Self
 
 from cli.stack import programs
 from cli.stack.binaries import versions
-from cli.stack.external import external_urls, require_reachable, require_same
+from cli.stack.external import external_urls, require_reachable
 from cli.stack.log_files import turn_over
-from cli.stack.ports import free_port, is_free
-from cli.stack.postgres import PostgresServer
+from cli.stack.parts import Parts
 from cli.stack.probe import is_serving, wait_serving
 from cli.stack.processes import (
     STOP_SIGNALS,
@@ -32,15 +30,14 @@ from cli.stack.processes import (
 from cli.stack.provision import SERVICES, migrate_service, provision
 from cli.stack.replicas import check_replicas, in_order, replica_names, service_of
 from cli.stack.restarts import Restarts, after
-from cli.stack.server import Server
-from cli.stack.servers import SERVERS, NatsServer, ValkeyServer, together
-from cli.stack.state import SUPERVISOR, DataDir, Secrets, State
+from cli.stack.servers import together
+from cli.stack.state import SUPERVISOR, DataDir
 from services.chassis.errors import Kind, ServiceError
 
-# Where a service listens when nobody else is there, so that an address in a backend's settings stays true.
-USUAL_PORTS = {"decision": 7070, "identity": 7071, "consent": 7072, "features": 7073, "feedback": 7074}
 SERVICE_READY_S = 60.0
 PROBE_EVERY_S = 0.1
+# Each but the last is lost only where another program took a port between the check and the start.
+START_TRIES = 3
 
 Progress = Callable[[str], None]
 Overrides = Mapping[str, Mapping[str, str]]
@@ -88,15 +85,14 @@ class Stack:
         ]
         self._env = env or {}
         self._tied = tied
-        self._disposable = disposable
         self._watched = watched
         self._move_servers = move_servers
         self._progress = progress or (lambda _: None)
         self._lock = ExitStack()
         self._held = False
-        self._state = State(stack_id="")
-        self._servers: dict[str, Server] = {}
-        self._processes: dict[str, Process] = {}
+        self._parts = Parts(self.data_dir, self._wanted, tied=tied, disposable=disposable)
+        # What start() started again and why, by name: it ran, with another version or other settings.
+        self.renewed: dict[str, str] = {}
         # Length of each service's log when it was started last.
         self._log_begins: dict[str, int] = {}
 
@@ -105,34 +101,34 @@ class Stack:
     @property
     def addresses(self) -> Mapping[str, str]:
         """Where each service is called: host:port, or the target of all its replicas."""
-        return self._state.addresses
+        return self._parts.state.addresses
 
     def address(self, name: str) -> str:
         """host:port of one process: of the service, or of a replica."""
-        return f"127.0.0.1:{self._state.ports[name]}"
+        return self._parts.address(name)
 
     def replicas(self, service: str) -> list[str]:
         """Names of the service's processes."""
-        return [name for name in in_order(self._processes) if service_of(name) == service]
+        return [name for name in in_order(self._parts.processes) if service_of(name) == service]
 
     def database_url(self, service: str) -> str:
         """Address of the service's own database."""
-        return self._state.databases[service]
+        return self._parts.state.databases[service]
 
     @property
     def postgres_url(self) -> str:
         """Address of the administrator's database."""
-        return self._state.urls["postgres"]
+        return self._parts.state.urls["postgres"]
 
     @property
     def nats_url(self) -> str:
         """Address of NATS."""
-        return self._state.urls["nats"]
+        return self._parts.state.urls["nats"]
 
     @property
     def redis_url(self) -> str:
         """Address of Valkey."""
-        return self._state.urls["valkey"]
+        return self._parts.state.urls["valkey"]
 
     @property
     def traces_dir(self) -> Path:
@@ -145,7 +141,7 @@ class Stack:
 
     def pid(self, name: str) -> int:
         """Pid of a service or server that was started."""
-        pid = self._processes[name].pid
+        pid = self._parts.processes[name].pid
         assert pid is not None, f"{name} was never started"
         return pid
 
@@ -173,14 +169,14 @@ class Stack:
         try:
             await self._take_up()
             turn_over(self.data_dir.logs, time.time())
-            ran_before = {name for name, process in self._processes.items() if process.alive()}
+            ran_before = {name for name, process in self._parts.processes.items() if process.alive()}
             try:
                 await self._start_servers()
                 await self._start_services()
                 if self._watched:
-                    self._start_watching()
+                    await self._start_watching()
             except BaseException:
-                await self._stop_all(except_for=ran_before)
+                await self._parts.stop_all(except_for=ran_before)
                 raise
         except BaseException:
             self._release()
@@ -192,12 +188,12 @@ class Stack:
         """Stop everything that runs, what was started last first. External servers are left alone."""
         self._hold()
         try:
-            if not self._processes or not self._tied:
-                self._load(to_stop=True)  # also what others started meanwhile
-            await self._stop_all()
-            self._state.restarts = {}
-            watching = self._state.processes.pop(SUPERVISOR, None)
-            self._save()
+            if not self._parts.processes or not self._tied:
+                self._parts.load(to_stop=True)  # also what others started meanwhile
+            await self._parts.stop_all()
+            self._parts.state.restarts = {}
+            watching = self._parts.state.processes.pop(SUPERVISOR, None)
+            self._parts.save()
         finally:
             self._release()
         if watching is not None and watching.pid != os.getpid():
@@ -210,24 +206,33 @@ class Stack:
             ServiceError: FAILED_PRECONDITION when there is one that runs.
         """
         with self.data_dir.exclusive():
-            self._load()
+            self._parts.load()
             if (pid := self._watching_pid()) is not None:
                 raise ServiceError(
                     Kind.FAILED_PRECONDITION,
                     "SUPERVISED_ALREADY",
                     f"process {pid} supervises {self.data_dir.path}; `comity down` ends it and the stack",
                 )
-            self._record(SUPERVISOR, ProcessRecord(os.getpid(), start_time(os.getpid()) or ""))
+            self._parts.record(SUPERVISOR, _this_process(), foreground=True)
 
-    def _start_watching(self) -> None:
-        """Leave a supervisor behind, if there is none that runs."""
-        if self._watching_pid() is None:
-            watching = Process(SUPERVISOR, tied=False)
-            watching.spawn(programs.supervisor(self.data_dir), partial(self._record, SUPERVISOR))
-            watching.release()
+    async def _start_watching(self) -> None:
+        """Leave a supervisor behind, if there is none that runs as it would be started now.
+
+        It starts services again with its own settings, so one with those of an earlier start would undo a change.
+        """
+        if self._watching_pid() is not None:
+            if not (why := self._parts.outdated(SUPERVISOR, os.environ)):
+                return
+            self.renewed[SUPERVISOR] = "; ".join(why)
+            old = self._parts.process(SUPERVISOR)
+            self._parts.forget(SUPERVISOR)  # or it would stop the stack at its end
+            await old.stop(STOP_SIGNALS)
+        watching = Process(SUPERVISOR, tied=False)
+        watching.spawn(programs.supervisor(self.data_dir), partial(self._parts.record, SUPERVISOR))
+        watching.release()
 
     def _watching_pid(self) -> int | None:
-        process = self._process(SUPERVISOR)
+        process = self._parts.process(SUPERVISOR)
         return process.pid if process.alive() else None
 
     def revive(self, names: Collection[str], now_s: float) -> list[str]:
@@ -239,61 +244,62 @@ class Stack:
             ServiceError: FAILED_PRECONDITION when another process is at work in the folder.
         """
         with self.data_dir.exclusive(patience_s=0.0):
-            self._load()
-            ended = [name for name in names if name in self._processes and self._processes[name].crashed]
-            for name in sorted(ended, key=lambda name: name not in self._servers):
-                self._state.restarts[name] = after(self._state.restarts.get(name), now_s)
-                self._save()
-                if name in self._servers:
-                    self._servers[name].spawn(partial(self._record, name))
+            self._parts.load()
+            ended = [name for name in names if name in self._parts.processes and self._parts.processes[name].crashed]
+            for name in sorted(ended, key=lambda name: name not in self._parts.servers):
+                self._parts.state.restarts[name] = after(self._parts.state.restarts.get(name), now_s)
+                self._parts.save()
+                if name in self._parts.servers:
+                    self._parts.servers[name].spawn(partial(self._parts.record, name))
                 else:
                     self._spawn(name)
-                self._processes[name].release()
+                self._parts.processes[name].release()
             return ended
 
     @property
     def restarts(self) -> Mapping[str, Restarts]:
         """What was started again, by name."""
-        return self._state.restarts
+        return self._parts.state.restarts
 
     async def take_over(self, service: str) -> Command:
         """Start the servers and write this process down as the service; the command that it is to become."""
         await self.start()
         with self.data_dir.exclusive():
-            await self._provision({service, *self._state.databases})
-            await self._processes[service].stop(STOP_SIGNALS)
-            self._take_ports([service])
-            self._record(service, ProcessRecord(os.getpid(), start_time(os.getpid()) or ""))
-            return self._command(service)
+            await self._provision({service, *self._parts.state.databases})
+            await self._parts.processes[service].stop(STOP_SIGNALS)
+            self._parts.take_ports([service])
+            command = self._command(service)
+            self._parts.record(service, _this_process(), env=command.env, foreground=True)
+            return command
 
     # Faults, for tests that show what happens then.
 
     async def kill(self, name: str) -> None:
         """End a service or server at once (SIGKILL), with its children."""
-        await self._processes[name].kill()
+        await self._parts.processes[name].kill()
 
     def pause(self, name: str) -> None:
         """Let it stand still (SIGSTOP): its connections stay open and nothing answers."""
-        signal_all(self._processes[name].family(), signal.SIGSTOP)
+        signal_all(self._parts.processes[name].family(), signal.SIGSTOP)
 
     def resume(self, name: str) -> None:
         """Let it go on."""
-        signal_all(self._processes[name].family(), signal.SIGCONT)
+        signal_all(self._parts.processes[name].family(), signal.SIGCONT)
 
     async def restart(self, name: str) -> None:
         """Stop it if it runs, and start it again where it was; returns when it answers."""
-        if name in self._servers:
-            await self._servers[name].stop()
-            await self._servers[name].start(partial(self._record, name), may_move=False)
+        if name in self._parts.servers:
+            await self._parts.servers[name].stop()
+            await self._parts.servers[name].start(partial(self._parts.record, name), may_move=False)
         else:
-            await self._processes[name].stop(STOP_SIGNALS)
+            await self._parts.processes[name].stop(STOP_SIGNALS)
             self._spawn(name)
             await self._wait_service(name)
 
     @property
     def crashed(self) -> list[str]:
         """What ended without being asked to."""
-        return [name for name, process in self._processes.items() if process.crashed]
+        return [name for name, process in self._parts.processes.items() if process.crashed]
 
     # Servers.
 
@@ -305,217 +311,123 @@ class Stack:
         """
         state = self.data_dir.read()
         if state is not None:
-            if not self._move_servers:
-                require_same(state.urls, state.external, external_urls())
-            files = self.data_dir.postgres(state.stack_id) / "data"
-            if state.databases and "postgres" not in (*state.external, *external_urls()) and not files.exists():
-                raise ServiceError(
-                    Kind.FAILED_PRECONDITION,
-                    "POSTGRES_DATA_MISSING",
-                    f"{files} is gone, and everything recorded was in it; restore it, "
-                    f"or remove {self.data_dir.path} to begin anew",
-                )
+            self._parts.require_same_place(state, move_servers=self._move_servers)
         moved = state is not None and self.data_dir.moved(state)
-        self._load()
+        self._parts.load()
         if moved:
-            await self._stop_all()  # what runs was told of folders that are no longer there
-
-    def _load(self, *, to_stop: bool = False) -> None:
-        """Take up what state.json says, or begin anew; without the secrets *to_stop*, which needs none of them.
-
-        Raises:
-            ServiceError: FAILED_PRECONDITION when the state cannot be read, or a secret is gone that is needed.
-        """
-        state = self.data_dir.read() or State(stack_id=chance.token_hex(8))
-        self._state = state
-        # Where services that may still run from an earlier start were told that the others are.
-        self._told = dict(state.addresses)
-        self._secrets = Secrets(self.data_dir.secrets, state)
-        self._secret_files = {} if to_stop else {name: self._secrets.file(name) for name in programs.SECRET_NAMES}
-        passwords = {name: "" if to_stop else self._secrets.text(f"{name}_password") for name in SERVERS}
-        names = in_order(dict.fromkeys((*SERVICES, *self._wanted, *state.processes)))
-        self._processes = {name: self._process(name) for name in names}
-        servers = (
-            self._postgres(passwords["postgres"]),
-            self._nats(passwords["nats"]),
-            self._valkey(passwords["valkey"]),
-        )
-        self._servers = {server.name: server for server in servers}
-        self._processes |= {name: server.process for name, server in self._servers.items()}
-        self._save()
-
-    def _process(self, name: str) -> Process:
-        return Process(name, record=self._state.processes.get(name), tied=self._tied)
-
-    def _postgres(self, password: str) -> PostgresServer:
-        return PostgresServer(
-            self.data_dir.postgres(self._state.stack_id),
-            logs=self.data_dir.logs,
-            port=self._state.ports.get("postgres", 0),
-            password=password,
-            process=self._process("postgres"),
-            disposable=self._disposable,
-        )
-
-    def _nats(self, password: str) -> NatsServer:
-        return NatsServer(
-            self.data_dir.nats,
-            logs=self.data_dir.logs,
-            port=self._state.ports.get("nats", 0),
-            password=password,
-            process=self._process("nats"),
-        )
-
-    def _valkey(self, password: str) -> ValkeyServer:
-        return ValkeyServer(
-            self.data_dir.valkey,
-            logs=self.data_dir.logs,
-            port=self._state.ports.get("valkey", 0),
-            password=password,
-            process=self._process("valkey"),
-        )
+            await self._parts.stop_all()  # what runs was told of folders that are no longer there
 
     async def _start_servers(self) -> None:
         """Start the embedded servers, reach the external ones; then restart services that were told other addresses."""
         external = external_urls()
         self._progress("servers: Postgres, NATS, Valkey")
         await together(*(require_reachable(name, url) for name, url in external.items()))
-        await together(*(self._start_server(name) for name in self._servers if name not in external))
-        urls = {name: external.get(name, server.url) for name, server in self._servers.items()}
-        if urls != self._state.urls:
-            await self._stop_services()
+        await together(*(self._start_server(name) for name in self._parts.servers if name not in external))
+        urls = {name: external.get(name, server.url) for name, server in self._parts.servers.items()}
+        if urls != self._parts.state.urls:
+            await self._parts.stop_services()
         for name in external:
-            await self._servers[name].stop()
-            self._forget(name)
-        self._state.urls = urls
-        self._state.external = sorted(external)
-        self._state.versions = versions()
-        self._save()
+            await self._parts.servers[name].stop()
+            self._parts.forget(name)
+        self._parts.state.urls = urls
+        self._parts.state.external = sorted(external)
+        self._parts.state.versions = versions()
+        self._parts.save()
 
     async def _start_server(self, name: str) -> None:
-        server = self._servers[name]
+        server = self._parts.servers[name]
         if server.process.alive():
+            old = self._parts.outdated(name, {})
             if await server.ready():
-                return
-            await server.stop()  # it runs and does not answer: hung, or paused
-        await server.start(partial(self._record, name))
+                if not old:
+                    return
+                self.renewed[name] = "; ".join(old)
+            await server.stop()  # of another version; or it does not answer: hung, or paused
+        await server.start(partial(self._parts.record, name))
 
     # Services.
 
     async def _start_services(self) -> None:
-        await self._provision({*map(service_of, self._wanted), *self._state.databases})
-        await self._stop_surplus()
-        missing = [name for name in self._wanted if not await self._answers(name)]
-        if self._take_ports(missing):
-            # The others were told addresses that are no longer true.
-            await self._stop_services()
-            missing = self._wanted
-        for name in missing:
-            await self._processes[name].stop(STOP_SIGNALS)
-            self._spawn(name)
-        await together(*(self._wait_service(name) for name in missing))
+        await self._provision({*map(service_of, self._wanted), *self._parts.state.databases})
+        await self._parts.stop_surplus()
+        for tries_left in reversed(range(START_TRIES)):
+            missing = [name for name in self._wanted if not await self._answers(name)]
+            if self._parts.take_ports(missing):
+                # The others were told addresses that are no longer true.
+                await self._parts.stop_services()
+                missing = self._wanted
+            try:
+                await self._start_missing(missing)
+                break
+            except ServiceError:
+                if not tries_left or not any(map(self._parts.lost_its_port, missing)):
+                    raise
+        await self._renew([name for name in self._wanted if name not in missing])
 
-    async def _stop_surplus(self) -> None:
-        """End the replicas of wanted services that an earlier start had and this one has not."""
-        ran = in_order(dict.fromkeys((*self._state.ports, *self._processes)))
-        surplus = [name for name in ran if name not in SERVICES and name not in self._wanted]
-        for name in surplus:
-            if service_of(name) in self._wanted:
-                if name in self._processes:
-                    await self._processes.pop(name).stop(STOP_SIGNALS)
-                self._state.ports.pop(name, None)
-                self._forget(name)
+    async def _start_missing(self, names: Collection[str]) -> None:
+        for name in names:
+            await self._parts.processes[name].stop(STOP_SIGNALS)
+            self._spawn(name)
+        await together(*(self._wait_service(name) for name in names))
+
+    async def _renew(self, names: Collection[str]) -> None:
+        """Start again, one after the other, what runs with other code or other settings than it would have now."""
+        for name in names:
+            if why := self._parts.outdated(name, self._command(name).env):
+                self.renewed[name] = "; ".join(why)
+                await self.restart(name)
 
     async def _provision(self, names: Collection[str]) -> None:
         """Give each of the services its role, its database and the tables in it."""
         self._progress("databases: roles, migrations")
-        passwords = {name: self._secrets.text(f"{name}_database_password") for name in SERVICES if name in names}
-        self._state.databases = await provision(self.postgres_url, passwords)
-        await together(*(migrate_service(url, name) for name, url in self._state.databases.items()))
+        passwords = {name: self._parts.secrets.text(f"{name}_database_password") for name in SERVICES if name in names}
+        self._parts.state.databases = await provision(self.postgres_url, passwords)
+        await together(*(migrate_service(url, name) for name, url in self._parts.state.databases.items()))
 
     async def _answers(self, name: str) -> bool:
-        return self._processes[name].alive() and await is_serving(self.address(name))
-
-    def _take_ports(self, missing: Collection[str]) -> bool:
-        """Give every process of a service a port; whether a service that was called somewhere is now elsewhere."""
-        before = self._told
-        for name in in_order(self._processes):
-            had = self._state.ports.get(name)
-            wish = had or (0 if self._tied else USUAL_PORTS.get(name, 0))
-            if not had or (name in missing and not self._processes[name].alive() and not is_free(wish)):
-                self._state.ports[name] = wish if wish and is_free(wish) else free_port()
-        self._save()
-        self._told = dict(self.addresses)
-        return any(self._told[service] != address for service, address in before.items())
+        process = self._parts.processes[name]
+        return process.alive() and await is_serving(self.address(name)) and self._parts.holds_its_port(name)
 
     def _spawn(self, name: str) -> None:
         self._progress(f"service: {name}")
         programs.rotate(self.log(name))
         self._log_begins[name] = log_bytes(self.log(name))
-        self._processes[name].spawn(self._command(name), partial(self._record, name))
+        self._parts.spawn(self._command(name))
 
     def _command(self, name: str) -> Command:
-        around = programs.Surroundings(
-            addresses=self._told,
-            databases=self._state.databases,
-            nats_url=self.nats_url,
-            redis_url=self.redis_url,
-            traces=self.data_dir.traces,
-            logs=self.data_dir.logs,
-            secret_files=self._secret_files,
-            journal=self.data_dir.journal(disposable=self._disposable),
-        )
         overrides = {**self._env.get("*", {}), **self._env.get(service_of(name), {})}
-        return programs.command(name, self.address(name), around, overrides)
+        return programs.command(name, self.address(name), self._parts.surroundings(), overrides)
 
     async def _wait_service(self, name: str) -> None:
-        """Returns once the service says it is serving.
+        """Returns once the service says it is serving, and it is this process that says so.
 
         Raises:
             ServiceError: UNAVAILABLE, with the end of its log, when it ends or stays silent.
         """
         waiting = asyncio.create_task(wait_serving(self.address(name), timeout_s=SERVICE_READY_S))
         try:
-            while not waiting.done() and self._processes[name].alive():
-                await asyncio.wait({waiting}, timeout=PROBE_EVERY_S)
-            if waiting.done() and waiting.exception() is None:
-                return
+            while self._parts.processes[name].alive():
+                if not waiting.done():
+                    await asyncio.wait({waiting}, timeout=PROBE_EVERY_S)
+                elif waiting.exception() is not None:
+                    break
+                elif self._parts.holds_its_port(name):
+                    return
+                else:  # two stacks wanted this port at once, and it is the other one's service that answers
+                    await asyncio.sleep(PROBE_EVERY_S)
         finally:
             waiting.cancel()
         tail = log_tail(self.log(name), since_bytes=self._log_begins.get(name, 0))
-        what = "is not ready after 60 s" if self._processes[name].alive() else "ended while it started"
+        what = "is not ready after 60 s" if self._parts.processes[name].alive() else "ended while it started"
         raise ServiceError(
             Kind.UNAVAILABLE,
             "SERVICE_DID_NOT_START",
             f"{name} {what}; its log {self.log(name)} ends:\n{tail}",
         )
 
-    # Stopping, and what is written down.
-
-    async def _stop_services(self, *, except_for: Collection[str] = ()) -> None:
-        for name in reversed(in_order(self._processes)):
-            if name not in except_for:
-                await self._processes[name].stop(STOP_SIGNALS)
-                self._forget(name)
-
-    async def _stop_all(self, *, except_for: Collection[str] = ()) -> None:
-        await self._stop_services(except_for=except_for)
-        names = [name for name in self._servers if name not in except_for]
-        ends = await asyncio.gather(*(self._servers[name].stop() for name in names), return_exceptions=True)
-        for name, end in zip(names, ends, strict=True):
-            if isinstance(end, BaseException):
-                raise end
-            self._forget(name)
-
-    def _record(self, name: str, record: ProcessRecord) -> None:
-        self._state.processes[name] = record
-        if name in self._servers:
-            self._state.ports[name] = self._servers[name].port
-        self._save()
-
     def _let_go(self) -> None:
         """Leave everything to itself, for `comity up` to end."""
-        for process in self._processes.values():
+        for process in self._parts.processes.values():
             process.release()
         self._release()
 
@@ -529,9 +441,6 @@ class Stack:
         self._lock.close()
         self._held = False
 
-    def _forget(self, name: str) -> None:
-        if self._state.processes.pop(name, None):
-            self._save()
 
-    def _save(self) -> None:
-        self.data_dir.write(self._state)
+def _this_process() -> ProcessRecord:
+    return ProcessRecord(os.getpid(), start_time(os.getpid()) or "")

@@ -35,8 +35,8 @@ main()
 """
 
 
-def comity(*arguments: str, data_dir: Path | None = None) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, **({"COMITY_DATA_DIR": str(data_dir)} if data_dir else {})}
+def comity(*arguments: str, data_dir: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, **variables, **({"COMITY_DATA_DIR": str(data_dir)} if data_dir else {})}
     command = [sys.executable, "-c", COMITY, str(STAND_IN), *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
 
@@ -53,12 +53,41 @@ def test_up_status_down(data_dir: Path) -> None:
         again = json.loads(comity("status", "--json", data_dir=data_dir).stdout)
         assert [part["pid"] for part in again["parts"]] == [part["pid"] for part in up["parts"]]
         assert [part["name"] for part in up["parts"]][-1] == "supervisor"
-        assert json.loads(comity("up", "--json", data_dir=data_dir).stdout) == again
+        last = json.loads(comity("up", "--json", data_dir=data_dir).stdout)
+        assert [again.pop("figures") is None, last.pop("figures") is None] == [False, False]
+        assert last == again
     finally:
         down = comity("down", "--json", data_dir=data_dir)
     assert len(json.loads(down.stdout)["stopped"]) == 9
     assert comity("down", data_dir=data_dir).stdout.startswith("nothing ran")
     assert comity("status", data_dir=data_dir).returncode == 1
+
+
+def test_up_starts_again_what_is_outdated_and_nothing_else(data_dir: Path) -> None:
+    """A changed setting reaches its service and whoever starts that again; old code is told by status and replaced."""
+
+    def pids(told: dict[str, Any]) -> dict[str, int]:
+        return {part["name"]: part["pid"] for part in told["parts"]}
+
+    try:
+        first = json.loads(comity("up", "--json", data_dir=data_dir).stdout)
+        salt = {"COMITY_IDENTITY_HOLDOUT_SALT": "other"}
+        second = json.loads(comity("up", "--json", data_dir=data_dir, **salt).stdout)
+        changed = {name for name, pid in pids(second).items() if pid != pids(first)[name]}
+        assert changed == {"identity", "supervisor"}
+        assert "identity was started again: COMITY_IDENTITY_HOLDOUT_SALT is set" in second["notes"]
+        file = data_dir / "started.json"
+        started = json.loads(file.read_text())
+        started["consent"]["version"] = "0.0.9+old"
+        file.write_text(json.dumps(started))
+        shown = comity("status", data_dir=data_dir)
+        assert shown.returncode == 0
+        assert "consent runs 0.0.9+old" in shown.stdout
+        third = json.loads(comity("up", "--json", data_dir=data_dir, **salt).stdout)
+        assert {name for name, pid in pids(third).items() if pid != pids(second)[name]} == {"consent"}
+        assert third["summary"] == "up"
+    finally:
+        comity("down", data_dir=data_dir)
 
 
 def kill(pid: int | None) -> None:

@@ -5,10 +5,14 @@ import shutil
 import signal
 import socket
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import asyncpg
+import grpc
+import psutil
 import pytest
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from cli.stack import Stack, discard, look, programs
 from cli.stack.ports import free_port, is_free
@@ -38,8 +42,8 @@ async def test_a_crash_is_told_from_a_kill(data_dir: Path) -> None:
     async with Stack(data_dir, services=("identity",), disposable=True) as stack:
         await stack.kill("identity")
         assert stack.crashed == []
-        stack._servers["nats"].process.send(signal.SIGTERM)
-        assert await stack._servers["nats"].process.wait_gone(10)
+        stack._parts.servers["nats"].process.send(signal.SIGTERM)
+        assert await stack._parts.servers["nats"].process.wait_gone(10)
         assert stack.crashed == ["nats"]
 
 
@@ -63,11 +67,11 @@ async def test_killed_server_comes_back_with_its_data(data_dir: Path, name: str)
         await connection.execute("CREATE TABLE kept (id int)")
         await connection.execute("INSERT INTO kept VALUES (1)")
         await connection.close()
-        port = stack._servers[name].port
+        port = stack._parts.servers[name].port
         await stack.kill(name)
         assert (await states(data_dir))[name] == "crashed"
         await stack.restart(name)
-        assert stack._servers[name].port == port
+        assert stack._parts.servers[name].port == port
         connection = await asyncpg.connect(stack.postgres_url)
         assert await connection.fetchval("SELECT count(*) FROM kept") == 1
         await connection.close()
@@ -101,12 +105,43 @@ async def test_up_repairs_what_is_missing_only(data_dir: Path) -> None:
 async def test_taken_ports_are_left_to_their_owners(data_dir: Path) -> None:
     """When another program took the ports meanwhile, the stack moves, and its services are told the new addresses."""
     async with Stack(data_dir, services=("identity",), disposable=True) as stack:
-        ports = {"nats": stack._servers["nats"].port, "identity": int(stack.address("identity").split(":")[1])}
+        ports = {"nats": stack._parts.servers["nats"].port, "identity": int(stack.address("identity").split(":")[1])}
     with socket.create_server(("127.0.0.1", ports["nats"])), socket.create_server(("127.0.0.1", ports["identity"])):
         async with Stack(data_dir, services=("identity",), disposable=True) as stack:
             assert f":{ports['nats']}" not in stack.nats_url
             assert stack.address("identity") != f"127.0.0.1:{ports['identity']}"
             assert await is_serving(stack.address("identity"))
+
+
+async def test_service_of_another_stack_is_never_taken_for_ones_own(data_dir: Path) -> None:
+    """Where another stack's service takes the port between the check and the start, it answers: the stack moves."""
+    others: list[grpc.Server] = []
+
+    def take_the_port(doing: str) -> None:
+        if doing == "service: identity" and not others:
+            others.append(serve_health(stack.address("identity")))
+
+    stack = Stack(data_dir, services=("identity",), disposable=True, progress=take_the_port)
+    try:
+        async with stack:
+            port = int(stack.address("identity").rpartition(":")[2])
+            listening = psutil.Process(stack.pid("identity")).net_connections("tcp")
+            assert port in {one.laddr.port for one in listening if one.status == psutil.CONN_LISTEN}
+            assert (await states(data_dir))["identity"] == "up"
+    finally:
+        assert others, "nothing took the port, so nothing was shown"
+        others[0].stop(None)
+
+
+def serve_health(address: str) -> grpc.Server:
+    """A program of somebody else that says it is serving."""
+    server = grpc.server(ThreadPoolExecutor(1), options=[("grpc.so_reuseport", 0)])
+    servicer = health.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    servicer.set("", health_pb2.HealthCheckResponse.SERVING)
+    server.add_insecure_port(address)
+    server.start()
+    return server
 
 
 async def test_half_initialized_cluster_is_made_anew(data_dir: Path) -> None:

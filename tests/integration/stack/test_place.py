@@ -5,6 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from cli.stack import DataDir, Stack, addresses, discard, look
@@ -67,6 +68,27 @@ async def test_stack_whose_servers_are_no_longer_named_is_not_started(
         assert not (ours / "postgres").exists()
         async with Stack(ours, services=(), disposable=True, move_servers=True) as moved:
             assert moved.postgres_url != theirs.postgres_url
+
+
+async def test_second_stack_on_one_postgres_is_refused_and_changes_nothing(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The roles that are there are the first stack's: the second one learns that, and the first one goes on."""
+    async with Stack(data_dir / "servers", services=(), disposable=True) as servers:
+        monkeypatch.setenv("COMITY_POSTGRES_URL", servers.postgres_url)
+        async with Stack(data_dir / "first", services=("identity",), disposable=True) as first:
+            with pytest.raises(ServiceError, match=r"comity_identity at .* are another stack's") as refused:
+                await Stack(data_dir / "second", services=("consent", "identity"), disposable=True).start()
+            assert refused.value.reason == "DATABASES_OF_ANOTHER_STACK"
+            connection = await asyncpg.connect(first.database_url("identity"))
+            await connection.close()
+        connection = await asyncpg.connect(servers.postgres_url)
+        names = {row["datname"] for row in await connection.fetch("SELECT datname FROM pg_database")}
+        await connection.close()
+        assert "comity_identity" in names
+        assert "comity_consent" not in names
+        async with Stack(data_dir / "first", services=("identity",), disposable=True) as first:
+            assert (await look(data_dir / "first")).parts[0].state == "external"
 
 
 async def test_copied_folder_never_commands_the_original(data_dir: Path) -> None:

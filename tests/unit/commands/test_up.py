@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cli.main import app
+from cli.stack.figures import Figures
 from cli.stack.probe import StandingAlarm
 from cli.stack.status import Part, Restarted, StackStatus
 from cli.up import COLORS, moved, show
@@ -73,3 +74,61 @@ def test_restarts_are_shown_with_their_times(capsys: pytest.CaptureFixture[str])
     show(StackStatus(Path("/there"), (steady, replace(steady, restarts=restarted))), as_json=False)
     told = " ".join(capsys.readouterr().out.split())
     assert "3 times since 2026-01-02T03:04:05Z, last at 2026-01-02T04:04:05Z" in told
+
+
+FIGURES = Figures(
+    memory_bytes={"postgres": 90_000_000, "decision": 130_000_000},
+    disk_bytes={"postgres": 250_000_000, "logs": 0},
+    decision_log_bytes=1_500_000,
+    decisions_count=100,
+    growth_bytes_per_minute=133_000.0,
+    since="2026-01-02T03:04:05Z",
+)
+
+
+def test_what_a_stack_takes_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """Memory and disk with what they are made of, a decision, growth with since when; in bytes for programs."""
+    found = StackStatus(Path("/there"), (Part("decision", "up", "127.0.0.1:7070", pid=1),))
+    show(found, as_json=False, figures=FIGURES)
+    told = capsys.readouterr().out
+    assert "memory: 220.0 MB (postgres 90.0 MB, decision 130.0 MB)" in told
+    assert "disk: 250.0 MB (postgres 250.0 MB)" in told
+    assert "a decision takes 15.0 kB of decision's log, which holds 100" in told
+    assert "growth: 133.0 kB a minute on disk since 2026-01-02T03:04:05Z" in told
+    show(found, as_json=True, figures=FIGURES)
+    figures = json.loads(capsys.readouterr().out)["figures"]
+    assert (figures["decision_bytes"], figures["growth_bytes_per_minute"]) == (15_000.0, 133_000.0)
+    assert figures["memory_bytes"] == FIGURES.memory_bytes
+
+
+def test_what_is_not_known_is_not_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """Before the first decision and at the first look there is neither a size of one nor a growth."""
+    figures = replace(FIGURES, decisions_count=0, growth_bytes_per_minute=None)
+    show(StackStatus(Path("/there"), ()), as_json=False, figures=figures)
+    told = capsys.readouterr().out
+    assert "a decision" not in told
+    assert "growth" not in told
+
+
+def test_summary_says_that_something_is_wrong_though_all_of_it_answers(capsys: pytest.CaptureFixture[str]) -> None:
+    """Who reads one line learns that there are more to read; a program reads the stack's alarms beside the parts."""
+    alarm = StandingAlarm("disk_full", "No room [is] left.", "Make room.", "")
+    parts = (Part("decision", "up", "127.0.0.1:7070", pid=1, alarms=(replace(alarm, name="other"),)),)
+    found = StackStatus(Path("/there"), parts, alarms=(alarm,))
+    show(found, as_json=False)
+    told = capsys.readouterr().out
+    assert "up, and 2 alarms (below): /there" in told
+    assert "stack: disk_full: No room [is] left. Make room." in told
+    show(found, as_json=True)
+    object_ = json.loads(capsys.readouterr().out)
+    assert object_["summary"] == "up"
+    assert [one["name"] for one in object_["alarms"]] == ["disk_full"]
+
+
+def test_path_of_postgres_outside_of_the_folder_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """Who copies or moves the folder must know that the record is somewhere else."""
+    found = StackStatus(Path("/root/.comity"), (), postgres_dir=Path("/var/lib/comity/1/postgres"))
+    show(found, as_json=False)
+    assert "the files of Postgres are in /var/lib/comity/1/postgres" in capsys.readouterr().out
+    show(found, as_json=True)
+    assert json.loads(capsys.readouterr().out)["postgres_dir"] == "/var/lib/comity/1/postgres"
