@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from cli.connections import Services
 from cli.main import app
-from cli.stack import Stack
+from cli.stack import SERVICES, Stack
 from tests.e2e.conftest import DEAD_PROXY
 from tests.e2e.people import CALL_S, DEFAULTS, SHOP
 from tests.unit.decision.onnx_models import linear
@@ -38,6 +38,19 @@ def test_the_models_are_listed(comity: Any) -> None:
     code, told = comity("models")
     assert code == 0
     assert all(model["retrain_before"] is None or model["erased_subjects_count"] for model in told["models"])
+
+
+def test_status_tells_what_the_stack_takes(stack: Stack, comity: Any) -> None:
+    """Memory of every process, disk of every store, and of one decision in the log, which is counted as it is."""
+    who = f"--identity=user_id:{uuid.uuid4().hex}"
+    assert comity("decide", "home_hero", who, "--deadline-ms=5000")[0] == 0
+    result = CliRunner().invoke(app, ["status", "--json", f"--data-dir={stack.data_dir.path}"])
+    figures = json.loads(result.stdout)["figures"]
+    assert figures["memory_bytes"].keys() == {"postgres", "nats", "valkey", *SERVICES}
+    assert min(figures["memory_bytes"].values()) > 1_000_000
+    assert figures["disk_bytes"]["postgres"] > 10_000_000
+    assert figures["decisions_count"] >= 1
+    assert figures["decision_bytes"] == figures["decision_log_bytes"] / figures["decisions_count"]
 
 
 def test_a_decision_from_the_shell_and_why(comity: Any) -> None:
