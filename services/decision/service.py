@@ -44,11 +44,12 @@ class DecisionService(pb_grpc.DecisionServiceServicer):
 
     async def Decide(self, request: pb.DecideRequest, context: Context) -> pb.DecideResponse:  # noqa: N802
         """Decide for each placement."""
-        return answers_to_pb(await self._decide(decide_from_pb(request)))
+        return answers_to_pb(await self._decide(decide_from_pb(request), context.peer()))
 
     async def Preview(self, request: pb.PreviewRequest, context: Context) -> pb.PreviewResponse:  # noqa: N802
         """Say what Decide would answer."""
-        return pb.PreviewResponse(answer=answers_to_pb(await self._decide.preview(decide_from_pb(request.request))))
+        shown = await self._decide.preview(decide_from_pb(request.request), context.peer())
+        return pb.PreviewResponse(answer=answers_to_pb(shown))
 
     async def RecordDecisions(  # noqa: N802
         self, request: pb.RecordDecisionsRequest, context: Context

@@ -1,8 +1,11 @@
 """The mistakes of a program that the client raises; outages it never raises."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 import grpc
+from google.protobuf import any_pb2
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 _DETAILS_KEY = "grpc-status-details-bin"
@@ -83,17 +86,32 @@ class InvalidRequestError(ValueError):
         self.problems = problems
 
 
+def retry_delay_s(error: grpc.aio.AioRpcError) -> float | None:
+    """How long the server asks to wait before the call is made again; None where it does not say."""
+    for detail in _details(error):
+        retry = error_details_pb2.RetryInfo()
+        if detail.Unpack(retry):
+            return float(retry.retry_delay.ToNanoseconds() / 1e9)
+    return None
+
+
+def _details(error: grpc.aio.AioRpcError) -> list[any_pb2.Any]:
+    """What the status says beside its text; whoever answers may be anybody."""
+    for key, value in error.trailing_metadata() or ():
+        if key == _DETAILS_KEY and isinstance(value, bytes):
+            with suppress(DecodeError):
+                return list(status_pb2.Status.FromString(value).details)
+    return []
+
+
 def invalid_request(error: grpc.aio.AioRpcError) -> InvalidRequestError:
     """The refusal with what its status details say."""
     reason = ""
     problems: tuple[FieldProblem, ...] = ()
-    for key, value in error.trailing_metadata() or ():
-        if key != _DETAILS_KEY or not isinstance(value, bytes):
-            continue
-        for detail in status_pb2.Status.FromString(value).details:
-            info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
-            if detail.Unpack(info):
-                reason = info.reason
-            elif detail.Unpack(bad):
-                problems = tuple(FieldProblem(v.field, v.description) for v in bad.field_violations)
+    for detail in _details(error):
+        info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+        if detail.Unpack(info):
+            reason = info.reason
+        elif detail.Unpack(bad):
+            problems = tuple(FieldProblem(v.field, v.description) for v in bad.field_violations)
     return InvalidRequestError(error.details() or "the request is not valid", reason=reason, problems=problems)

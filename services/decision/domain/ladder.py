@@ -158,6 +158,15 @@ def choose(plan: Plan, facts: Facts, inputs: Inputs, seed: bytes) -> Choice:
     return _default(plan, inputs, rung)
 
 
+def overloaded(plan: Plan, inputs: Inputs) -> Choice:
+    """What is answered where there is too much to do to ask about the person: what needs nothing about them."""
+    if plan.placement.disabled:
+        return _default(plan, inputs, Rung(Kind.DEFAULT, Reason.DISABLED, FallbackReason.POLICY_DISABLED))
+    if inputs.popularity is not None and len(inputs.popularity):
+        return _popular(inputs, Rung(Kind.POPULAR, Reason.POPULAR, FallbackReason.OVERLOADED))
+    return _default(plan, inputs, Rung(Kind.DEFAULT, Reason.DEFAULT, FallbackReason.OVERLOADED))
+
+
 def _default(plan: Plan, inputs: Inputs, rung: Rung) -> Choice:
     """The declared default without what is excluded, cut to the slate size that was asked for.
 

@@ -1,7 +1,7 @@
 """Decide: a slate or the declared fallback for each placement; never nothing, never late, never against consent."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -14,6 +14,7 @@ from services.chassis.errors import Kind, ServiceError, invalid
 from services.chassis.events import LogPosition
 from services.chassis.gather import Load
 from services.chassis.ids import uuid7
+from services.decision.domain.admission import Admission, Allowance
 from services.decision.domain.attempts import Logged, is_answerable, made_final
 from services.decision.domain.ladder import Choice, choose, rung_of
 from services.decision.domain.layers import still_covers
@@ -23,12 +24,15 @@ from services.decision.domain.request import Answer, Answers, Ask, DecideRequest
 from services.decision.domain.serving import Serving
 from services.decision.domain.vocabulary import FallbackReason, Level, Reason, StageOutcome
 from services.decision.handlers.corrections import Corrections
-from services.decision.handlers.draft import Call, Draft, Drafting, Keys
+from services.decision.handlers.draft import Call, Draft, Drafting, Keys, choose_overloaded, versions_of
 from services.decision.handlers.falling_back import FallingBack
 from services.decision.handlers.people import People
 from services.decision.handlers.ports import DecisionLog
-from services.decision.handlers.stages import RECORDED_BY, Budget, Ended, within
+from services.decision.handlers.stages import RECORDED_BY, USUAL_S, Budget, Ended, within
 from services.decision.metrics import DECISIONS
+
+# Of a request, within a budget: the decisions as drafted, and their answers.
+Work = Callable[[DecideRequest, Budget], Awaitable[tuple[list[Draft], list[Answer]]]]
 
 _ENDED_WELL: Ended[Any] = Ended(StageOutcome.OK)
 
@@ -64,38 +68,95 @@ class Decide:
         self._clock = clock
         self._budget_s_max = budget_s_max
         self._falling_back = FallingBack()
+        self._admission = Admission()
+        self._allowance = Allowance()
 
-    async def __call__(self, request: DecideRequest) -> Answers:
+    async def __call__(self, request: DecideRequest, caller: str = "") -> Answers:
         """The answers, within the budget.
+
+        Args:
+            caller: whom the call is for, of those that what can be done at once is shared among.
 
         Raises:
             ServiceError: INVALID for what only the caller can mend; ALREADY_EXISTS (REQUEST_ID_REUSED);
-                FAILED_PRECONDITION (SITE_NOT_APPLIED).
+                FAILED_PRECONDITION (SITE_NOT_APPLIED); EXHAUSTED (OVERLOADED) where there is too much to do even for
+                answers that are.
         """
-        with self._load.active():
-            call, drafts = await self._draft(request, recorded=True)
-            if len(drafts) == 1:
-                answers = [await self._conclude(drafts[0], call)]
-            else:
-                answers = list(await asyncio.gather(*(self._conclude(draft, call) for draft in drafts)))
-            _tell(answers, self._falling_back)
-            return _answers(answers, call.budget)
+        return await self._admit(request, caller, self._decide)
 
-    async def preview(self, request: DecideRequest) -> Answers:
+    async def preview(self, request: DecideRequest, caller: str = "") -> Answers:
         """What would be answered now; nothing is recorded, counted or minted, and the answers prove nothing.
 
         Raises:
             ServiceError: as of a call, but REQUEST_ID_REUSED.
         """
-        with self._load.active():
-            call, drafts = await self._draft(request, recorded=False)
-            shown = [(draft.record, self._answer(draft.record, draft.record.choice, in_log=False)) for draft in drafts]
-            answers = [replace(answer, decision_id="", layer=record.layer) for record, answer in shown]
-            return _answers(answers, call.budget)
+        return await self._admit(request, caller, self._show)
 
-    async def _draft(self, request: DecideRequest, *, recorded: bool) -> tuple[Call, list[Draft]]:
-        """The decisions as they are before they are recorded, if they will be."""
+    async def _admit(self, request: DecideRequest, caller: str, work: Work) -> Answers:
+        """What *work* answers, or the cheapest answer where it would not be ready in time."""
         budget = Budget.begin(self._budget_s_max)
+        seat = self._admission.admit(caller, budget.seconds)
+        if seat is None:
+            return self._overloaded(request, budget)
+        took_s = None
+        try:
+            with self._load.active():
+                drafts, answers = await work(request, budget)
+            took_s = _took_s(drafts, budget)
+        finally:
+            self._admission.leave(seat, took_s)
+        return _answers(answers, budget)
+
+    async def _decide(self, request: DecideRequest, budget: Budget) -> tuple[list[Draft], list[Answer]]:
+        call, drafts = await self._draft(request, budget, recorded=True)
+        if len(drafts) == 1:
+            answers = [await self._conclude(drafts[0], call)]
+        else:
+            answers = list(await asyncio.gather(*(self._conclude(draft, call) for draft in drafts)))
+        _tell(answers, self._falling_back)
+        return drafts, answers
+
+    async def _show(self, request: DecideRequest, budget: Budget) -> tuple[list[Draft], list[Answer]]:
+        _, drafts = await self._draft(request, budget, recorded=False)
+        shown = [(draft.record, self._answer(draft.record, draft.record.choice, in_log=False)) for draft in drafts]
+        return drafts, [replace(answer, decision_id="", layer=record.layer) for record, answer in shown]
+
+    def _overloaded(self, request: DecideRequest, budget: Budget) -> Answers:
+        """The answers where there is too much to do: counted, and not logged, which would be more to do.
+
+        So they have no decision_id: the log will never know one.
+        """
+        wait_s = self._allowance.wait_s(budget.began_s)
+        if wait_s:
+            message = "decision has more to do than it can, and answered others; show your default, and ask less often"
+            raise ServiceError(Kind.EXHAUSTED, "OVERLOADED", message, retry_after_s=wait_s)
+        try:
+            serving = self._serving()
+            site, plans = admit(serving, request)
+            answers: list[Answer] = []
+            shown: set[str] = set()
+            for ask, plan in zip(request.asks, plans, strict=True):
+                choice = choose_overloaded(serving, request, ask, plan, shown)
+                shown.update(choice.slate.item_ids)
+                answers.append(
+                    Answer(
+                        placement_id=ask.placement_id,
+                        decision_id="",
+                        choice=choice,
+                        versions=versions_of(serving, site, plan, None, "", request.template_version),
+                        holdout=False,
+                        holdout_bucket=0,
+                        exposure_token=b"",
+                        learnable=False,
+                    )
+                )
+        finally:
+            self._allowance.spend(budget.spent_s())
+        _tell(answers, self._falling_back)
+        return _answers(answers, budget)
+
+    async def _draft(self, request: DecideRequest, budget: Budget, *, recorded: bool) -> tuple[Call, list[Draft]]:
+        """The decisions as they are before they are recorded, if they will be."""
         serving = self._serving()
         site, plans = admit(serving, request)
         now = self._clock.now()
@@ -116,6 +177,9 @@ class Decide:
         drafts: list[Draft] = []
         shown: set[str] = set()
         for ask, plan in zip(call.request.asks, plans, strict=True):
+            if drafts:
+                # A page of many placements makes nobody wait for all of it.
+                await asyncio.sleep(0)
             with tracing.span("decision.choose") as span:
                 draft = await self._drafting.draft(call, ask, plan, shown)
                 if span.is_recording():
@@ -229,6 +293,20 @@ class Decide:
             # What is answered instead of what the log holds used nothing of the person.
             layer=record.layer if in_log else Level.UNSPECIFIED,
         )
+
+
+def _took_s(drafts: Sequence[Draft], budget: Budget) -> float | None:
+    """How long the call took, at least all its time where a stage was given up; None where none could be ready."""
+    took_s, stages = budget.spent_s(), drafts[0].record.inputs
+    was_late = took_s >= RECORDED_BY * budget.seconds or StageOutcome.LATE in (
+        stages.identity,
+        stages.consent,
+        stages.features,
+        *(draft.record.inputs.ranker for draft in drafts),
+    )
+    if not was_late:
+        return took_s
+    return max(took_s, budget.seconds) if budget.seconds > USUAL_S else None
 
 
 def _answers(answers: Sequence[Answer], budget: Budget) -> Answers:

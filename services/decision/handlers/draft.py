@@ -5,18 +5,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+import numpy as np
+
 from services.chassis.ids import content_hash
 from services.decision.domain.candidates import Offer, left_out, offer_of, screen
 from services.decision.domain.catalog import PlacementView
 from services.decision.domain.exploration import seed_of
 from services.decision.domain.ladder import (
     Candidates,
+    Choice,
     Facts,
     Inputs,
     Kind,
     audience_of,
     choose,
     is_holdout,
+    overloaded,
     rung_of,
     score_by_column,
 )
@@ -24,6 +28,7 @@ from services.decision.domain.layers import layer_of
 from services.decision.domain.plan import CompiledSite, Plan
 from services.decision.domain.record import DecisionRecord, Evidence, Versions, of_nobody
 from services.decision.domain.request import Ask, Consent, DecideRequest, Person
+from services.decision.domain.rules import Scope
 from services.decision.domain.serving import Serving
 from services.decision.domain.site import Context
 from services.decision.domain.vocabulary import Level, Origin, StageOutcome
@@ -34,6 +39,7 @@ from services.decision.handlers.stages import SCORED_BY, Budget, is_too_short
 # In the place of a signal's name: there were some, and consent did not answer.
 UNREAD = "unread"
 _NOBODY = Person("", "", Level.UNSPECIFIED, 0, ())
+_NO_CANDIDATES = Candidates((), (), np.zeros(0, np.uint8))
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +207,29 @@ class Drafting:
             layer=used_layer(plan, facts.level, facts.allowed, computed.inputs),
             refused_by_signal=_refused_by_signal(call),
         )
+
+
+def choose_overloaded(serving: Serving, request: DecideRequest, ask: Ask, plan: Plan, shown: set[str]) -> Choice:
+    """The answer where the person is not asked about; it keeps to every exclusion. Nothing of it is recorded.
+
+    Popular only where that is allowed without consent, and costs no rule an evaluation for each candidate.
+    """
+    context = {key: request.context[key] for key in plan.context_keys if key in request.context}
+    view, excluded = serving.views[ask.placement_id], ask.excluded_item_ids
+    default, rule = serving.defaults[ask.placement_id], plan.eligibility
+    inputs = Inputs(
+        candidates=_NO_CANDIDATES,
+        slate_size=ask.slate_size or plan.placement.slate_size,
+        default_left_out=left_out(plan, view, default, context, excluded=excluded, shown=shown),
+    )
+    is_cheap = rule is None or rule.scope is not Scope.BOTH
+    if plan.placement.popular_without_consent and is_cheap and serving.rows is not None:
+        offer = offer_of(view, ask.candidate_ids) if ask.candidate_ids else serving.offers[ask.placement_id]
+        exclusions = screen(plan, view, offer, context, excluded=excluded, shown=shown)
+        candidates = Candidates(offer.item_ids, offer.variant_ids, exclusions)
+        popularity = serving.rows.values(offer.rows[candidates.eligible], plan.popular_offset)
+        inputs = replace(inputs, candidates=candidates, popularity=popularity)
+    return overloaded(plan, inputs)
 
 
 def _offer(call: Call, ask: Ask, view: PlacementView) -> Offer:

@@ -18,6 +18,7 @@ OUTAGES = frozenset(
         FallbackReason.IDENTITY_UNAVAILABLE,
         FallbackReason.FEATURES_UNAVAILABLE,
         FallbackReason.LOG_UNAVAILABLE,
+        FallbackReason.OVERLOADED,
     }
 )
 

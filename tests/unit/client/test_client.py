@@ -18,6 +18,8 @@ from google.protobuf import any_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+from services.chassis.errors import Kind, ServiceError
+from services.chassis.status import to_status
 from tests.virtual_time import in_virtual_time
 
 DEFAULTS = {"home_hero": [Entry("spring-sale"), Entry("tote")]}
@@ -290,6 +292,46 @@ async def test_only_unavailable_is_tried_again_and_never_for_ever(code: grpc.Sta
         hero = (await comity.decide(identities=ALICE, placements=["home_hero"]))["home_hero"]
     assert (hero.source, hero.fallback_reason) == ("client_default", why)
     assert len(servicer.requests) == tries
+
+
+@pytest.mark.parametrize(("wait_s", "tries"), [(0.05, 2), (60.0, 1)])
+async def test_server_that_takes_no_more_says_when_it_will(wait_s: float, tries: int) -> None:
+    """The call is made again then, where its deadline allows; else the default comes at once, with its cause."""
+
+    async def at_first(request: Any, context: Any) -> decision_pb.DecideResponse:
+        if len(servicer.requests) == 1:
+            busy = ServiceError(Kind.EXHAUSTED, "OVERLOADED", "too much to do", retry_after_s=wait_s)
+            await context.abort_with_status(to_status(busy))
+        return answer("kite")
+
+    servicer = Decisions(at_first)
+    async with served(servicer) as address, ComityClient(address, defaults=DEFAULTS, deadline_s=30) as comity:
+        hero = (await comity.decide(identities=ALICE, placements=["home_hero"]))["home_hero"]
+    assert len(servicer.requests) == tries
+    assert len({request.request_id for request in servicer.requests}) == 1
+    if tries == 1:
+        assert (hero.source, hero.fallback_reason) == ("client_default", "CLIENT_OVERLOADED")
+        assert "too much to do" in hero.cause
+    else:
+        assert hero.source == "slate"
+
+
+async def test_overloaded_answer_is_an_answer() -> None:
+    """The site's default with its reason; nothing of it can be tracked, and it is not asked for again."""
+
+    async def shedding(request: Any, context: Any) -> decision_pb.DecideResponse:
+        shed = answer("tote").decisions[0]
+        shed.fallback.CopyFrom(shed.slate)
+        shed.reason, shed.fallback_reason = events_pb.REASON_DEFAULT, events_pb.FALLBACK_REASON_OVERLOADED
+        shed.decision_id, shed.exposure_token, shed.learnable = "", b"", False
+        return decision_pb.DecideResponse(decisions=[shed])
+
+    servicer = Decisions(shedding)
+    async with served(servicer) as address, ComityClient(address, defaults=DEFAULTS, deadline_s=30) as comity:
+        hero = (await comity.decide(identities=ALICE, placements=["home_hero"]))["home_hero"]
+    assert (hero.source, hero.reason, hero.fallback_reason) == ("fallback", "DEFAULT", "OVERLOADED")
+    assert ([entry.item_id for entry in hero.entries], len(servicer.requests)) == (["tote"], 1)
+    assert (hero.decision_id, hero.exposure_token, hero.learnable) == ("", b"", False)
 
 
 async def refuse(request: Any, context: Any) -> decision_pb.DecideResponse:

@@ -214,6 +214,7 @@ class PlacementDecision(_message.Message):
     LAYER_FIELD_NUMBER: _builtins.int
     placement_id: _builtins.str
     decision_id: _builtins.str
+    """Empty where there is nothing to name: of Preview, and of an OVERLOADED answer, which the log never knows."""
     reason: _decision_events_pb2.Reason.ValueType
     fallback_reason: _decision_events_pb2.FallbackReason.ValueType
     exposure_token: _builtins.bytes

@@ -72,7 +72,9 @@ class DecisionServiceServicer:
     """
 
     def Decide(self, request, context):
-        """A slate or the declared fallback for each placement: never nothing, never late, never against consent.
+        """A slate or the declared fallback for each placement: never nothing, never late, never against consent. Where there is
+        too much to do: at once what needs nothing about the person (FALLBACK_REASON_OVERLOADED, not recorded), and of what is
+        too much even for that RESOURCE_EXHAUSTED with RetryInfo.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -17,7 +17,10 @@ class DecisionServiceStub:
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Decide: _aio.UnaryUnaryMultiCallable[_decision_service_pb2.DecideRequest, _decision_service_pb2.DecideResponse]
-    """A slate or the declared fallback for each placement: never nothing, never late, never against consent."""
+    """A slate or the declared fallback for each placement: never nothing, never late, never against consent. Where there is
+    too much to do: at once what needs nothing about the person (FALLBACK_REASON_OVERLOADED, not recorded), and of what is
+    too much even for that RESOURCE_EXHAUSTED with RetryInfo.
+    """
     Preview: _aio.UnaryUnaryMultiCallable[_decision_service_pb2.PreviewRequest, _decision_service_pb2.PreviewResponse]
     """What Decide would answer now. Nothing is recorded: no decision, no exposure, no data key; a replica of the release
     before refuses it.
@@ -41,7 +44,10 @@ class DecisionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _decision_service_pb2.DecideRequest,
         context: _aio.ServicerContext[_decision_service_pb2.DecideRequest, _abc.Awaitable[_decision_service_pb2.DecideResponse]],
     ) -> _abc.Awaitable[_decision_service_pb2.DecideResponse]:
-        """A slate or the declared fallback for each placement: never nothing, never late, never against consent."""
+        """A slate or the declared fallback for each placement: never nothing, never late, never against consent. Where there is
+        too much to do: at once what needs nothing about the person (FALLBACK_REASON_OVERLOADED, not recorded), and of what is
+        too much even for that RESOURCE_EXHAUSTED with RetryInfo.
+        """
 
     @_abc_1.abstractmethod
     def Preview(
