@@ -3,11 +3,14 @@
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from cli.main import app
 from cli.privacy.receipts import as_document, verify
 from services.chassis.errors import ServiceError
 from services.consent.domain.receipts import StepTaken, erasure_receipt
@@ -79,3 +82,24 @@ def test_another_key_is_noticed_where_the_right_one_is_given() -> None:
 def test_what_is_no_receipt_is_refused(text: str) -> None:
     """With a typed error, whatever it is."""
     assert refusal(text) == "RECEIPT_UNREADABLE"
+
+
+@pytest.mark.parametrize("command", ["consent", "privacy"])
+def test_only_the_sites_key_makes_a_receipt_genuine(command: str, tmp_path: Path) -> None:
+    """Anybody can sign: without the key that the site publishes it is told whose signature it is, and no more."""
+    file, written = tmp_path / "receipt.json", document(b"f" * 32)
+    file.write_text(json.dumps(written))
+
+    def verified(*options: str) -> tuple[int, str, object]:
+        asked = [command, "receipt", "--verify", str(file), *options]
+        told, as_json = (CliRunner().invoke(app, [*asked, *more]) for more in ((), ("--json",)))
+        assert told.exit_code == as_json.exit_code
+        genuine = json.loads(as_json.stdout)["genuine"] if not as_json.exit_code else False
+        return told.exit_code, " ".join(told.stdout.split()), genuine
+
+    code, words, genuine = verified()
+    assert (code, genuine) == (0, None)
+    assert words.startswith(f"signed by {written['key_id']}, not checked")
+    code, words, genuine = verified("--public-key", written["public_key"])
+    assert (code, genuine, words.partition(":")[0]) == (0, True, "genuine")
+    assert verified("--public-key", document()["public_key"]) == (1, "", False)

@@ -5,11 +5,16 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
 from services.chassis.errors import ServiceError
 from services.chassis.events import ORIGIN
 from services.feedback.domain.behavior import Claim, Identity, Person, Signals, Status, Verdict
 from tests.unit.feedback.world import NOW, World, decided, event, member, person
+
+
+def put_right(what: str) -> float:
+    return REGISTRY.get_sample_value("comity_events_put_right_total", {"what": what}) or 0.0
 
 
 def statuses(verdicts: tuple[Verdict, ...]) -> list[Status]:
@@ -149,11 +154,13 @@ async def test_event_answers_what_was_seen_before_a_login_that_may_not_be_linked
     world.decisions.arrive(decided("d1", who="visitor"))
     world.tokens.claims[b"token"] = Claim("d1", "home", member("visitor"))
     both = Person((Identity("user_id", "ann"), Identity("anonymous_id", "visitor")))
+    before = put_right("proof_of_another")
     sent = event("1", "purchase", item_ids=("2",), exposure_token=b"token", properties={"amount": 49.0})
     tracked = await world.track([replace(sent, person=both), event("2")])
     await world.settle()
     assert statuses(tracked.verdicts) == [Status.ACCEPTED, Status.ACCEPTED]
     assert [entry.member_id for _, entry in world.log.behaviors] == [member("visitor"), member("ann")]
+    assert put_right("proof_of_another") == before + 1
     assert [(one.member_id, one.decision_id, one.reward) for one in world.log.outcomes] == [
         (member("visitor"), "d1", 49.0)
     ]
@@ -182,7 +189,9 @@ async def test_event_before_the_decision_that_it_proves_happened_with_it(early: 
     shown = decided("d1")
     world.decisions.arrive(shown)
     world.tokens.claims[b"token"] = Claim("d1", "home", member("ann"), shown.decided_at)
+    before = put_right("before_its_decision")
     await world.track([event("1", exposure_token=b"token", occurred_at=shown.decided_at - early)])
+    assert put_right("before_its_decision") == before + 1
     await world.settle()
     assert world.log.behaviors[0][1].occurred_at == shown.decided_at
     assert [one.decision_id for one in world.log.outcomes] == ["d1"]
@@ -207,11 +216,12 @@ async def test_times_are_put_right_by_how_far_the_senders_clock_is_off() -> None
 @pytest.mark.parametrize(
     "other",
     [
-        {"kind": "purchase"},
+        {"kind": "click", "properties": {}},
         {"item_ids": ("2",)},
         {"item_ids": ("1", "1")},
         {"decision_id": "d1"},
-        {"properties": {"amount": 50.0}, "kind": "purchase"},
+        {"properties": {"amount": 50.0}},
+        {"properties": {}},
     ],
 )
 @pytest.mark.parametrize("in_one_call", [True, False])
@@ -220,8 +230,8 @@ async def test_event_id_that_comes_again_with_other_content_is_refused(
 ) -> None:
     """The event that came first is kept, and the other one is not taken for it."""
     world = World()
-    first = event("1")
-    second = event("1", **({"item_ids": ("1",)} | other))
+    said: dict[str, Any] = {"kind": "purchase", "item_ids": ("1",), "properties": {"amount": 49.0}}
+    first, second = event("1", **said), event("1", **{**said, **other})
     if in_one_call:
         verdicts = (await world.track([first, second])).verdicts
     else:
