@@ -23,6 +23,8 @@ ID_CHARACTERS_MAX = 64
 # In no alphabet that a consent string, an id of the catalog or the name of a place is written in.
 UNFIT = "\N{REPLACEMENT CHARACTER}"
 
+# No id may hold these, as the services have it: control characters, line breaks and what turns the writing around.
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _DECLARED_NAME = re.compile(r"[a-z][a-z0-9_.]{0,63}")
 
 Fact = str | float | bool
@@ -37,6 +39,10 @@ def is_writable(text: str) -> bool:
     return True
 
 
+def _is_sendable_id(text: str) -> bool:
+    return len(text) <= ID_CHARACTERS_MAX and not _UNPRINTABLE.search(text) and is_writable(text)
+
+
 def id_of(field: str, value: object) -> str:
     """An id of the caller's as it is where it can be sent, else its digest: the same id stays the same.
 
@@ -44,7 +50,7 @@ def id_of(field: str, value: object) -> str:
         FieldError: it is no text.
     """
     text = text_of(field, value)
-    if len(text) <= ID_CHARACTERS_MAX and "\0" not in text and is_writable(text):
+    if _is_sendable_id(text):
         return text
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -170,8 +176,7 @@ def item_ids_of(field: str, values: Iterable[object]) -> list[str]:
     Raises:
         FieldError: one is no text.
     """
-    texts = texts_of(field, values)
-    return [one for one in texts if len(one) <= ID_CHARACTERS_MAX and "\0" not in one and is_writable(one)]
+    return [one for one in texts_of(field, values) if _is_sendable_id(one)]
 
 
 def candidates_of(field: str, values: Iterable[object]) -> list[str]:

@@ -1,13 +1,15 @@
 """What comes in from visitors and programs: a bad value costs at most itself, in every field of every call."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from comity.decision.v1 import decision_service_pb2 as decision_pb
 from comity.feedback.v1 import feedback_service_pb2 as feedback_pb
 from comity_client import ComityClient, ConsentSignals, Happening, InvalidRequestError
-from comity_client.incoming import entry
+from comity_client.incoming import FACT_CHARACTERS_MAX, IDENTITY_CHARACTERS_MAX, SIGNAL_CHARACTERS_MAX, entry
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -42,6 +44,13 @@ class Takes(Feedback):
         )
 
 
+def visitors_texts(request: decision_pb.DecideRequest) -> Iterator[tuple[str, int]]:
+    """What a visitor may have sent, and the longest that a service of a release before takes: it refuses the others."""
+    yield from ((identity.value, IDENTITY_CHARACTERS_MAX) for identity in request.identities)
+    yield from ((fact.string_value, FACT_CHARACTERS_MAX) for fact in request.context.values())
+    yield from ((getattr(request.consent_signals, name), SIGNAL_CHARACTERS_MAX) for name in SIGNALS)
+
+
 @pytest.mark.parametrize("value", FROM_BROWSERS, ids=lambda value: ascii(value)[:12])
 @pytest.mark.parametrize("field", FIELDS_OF_DECIDE)
 async def test_no_value_of_a_browser_raises_in_a_page(field: str, value: str) -> None:
@@ -53,6 +62,9 @@ async def test_no_value_of_a_browser_raises_in_a_page(field: str, value: str) ->
     assert hero.entries
     for request in decisions.requests:
         assert problems_of(request) == ()
+        for text, characters_max in visitors_texts(request):
+            assert len(text) <= characters_max
+            assert "\0" not in text
     if value == SURROGATE and field.startswith("identity"):
         assert hero.fallback_reason == "CLIENT_REFUSED"
     else:
