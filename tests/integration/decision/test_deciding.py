@@ -15,6 +15,7 @@ from services.chassis import alarms
 from services.chassis.access import PERSONAL_DATA_ACCESSED
 from services.chassis.alarms import Alarm
 from services.chassis.errors import ServiceError
+from services.chassis.eventstore import PostgresEventStore
 from services.chassis.status import from_call_error
 from tests.integration.decision.conftest import BUDGET_MS, TIMEOUT_S, Deciding, Start, ask, items, member, past, site
 from tests.waiting import eventually
@@ -110,6 +111,19 @@ async def test_no_profile_is_used_where_revoke_waits_for_shorter_than_a_decide(d
     deciding.around.waits_ms = BUDGET_MS
     assert (await deciding.decide()).reason in (Reason.REASON_RANKED, Reason.REASON_EXPLORED)
     assert Alarm.REVOKE_WAITS_TOO_SHORT not in alarms.standing()
+
+
+async def test_the_record_path_is_warm_before_a_replica_serves(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first Decide has milliseconds, and would else open the log's connections."""
+    warm, warmed = PostgresEventStore.warm, list[PostgresEventStore]()
+
+    async def noted(store: PostgresEventStore) -> None:
+        await warm(store)
+        warmed.append(store)
+
+    monkeypatch.setattr(PostgresEventStore, "warm", noted)
+    await start()
+    assert len(warmed) == 1
 
 
 async def test_a_revoke_that_waits_too_short_is_noticed_before_anybody_decides(
