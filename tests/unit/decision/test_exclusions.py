@@ -129,9 +129,11 @@ class Shop:
         return record
 
 
-def test_the_sweep_knows_every_exclusion() -> None:
-    """A new one is tried on every rung; of an item that is unknown see below."""
+def test_the_sweep_knows_every_exclusion_and_every_rung() -> None:
+    """A new one is tried with all of the others; of an item that is unknown see below."""
     assert {*EXCLUSIONS, Exclusion.UNKNOWN_ITEM, Exclusion.NONE} == set(Exclusion)
+    # UNKNOWN is of slates that another system chose.
+    assert {rung.reason for rung in RUNGS.values()} == set(Reason) - {Reason.UNSPECIFIED, Reason.UNKNOWN}
 
 
 @pytest.mark.parametrize("exclusion", EXCLUSIONS, ids=lambda one: one.name)

@@ -1,6 +1,6 @@
 """Every rung of the ladder answers for its own reason, says which, and is learned from only where that is right."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -133,6 +133,11 @@ CAUSES = {
     "ranker": FallbackReason.MODEL_UNAVAILABLE,
     "log": FallbackReason.LOG_UNAVAILABLE,
 }
+
+
+def test_the_sweep_knows_every_stage() -> None:
+    """A new one says its own cause, too."""
+    assert CAUSES.keys() == {field.name for field in fields(Inputs) if field.type is StageOutcome}
 
 
 @pytest.mark.parametrize("too_short", [False, True])
