@@ -84,6 +84,7 @@ async def _stay(stack: Stack, tell_up: Callable[[], Awaitable[None]]) -> None:
     from cli.stack.watch import Watch
 
     setup_logs("supervisor", "info")
+    stack.require_unsupervised()  # or what is outdated would be started again, and then this is refused
     await stack.start()
     stack.watch_here()
     try:

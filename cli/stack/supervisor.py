@@ -207,13 +207,23 @@ class Stack:
         """
         with self.data_dir.exclusive():
             self._parts.load()
-            if (pid := self._watching_pid()) is not None:
-                raise ServiceError(
-                    Kind.FAILED_PRECONDITION,
-                    "SUPERVISED_ALREADY",
-                    f"process {pid} supervises {self.data_dir.path}; `comity down` ends it and the stack",
-                )
+            self.require_unsupervised()
             self._parts.record(SUPERVISOR, _this_process(), foreground=True)
+
+    def require_unsupervised(self) -> None:
+        """Returns when no supervisor runs.
+
+        Raises:
+            ServiceError: FAILED_PRECONDITION (SUPERVISED_ALREADY).
+        """
+        state = self.data_dir.read()
+        process = Process(SUPERVISOR, record=state.processes.get(SUPERVISOR) if state is not None else None)
+        if process.alive():
+            raise ServiceError(
+                Kind.FAILED_PRECONDITION,
+                "SUPERVISED_ALREADY",
+                f"process {process.pid} supervises {self.data_dir.path}; `comity down` ends it and the stack",
+            )
 
     async def _start_watching(self) -> None:
         """Leave a supervisor behind, if there is none that runs as it would be started now.

@@ -76,6 +76,8 @@ def test_up_starts_again_what_is_outdated_and_nothing_else(data_dir: Path) -> No
         changed = {name for name, pid in pids(second).items() if pid != pids(first)[name]}
         assert changed == {"identity", "supervisor"}
         assert "identity was started again: COMITY_IDENTITY_HOLDOUT_SALT is set" in second["notes"]
+        refused = comity("up", "--foreground", "--json", data_dir=data_dir)
+        assert json.loads(refused.stderr)["error"]["reason"] == "SUPERVISED_ALREADY"
         file = data_dir / "started.json"
         started = json.loads(file.read_text())
         started["consent"]["version"] = "0.0.9+old"
