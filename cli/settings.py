@@ -22,6 +22,8 @@ KNOWN = (
     DATA_DIR_VARIABLE,
     JOURNAL_VARIABLE,
     *VARIABLES.values(),
+    # What services are told of NATS is said once for all of them.
+    *(f"COMITY_{name}".upper() for name in ServiceSettings.model_fields if name.startswith("nats_")),
     *(f"COMITY_{name}" for name in COMMON_SETTINGS),
     *(f"{prefix}ADDRESS" for prefix in PREFIXES.values()),
 )
