@@ -31,6 +31,8 @@ CALLS: Mapping[str, tuple[str, ...]] = {
     "decision": ("identity", "consent", "features"),
     "feedback": ("identity", "consent"),
 }
+# Who opens the cache.
+CACHED = ("features",)
 # What a Decide may take in a stack, unless somebody says otherwise: five services, three servers and whoever asks share
 # the cores of one machine, where decision's own 50 ms would show how a busy laptop misses it and little else.
 BUDGET_MS = 400
@@ -113,12 +115,12 @@ def environment(service: str, listen: str, around: Surroundings) -> dict[str, st
         "LISTEN": listen,
         "DATABASE_URL": around.databases[service],
         "NATS_URL": around.nats_url,
-        "REDIS_URL": around.redis_url,
         "TRACES_DIR": str(around.traces),
         # There is no balancer here that has to look away before a service stops.
         "DRAIN_S": "0",
     }
     settings |= {f"{peer.upper()}_ADDRESS": where for peer, where in around.addresses.items() if peer in CALLS[service]}
+    settings |= {"REDIS_URL": around.redis_url} if service in CACHED else {}
     settings |= {"JOURNAL_DIR": str(around.journal)} if service == "consent" else {}
     settings |= {key: str(around.secret_files[name]) for key, name in SECRETS.get(service, {}).items()}
     settings |= {name: os.environ[f"COMITY_{name}"] for name in COMMON_SETTINGS if f"COMITY_{name}" in os.environ}

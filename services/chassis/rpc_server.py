@@ -17,9 +17,14 @@ from services.chassis.telemetry import Telemetry
 # The guard refuses what is too large for a method with an error that says so; to be told that, it has to come in.
 # What is beyond even this gRPC refuses by itself, without reading it.
 RECEIVE_BYTES_MAX = 4 * 1024 * 1024
+# Headers of one call, names and values with 32 bytes each. gRPC refuses more by itself (chassis.status says which limit
+# it was); between its own two limits of 8 and 16 KiB it would throw dice.
+METADATA_BYTES_MAX = 16_384
 
 _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", RECEIVE_BYTES_MAX),
+    ("grpc.max_metadata_size", METADATA_BYTES_MAX),
+    ("grpc.absolute_max_metadata_size", METADATA_BYTES_MAX),
     # Clients look the address up again, so that new replicas get their share.
     ("grpc.max_connection_age_ms", 300_000),
     # Calls of an old connection end within this; what takes longer (ReplayEvents) is begun anew from where it was.

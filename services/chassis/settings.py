@@ -28,7 +28,6 @@ class ServiceSettings(BaseSettings):
         reflection: tell callers of `listen` which methods and messages there are, for generic clients such as grpcurl.
         database_url: of the service's own Postgres database.
         nats_url: of JetStream.
-        redis_url: of Redis or Valkey; empty where the service uses none.
         traces_dir: folder for OTLP-JSON lines when there is no otlp_endpoint; empty: no spans are kept.
         otlp_endpoint: host:port that takes OTLP over gRPC.
         trace_ratio: share of calls that are sampled when their caller did not decide.
@@ -51,7 +50,6 @@ class ServiceSettings(BaseSettings):
     reflection: bool = False
     database_url: SecretStr
     nats_url: str
-    redis_url: str = ""
     traces_dir: str = ""
     otlp_endpoint: str = ""
     trace_ratio: float = Field(default=1.0, ge=0.0, le=1.0)

@@ -1,5 +1,6 @@
 """ServiceError ↔ gRPC status with google.rpc details: the one place that knows how errors look on the wire."""
 
+import re
 from typing import TypeVar
 
 import grpc
@@ -18,6 +19,8 @@ MESSAGE_CHARACTERS_MAX = 1024
 PROBLEM_CHARACTERS_MAX = 200
 PROBLEMS_MAX = 20
 
+# How gRPC says which limit headers exceed; it refuses the call before any code of ours sees it.
+_METADATA_LIMIT = re.compile(r"metadata size exceeds \w+ limit \(.* vs\. (\d+)\)")
 _DETAILS_KEY = "grpc-status-details-bin"
 _CODES = {kind: code_pb2.Code.Value(kind.value) for kind in Kind}
 _KINDS = {
@@ -74,6 +77,11 @@ def from_call_error(error: grpc.aio.AioRpcError, name: str = "the call") -> Serv
             problems = tuple(FieldProblem(one.field, one.description) for one in bad.field_violations)
         elif (retry := _unpacked(detail, error_details_pb2.RetryInfo)) is not None:
             retry_after_s = retry.retry_delay.ToMilliseconds() / 1000
+    if not reason and (limit := _METADATA_LIMIT.search(error.details() or "")):
+        problem = f"of {name} is larger than {int(limit[1]):,} bytes, all that is taken: send fewer or shorter headers"
+        return ServiceError(
+            Kind.INVALID, "METADATA_TOO_LARGE", f"metadata: {problem}", problems=(FieldProblem("metadata", problem),)
+        )
     # Without details of ours the text is gRPC's own and may name addresses: the code says enough.
     message = (error.details() or "") if reason else f"{name} failed with {error.code().name}"
     return ServiceError(

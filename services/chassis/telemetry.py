@@ -92,7 +92,10 @@ class Telemetry:
         """What a gRPC server needs to trace the calls that are sampled."""
         if self._provider is None:
             return []
-        return [aio_server_interceptor(self._provider, filter_=self.sampled_call)]  # type: ignore[no-untyped-call]
+        interceptor = aio_server_interceptor(self._provider, filter_=self.sampled_call)  # type: ignore[no-untyped-call]
+        # The guard writes its streams (chassis.rpc_guard): each is one call that is awaited, and ends where it began.
+        interceptor._intercept_aio_server_stream = interceptor._intercept_aio_server_unary
+        return [interceptor]
 
     def sampled_call(self, call: grpc.HandlerCallDetails) -> bool:
         """Whether to trace the call: as its caller decided, else by the dice."""

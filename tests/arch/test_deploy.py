@@ -83,8 +83,8 @@ def test_a_service_gets_the_secrets_it_reads_and_no_others(service: str) -> None
     given = {entry["name"] for entry in container(service)["env"] if entry["name"].endswith("_FILE")}
     assert given == {prefix + name for name in SECRETS.get(service, {})}
     told = {entry["name"] for entry in container(service)["env"] if "secretKeyRef" in entry.get("valueFrom", {})}
-    redis = settings_of(service).model_fields.get("redis_url")
-    reads = ("DATABASE_URL", "NATS_URL", *(["REDIS_URL"] if redis is not None and redis.is_required() else ()))
+    cache = ["REDIS_URL"] if "redis_url" in settings_of(service).model_fields else ()
+    reads = ("DATABASE_URL", "NATS_URL", *cache)
     assert told == {prefix + name for name in reads}
     assert all(entry["name"].startswith(prefix) for entry in container(service)["env"])
 

@@ -21,7 +21,7 @@ from pydantic import SecretStr
 from services.chassis import rpc_client, rpc_guard
 from services.chassis.deadline import deadline_scope, remaining_s
 from services.chassis.errors import FieldProblem, Kind, ServiceError
-from services.chassis.rpc_server import RpcServer
+from services.chassis.rpc_server import METADATA_BYTES_MAX, RpcServer
 from services.chassis.settings import ServiceSettings
 from services.chassis.status import from_call_error
 
@@ -396,6 +396,25 @@ async def test_process_takes_so_many_calls_and_health_beside() -> None:
     assert (await first).policy_version == "v1"
     await channel.close()
     await server.stop()
+
+
+@pytest.mark.parametrize("size", [METADATA_BYTES_MAX, 200_000])
+async def test_headers_that_are_too_large_are_refused_with_the_limit(served: Served, size: int) -> None:
+    """gRPC itself refuses them: what comes back names the limit and the remedy, and is tried no second time."""
+    metadata = (("x-large", "a" * size),)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await served.stub.Evaluate(question(), timeout=5, metadata=metadata)
+    error = from_call_error(caught.value, "consent.Evaluate")
+    assert (error.kind, error.reason, error.problems[0].field) == (Kind.INVALID, "METADATA_TOO_LARGE", "metadata")
+    assert f"{METADATA_BYTES_MAX:,} bytes" in error.message
+    assert served.consent.calls == 0
+
+
+async def test_headers_within_the_limit_are_taken_every_time(served: Served) -> None:
+    """Between two limits of its own gRPC would refuse some of the calls and not others."""
+    metadata = (("x-large", "a" * (METADATA_BYTES_MAX - 2_000)),)
+    for _ in range(10):
+        await served.stub.Evaluate(question(), timeout=5, metadata=metadata)
 
 
 async def test_a_method_that_is_not_implemented_says_so(served: Served) -> None:

@@ -46,6 +46,7 @@ class Call:
 
     def __init__(self, peer: str = "one") -> None:
         self.ended: list[grpc.StatusCode] = []
+        self.takes = 0
         self._peer = peer
 
     def peer(self) -> str:
@@ -53,6 +54,11 @@ class Call:
 
     def time_remaining(self) -> float | None:
         return None
+
+    async def write(self, number: int) -> None:
+        """As gRPC sends: the last answer that the caller takes is followed by none."""
+        if number + 1 >= self.takes:
+            await asyncio.Event().wait()
 
     async def abort(self, code: grpc.StatusCode, *_: Any) -> None:
         self.ended.append(code)
@@ -96,9 +102,8 @@ class Served:
         await self._call(requests(), call)
 
     async def _run_taken(self, call: Call, takes: int) -> None:
-        async for number in self._call(None, call):
-            if number + 1 >= takes:
-                await asyncio.Event().wait()
+        call.takes = takes
+        await self._call(None, call)
 
 
 @pytest.fixture(autouse=True)
