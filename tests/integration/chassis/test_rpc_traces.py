@@ -152,7 +152,7 @@ async def test_a_refusal_is_seen_in_its_span(served: Served) -> None:
     (span,) = served.spans()
     attributes = span.attributes or {}
     assert attributes["rpc.grpc.status_code"] == grpc.StatusCode.NOT_FOUND.value[0]
-    assert attributes[tracing.COMITY_ERROR_REASON] == "NOBODY"
+    assert (attributes[tracing.COMITY_ERROR_REASON], attributes["error.type"]) == ("NOBODY", "NOT_FOUND")
     assert span.status.status_code is not StatusCode.OK
 
 
