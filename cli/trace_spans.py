@@ -58,7 +58,8 @@ class Node:
 def decision_tree(folder: Path, decision_id: str) -> list[Node]:
     """The roots of the decision's trace with everything below them; empty when no span names the decision."""
     named = [span for span in read_spans(folder, [decision_id]) if _names(span, decision_id)]
-    trace_ids = {span.trace_id for span in named}
+    # A consumer names the decisions that it took in; it follows, unless nothing else is left of the decision.
+    trace_ids = {span.trace_id for span in named if span.kind != CONSUMER} or {span.trace_id for span in named}
     if not trace_ids:
         return []
     own_and_linking = read_spans(folder, trace_ids)

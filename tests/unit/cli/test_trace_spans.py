@@ -86,6 +86,15 @@ def test_what_handled_its_events_later_is_shown_and_who_joined_its_batch_is_not(
     assert shape(tmp_path) == [["decision.Decide", ["feedback.handle"]]]
 
 
+def test_consumer_that_names_the_decision_is_no_root_beside_it(tmp_path: Path) -> None:
+    """What took the decision in follows it; alone it is shown by itself, where the decision's own spans are lost."""
+    told = {"comity.decision.id": {"stringValue": DECISION}}
+    write(tmp_path, "feedback", span("process", "e1", trace="t3", start=9, links=["t1/a1"], kind=5, attributes=told))
+    assert shape(tmp_path) == [["feedback.process"]]
+    write(tmp_path, "decision", decide())
+    assert shape(tmp_path) == [["decision.Decide", ["feedback.process"]]]
+
+
 def test_lines_being_written_and_other_decisions_are_passed_over(tmp_path: Path) -> None:
     """A half-written line is no error, and nothing is found for an unknown decision."""
     write(tmp_path, "decision", decide())
