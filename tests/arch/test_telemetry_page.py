@@ -5,6 +5,7 @@ import importlib
 import re
 from collections.abc import Iterator
 
+from opentelemetry.semconv.attributes.error_attributes import ERROR_TYPE
 from prometheus_client.metrics import MetricWrapperBase
 
 from services.chassis import tracing
@@ -55,7 +56,7 @@ def constants() -> set[str]:
     """The attributes that are declared."""
     found = vars(tracing)
     own = {value for name, value in found.items() if name.startswith(("COMITY_", "MESSAGING_"))}
-    return own | {tracing.ERROR_TYPE}
+    return own | {ERROR_TYPE}
 
 
 def test_every_span_is_on_the_page() -> None:

@@ -397,12 +397,13 @@ def _counter(reason: Reason, fallback_reason: FallbackReason) -> Counter:
 
 
 def _tell(answers: Sequence[Answer], falling_back: FallingBack) -> None:
-    """Count the decisions; where there is one, the call's span says all of it, so that the call is found by its id."""
+    """Count the decisions, and have the call's span say what holds of all of them: of one alone, everything."""
     for answer in answers:
         _counter(answer.choice.reason, answer.choice.fallback_reason).inc()
         falling_back.add(answer.choice.fallback_reason)
-    if len(answers) == 1 and tracing.sampled():
-        tracing.set_attributes(_described(answers[0]))
+    if tracing.sampled():
+        told = [_described(answer).items() for answer in answers]
+        tracing.set_attributes(dict(set(told[0]).intersection(*told)))
 
 
 def _described(answer: Answer) -> tracing.Attributes:

@@ -13,15 +13,6 @@ from tests.traced import Traced
 from tests.unit.decision.fakes import DEAD, Harness, request
 from tests.unit.decision.test_decide import CERTAIN, two_placements
 
-PER_DECISION = {
-    tracing.COMITY_DECISION_ID,
-    tracing.COMITY_PLACEMENT_ID,
-    tracing.COMITY_REASON,
-    tracing.COMITY_FALLBACK_REASON,
-    tracing.COMITY_LAYER,
-    tracing.COMITY_MODEL_VERSION,
-}
-
 
 @pytest.fixture
 def traced() -> Iterator[Traced]:
@@ -73,14 +64,13 @@ async def test_decision_is_found_by_its_plain_id_on_the_call_itself(traced: Trac
 
 
 async def test_each_decision_of_a_call_has_a_span_of_its_own(traced: Traced) -> None:
-    """With several placements each is found by its own id, with its own reasons and versions; the call has none."""
+    """With several placements each is found by its own id and reasons; the call says what holds of all of them."""
     harness = Harness()
     harness.serving = two_placements()
     answers = await decide(harness, Ask("home_hero"), Ask("side"))
     for answer in answers:
         assert holding(traced, answer.decision_id) == {"decision.answer"}
     (call,) = named(traced, "Decide")
-    assert not PER_DECISION & (call.attributes or {}).keys()
     told = {
         (span.attributes or {})[tracing.COMITY_PLACEMENT_ID]: span.attributes or {}
         for span in named(traced, "decision.answer")
@@ -88,6 +78,10 @@ async def test_each_decision_of_a_call_has_a_span_of_its_own(traced: Traced) -> 
     assert {placement: each[tracing.COMITY_REASON] for placement, each in told.items()} == {
         answer.placement_id: answer.choice.reason.name for answer in answers
     }
+    shared = dict(set(told["home_hero"].items()) & set(told["side"].items()))
+    assert dict(call.attributes or {}) == shared
+    assert tracing.COMITY_SITE_VERSION in shared
+    assert not {tracing.COMITY_DECISION_ID, tracing.COMITY_PLACEMENT_ID} & shared.keys()
     assert [span.context.trace_id for span in traced.ended()] == [call.context.trace_id] * len(traced.ended())
 
 
