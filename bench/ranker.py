@@ -49,5 +49,13 @@ async def activate_noise(services: Services, *, trees_count: int = TREES_COUNT) 
     booster = await asyncio.to_thread(noise_booster, columns, trees_count=trees_count)
     rows = np.random.default_rng(12).normal(size=(500, len(columns))).astype(np.float32)
     exported = await asyncio.to_thread(export, booster, rows)
-    await register(services.release, exported, name=MODEL, feature_set=feature_set.version, columns=columns, metrics={})
+    await register(
+        services.release,
+        exported,
+        name=MODEL,
+        feature_set=feature_set.version,
+        columns=columns,
+        metrics={},
+        sign=services.sign,
+    )
     await activate(services.release, name=MODEL, sha256=exported.sha256)

@@ -112,7 +112,7 @@ async def world(
             redirect=redirect,
             disposable=disposable,
         ) as stack,
-        Services(stack.addresses) as services,
+        Services(stack.addresses, model_key=stack.data_dir.model_key) as services,
     ):
         bundle, feed = write_bundle(folder / "bundle", holdout_share=holdout_share)
         await apply_bundle(load_bundle(bundle, feed=feed), services)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from cli.connections import NO_ADDRESSES, Address, Services, resolve_addresses
+from cli.connections import NO_ADDRESSES, Address, Services, model_key_of, model_signer, resolve_addresses
 from cli.failures import run, until_terminated
 from cli.options import DEFAULT_DATA_DIR, AsJson, DataDir
 from cli.output import console, print_json, progress_bar, styled
@@ -85,11 +85,19 @@ def show_listed(found: list[dict[str, Any]], *, as_json: bool) -> None:
         table.add_row(
             f"{model['name']}@{model['sha256'][:12]}",
             model["registered_at"],
-            "yes" if model["active"] else "other features" if model["stopped_fitting"] else "",
+            "yes" if model["active"] else _why_inactive(model),
             str(model["erased_subjects_count"] or ""),
             model["retrain_before"] or "",
         )
     console.print(table)
+    for model in found:
+        if model["stopped_why"]:
+            version = f"{model['name']}@{model['sha256'][:12]}"
+            console.print(styled("[yellow]{} does not decide[/]: {}", version, model["stopped_why"]))
+
+
+def _why_inactive(model: dict[str, Any]) -> str:
+    return "stopped" if model["stopped_why"] else "other features" if model["stopped_fitting"] else ""
 
 
 def ranklens(
@@ -158,6 +166,7 @@ def listed(model: "RegisteredModel") -> dict[str, Any]:
         "registered_at": model.registered_at.ToDatetime(tzinfo=UTC).isoformat(timespec="seconds"),
         "active": model.active,
         "stopped_fitting": model.stopped_fitting,
+        "stopped_why": model.stopped_why,
         "metrics": dict(model.metrics),
         "erased_subjects_count": model.erased_subjects_count,
         "retrain_since": None if since is None else since.isoformat(timespec="seconds"),
@@ -170,9 +179,12 @@ async def _train(request: "TrainRequest", data_dir: Path, address: list[str], *,
     from learning.pipeline import Services as LearningServices
     from learning.pipeline import train as learn
 
-    async with Services(resolve_addresses(data_dir, address)) as services:
+    model_key = model_key_of(data_dir, address)
+    # To be told after the work that there is nothing to sign with would cost the work.
+    model_signer(model_key)
+    async with Services(resolve_addresses(data_dir, address), model_key=model_key) as services:
         await check_request(services, request)
-        stubs = LearningServices(services.feedback, services.features, services.release)
+        stubs = LearningServices(services.feedback, services.features, services.release, services.sign)
         with progress_bar(quiet=quiet) as bar:
             task = bar.add_task("training", total=None)
             try:

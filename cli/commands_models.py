@@ -11,11 +11,19 @@ import typer
 from rich.table import Table
 
 from cli.commands_learning import DEFAULT_PURPOSE, list_models, listed, show_listed, utc
-from cli.connections import NO_ADDRESSES, Address, Services, resolve_addresses
-from cli.failures import run, until_terminated
+from cli.connections import (
+    MODEL_KEY_VARIABLE,
+    NO_ADDRESSES,
+    Address,
+    Services,
+    model_key_of,
+    model_signer,
+    resolve_addresses,
+)
+from cli.failures import fail, run, until_terminated
 from cli.options import DEFAULT_DATA_DIR, AsJson, DataDir
 from cli.output import console, print_json, progress_bar, styled
-from services.chassis.errors import Kind, ServiceError
+from services.chassis.errors import Kind, ServiceError, invalid
 
 TIMEOUT_S = 30.0
 
@@ -39,14 +47,22 @@ Purpose: TypeAlias = Annotated[
 Since: TypeAlias = Annotated[
     datetime | None, typer.Option("--since", help="Decisions from then on, UTC: less to read.")
 ]
+Key: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--key", metavar="FILE", help=f"The site's model key; else {MODEL_KEY_VARIABLE}, else that of the stack here."
+    ),
+]
 LAST = 1000
+# Beside the model: 128 hex digits.
+SIGNATURE_SUFFIX = ".sig"
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the app."""
     group = typer.Typer(help="The registered models: without a command they are listed.", invoke_without_command=True)
     group.callback()(models)
-    for command in (show, compare, activate, rollback, check):
+    for command in (show, compare, activate, rollback, check, sign, key):
         group.command()(command)
     group.command("register")(register_file)
     app.add_typer(group, name="models")
@@ -134,18 +150,55 @@ def check(
     _show_figures(told, as_json=as_json)
 
 
+def sign(
+    file: File, name: Name, key_file: Key = None, data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJson = False
+) -> None:
+    """Sign an ONNX file as the model NAME of the site, into FILE.sig; asks no service, so the key can stay elsewhere.
+
+    Only what the site's model key signed is registered, and only that decides.
+    """
+    signature = run(_signed(file.read_bytes(), name, key_file or model_key_of(data_dir)), as_json=as_json)
+    target = file.with_name(file.name + SIGNATURE_SUFFIX)
+    target.write_text(signature.hex() + "\n")
+    if as_json:
+        print_json({"signature": signature.hex(), "file": str(target)})
+    else:
+        console.print(styled("signed: [bold]{}[/]; `comity models register` takes it along", target))
+
+
+def key(key_file: Key = None, data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJson = False) -> None:
+    """Print the public half of the model key: what COMITY_DECISION_MODEL_PUBLIC_KEY_FILE holds, one key a line."""
+    from services.chassis.settings import read_secret
+    from services.chassis.signing import signing_key
+
+    try:
+        secret = read_secret(key_file or model_key_of(data_dir) or Path())
+    except ValueError as error:
+        fail(_refused("NO_MODEL_KEY", str(error)), as_json=as_json)
+    public = signing_key("models", secret).public_key().public_bytes_raw().hex()
+    if as_json:
+        print_json({"public_key": public})
+    else:
+        print(public)
+
+
 def register_file(
     file: File,
     name: Name,
+    key_file: Key = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
     address: Address = NO_ADDRESSES,
     as_json: AsJson = False,
 ) -> None:
     """Register an ONNX file that was made elsewhere; `comity models activate` lets it decide.
 
-    Whom it was trained on is not known here: an erasure cannot mark it, and to train it again is up to whoever made it.
+    It is taken with the signature in FILE.sig (`comity models sign`); without that file it is signed now. Whom it was
+    trained on is not known here: an erasure cannot mark it, and to train it again is up to whoever made it.
     """
-    version = run(_register(file.read_bytes(), name, data_dir, address), as_json=as_json)
+    key_file = key_file or model_key_of(data_dir, address)
+    beside = file.with_name(file.name + SIGNATURE_SUFFIX)
+    signature = beside.read_text(errors="replace") if beside.exists() else ""
+    version = run(_register(file.read_bytes(), name, signature, key_file, data_dir, address), as_json=as_json)
     if as_json:
         print_json({"model_version": version})
     else:
@@ -254,10 +307,34 @@ async def _let_decide(services: Services, model: "RegisteredModel") -> str:
     return await activate(services.release, name=model.name, sha256=model.sha256)
 
 
-async def _register(onnx: bytes, name: str, data_dir: Path, address: list[str]) -> str:
+async def _signed(onnx: bytes, name: str, key_file: Path | None) -> bytes:
+    return model_signer(key_file)(f"{name}@{hashlib.sha256(onnx).hexdigest()}")
+
+
+def _read_signature(text: str) -> bytes:
+    """The signature that `comity models sign` wrote.
+
+    Raises:
+        ServiceError: INVALID.
+    """
+    try:
+        return bytes.fromhex(text.strip())
+    except ValueError as error:
+        raise invalid(f"FILE{SIGNATURE_SUFFIX}", "holds no signature; make it anew: `comity models sign`") from error
+
+
+async def _register(
+    onnx: bytes, name: str, signature: str, key_file: Path | None, data_dir: Path, address: list[str]
+) -> str:
+    """The registered version.
+
+    Args:
+        signature: as text; empty: it is signed now.
+    """
     from learning.export import Exported
     from learning.register import register
 
+    made = _read_signature(signature) if signature else await _signed(onnx, name, key_file)
     async with Services(resolve_addresses(data_dir, address)) as services:
         feature_set = await _feature_set(services)
         return await register(
@@ -267,6 +344,7 @@ async def _register(onnx: bytes, name: str, data_dir: Path, address: list[str]) 
             feature_set=feature_set.version,
             columns=tuple(column.name for column in feature_set.columns),
             metrics={},
+            sign=lambda _: made,
         )
 
 
@@ -310,7 +388,11 @@ def previous(registered: "list[RegisteredModel]", name: str) -> "RegisteredModel
     Raises:
         ServiceError: FAILED_PRECONDITION (NOTHING_TO_ROLL_BACK_TO).
     """
-    others = [model for model in registered if model.name == name and not (model.active or model.stopped_fitting)]
+    others = [
+        model
+        for model in registered
+        if model.name == name and not (model.active or model.stopped_fitting or model.stopped_why)
+    ]
     before = [model for model in others if model.HasField("activated_at")]
     if not before:
         raise _refused(

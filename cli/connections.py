@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import grpc
 import typer
@@ -16,9 +16,15 @@ from comity.features.v1 import features_service_pb2_grpc as features_grpc
 from comity.feedback.v1 import feedback_service_pb2_grpc as feedback_grpc
 from comity.identity.v1 import identity_service_pb2_grpc as identity_grpc
 
-from cli.stack import SERVICES, addresses
-from services.chassis.errors import invalid
+from cli.stack import SERVICES, DataDir, addresses
+from services.chassis.errors import Kind, ServiceError, invalid
 from services.chassis.rpc_client import connect, warm
+
+if TYPE_CHECKING:
+    from learning.register import Sign
+
+# Of the file of the key that models are signed with, where it is not that of the stack here.
+MODEL_KEY_VARIABLE = "COMITY_MODEL_KEY_FILE"
 
 Address: TypeAlias = Annotated[
     list[str],
@@ -52,11 +58,48 @@ def resolve_addresses(data_dir: Path, given: Sequence[str] = ()) -> dict[str, st
     return dict(addresses(data_dir))
 
 
-class Services:
-    """Stubs of the services, connected when first used. Use it as `async with`."""
+def model_key_of(data_dir: Path, given: Sequence[str] = ()) -> Path | None:
+    """The file of the key that models are signed with: the named one, else that of the stack here; None: not at hand.
 
-    def __init__(self, where: Mapping[str, str]) -> None:
+    Args:
+        given: addresses of services elsewhere, whose key is not the one of the stack here.
+    """
+    if named := os.environ.get(MODEL_KEY_VARIABLE):
+        return Path(named)
+    elsewhere = given or any(f"COMITY_{name.upper()}_ADDRESS" in os.environ for name in SERVICES)
+    return None if elsewhere else DataDir(data_dir).model_key
+
+
+def model_signer(key_file: Path | None) -> "Sign":
+    """Signs models with the key in the file.
+
+    Raises:
+        ServiceError: FAILED_PRECONDITION (NO_MODEL_KEY).
+    """
+    from learning.register import signer
+
+    try:
+        if key_file is None:
+            raise ValueError("it is not that of a stack here")
+        return signer(key_file)
+    except ValueError as error:
+        raise ServiceError(
+            Kind.FAILED_PRECONDITION,
+            "NO_MODEL_KEY",
+            f"the key that models are signed with is not at hand ({error}); name its file in {MODEL_KEY_VARIABLE}",
+        ) from error
+
+
+class Services:
+    """Stubs of the services, connected when first used. Use it as `async with`.
+
+    Args:
+        model_key: file of the key that models are signed with.
+    """
+
+    def __init__(self, where: Mapping[str, str], *, model_key: Path | None = None) -> None:
         self.addresses = dict(where)
+        self._model_key = model_key
         self._channels: dict[str, grpc.aio.Channel] = {}
 
     async def __aenter__(self) -> "Services":
@@ -109,6 +152,14 @@ class Services:
     def release(self) -> Any:
         """ReleaseService."""
         return decision_grpc.ReleaseServiceStub(self._channel("decision"))
+
+    def sign(self, version: str) -> bytes:
+        """The signature of a model's version, name@sha256, by the site's model key.
+
+        Raises:
+            ServiceError: FAILED_PRECONDITION (NO_MODEL_KEY) when it is not at hand.
+        """
+        return model_signer(self._model_key)(version)
 
     def operations(self, service: str) -> Any:
         """OperationsService of a service."""

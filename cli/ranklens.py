@@ -61,7 +61,10 @@ async def evaluate(
     await make_room(data_dir, resume=resume)
     with progress_bar(quiet=quiet) as bar:
         task = bar.add_task("ranklens", total=None)
-        async with Stack(data_dir, disposable=True) as stack, Services(stack.addresses) as services:
+        async with (
+            Stack(data_dir, disposable=True) as stack,
+            Services(stack.addresses, model_key=stack.data_dir.model_key) as services,
+        ):
             await apply_bundle(bundle, services)
             channels = {name: connect(address) for name, address in stack.addresses.items()}
             run = RankLens(
@@ -69,6 +72,7 @@ async def evaluate(
                 site,
                 events,
                 request,
+                sign=services.sign,
                 progress=lambda step, done, most: bar.update(
                     task, description=f"ranklens: {step}", completed=done, total=most or None
                 ),

@@ -12,7 +12,7 @@ from learning.errors import refused_by
 from learning.train import GROUPS_MIN, HeldOut, Trained, quality, quality_name
 from services.chassis.errors import invalid
 from services.chassis.rpc_client import call_again, stream, tried_again
-from services.decision.domain.release import MODEL_BYTES_MAX, NewModel
+from services.decision.domain.release import MODEL_BYTES_MAX, NewModel, refused
 from services.decision.domain.serving import Ranker
 from services.decision.ranker import OnnxLoader
 
@@ -100,11 +100,15 @@ def loaded(name: str, sha256: str, feature_set_version: str, columns_count: int,
     """The model, if the decision service would take it: the same checks.
 
     Raises:
-        ServiceError: INVALID (MODEL_REFUSED), saying what is wrong with it.
+        ServiceError: INVALID (MODEL_REFUSED), saying what is wrong with it; UNAVAILABLE (MODEL_NOT_TRIED).
     """
     if len(onnx) > MODEL_BYTES_MAX:
         raise invalid("model", f"has more than {MODEL_BYTES_MAX:,} bytes; train a smaller one", reason="MODEL_REFUSED")
-    return OnnxLoader().load(NewModel(name, sha256, feature_set_version, columns_count, onnx))
+    model, loader = NewModel(name, sha256, feature_set_version, columns_count, onnx), OnnxLoader()
+    model.require_whole()
+    if problem := loader.try_out(model):
+        raise refused(problem)
+    return loader.load(model)
 
 
 def figures(contenders: Sequence[Contender], examples: Examples) -> list[Figure]:

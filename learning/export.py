@@ -23,6 +23,7 @@ from onnxmltools.convert import convert_lightgbm
 from onnxmltools.convert.common.data_types import FloatTensorType
 
 from learning.errors import LearningError, refused_by
+from services.decision.domain.trial_rows import golden_rows
 
 Floats = NDArray[np.float32]
 
@@ -45,11 +46,13 @@ class Exported:
     Args:
         sha256: of *model*, hex.
         difference_max: largest difference to the trainer's scores that was seen.
+        golden_scores: of the rows that decision tries it on, by the trainer; empty: not known.
     """
 
     model: bytes
     sha256: str
     difference_max: float
+    golden_scores: tuple[float, ...] = ()
 
 
 def export(booster: lgb.Booster, matrix: Floats, *, tolerance: float = DIFFERENCE_MAX) -> Exported:
@@ -65,13 +68,16 @@ def export(booster: lgb.Booster, matrix: Floats, *, tolerance: float = DIFFERENC
         model = _convert(_for_float32(booster), booster.num_feature())
     serialized: bytes = model.SerializeToString()
     difference = _check_parity(booster, serialized, _rows_to_try(matrix), tolerance)
-    return Exported(serialized, hashlib.sha256(serialized).hexdigest(), difference)
+    golden = tuple(np.asarray(booster.predict(golden_rows(booster.num_feature())), dtype=np.float64))
+    return Exported(serialized, hashlib.sha256(serialized).hexdigest(), difference, golden)
 
 
 def session_of(model: bytes) -> ort.InferenceSession:
     """The model, ready to score on one thread."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
+    # Names that stand in a file are not written to anybody's terminal.
+    options.log_severity_level = 4
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 

@@ -15,7 +15,7 @@ from comity.feedback.v1.feedback_service_pb2_grpc import FeedbackServiceStub
 from learning.compare import TRAINED_UNTIL, Compared, beside_active
 from learning.dataset import Counts, Examples, replay_examples
 from learning.export import Exported, export
-from learning.register import activate, register
+from learning.register import Sign, activate, register
 from learning.train import Trained, TrainPlan, fit
 from services.chassis.rpc_client import call_again
 
@@ -27,16 +27,19 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """Where the loop reads and writes."""
+    """Where the loop reads and writes, and how it signs what it makes."""
 
     feedback: FeedbackServiceStub
     features: FeatureServiceStub
     release: ReleaseServiceStub
+    sign: Sign
 
     @classmethod
-    def over(cls, feedback: grpc.aio.Channel, features: grpc.aio.Channel, decision: grpc.aio.Channel) -> "Services":
+    def over(
+        cls, feedback: grpc.aio.Channel, features: grpc.aio.Channel, decision: grpc.aio.Channel, sign: Sign
+    ) -> "Services":
         """Stubs over these channels."""
-        return cls(FeedbackServiceStub(feedback), FeatureServiceStub(features), ReleaseServiceStub(decision))
+        return cls(FeedbackServiceStub(feedback), FeatureServiceStub(features), ReleaseServiceStub(decision), sign)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +126,7 @@ async def train(services: Services, request: TrainRequest, *, progress: Progress
         feature_set=feature_set.version,
         columns=examples.columns,
         metrics=metrics_of(examples, trained, exported),
+        sign=services.sign,
         member_ids=examples.member_ids,
     )
     compared, is_active = None, request.activate

@@ -1,18 +1,37 @@
 """Hands a model to the platform: registered whole or not at all, then made the one that decides."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 from comity.decision.v1 import decision_service_pb2 as pb
 from comity.decision.v1.decision_service_pb2_grpc import ReleaseServiceStub
 
 from learning.export import Exported
 from services.chassis.rpc_client import call, call_again, tried_again
+from services.chassis.settings import read_secret
+from services.chassis.signing import signing_key
+from services.decision.domain.release import signed_text
 
 # Half of what one message may carry.
 CHUNK_BYTES = 64 * 1024
 MEMBERS_MAX = 4096
-REGISTER_TIMEOUT_S = 60.0
+# Decision tries the model in a process of its own before it takes it in.
+REGISTER_TIMEOUT_S = 120.0
 ACTIVATE_TIMEOUT_S = 30.0
+
+
+# The signature of a model's version, name@sha256, by the site's model key.
+Sign = Callable[[str], bytes]
+
+
+def signer(key_file: Path) -> Sign:
+    """Signs with the key in the file.
+
+    Raises:
+        ValueError: the file cannot be read, or holds no key.
+    """
+    key = signing_key("models", read_secret(key_file))
+    return lambda version: key.sign(signed_text(version))
 
 
 async def register(
@@ -23,6 +42,7 @@ async def register(
     feature_set: str,
     columns: tuple[str, ...],
     metrics: Mapping[str, float],
+    sign: Sign,
     member_ids: Sequence[str] = (),
 ) -> str:
     """The version that the model was registered as; registering the same one again gives the same version.
@@ -31,10 +51,17 @@ async def register(
         member_ids: pseudonyms of those whose decisions it was trained on.
 
     Raises:
-        ServiceError: INVALID when the model does not fit the site's features; nothing of it is kept then.
+        ServiceError: INVALID when the model does not fit the site's features, is not signed by the site's key or must
+            not be loaded; nothing of it is kept then.
     """
     header = pb.ModelHeader(
-        name=name, sha256=exported.sha256, feature_set_version=feature_set, columns=columns, metrics=dict(metrics)
+        name=name,
+        sha256=exported.sha256,
+        feature_set_version=feature_set,
+        columns=columns,
+        metrics=dict(metrics),
+        signature=sign(f"{name}@{exported.sha256}"),
+        golden_scores=exported.golden_scores,
     )
 
     async def send() -> pb.RegisterModelResponse:

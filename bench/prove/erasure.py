@@ -199,7 +199,7 @@ async def _decide_and_click(services: Services, one: Subject, identities: Sequen
 
 async def _learn(services: Services) -> None:
     """A model that has seen everybody's decisions. Too few people teach nothing: then the noise stays the model."""
-    learning = LearningServices(services.feedback, services.features, services.release)
+    learning = LearningServices(services.feedback, services.features, services.release, services.sign)
     with suppress(ServiceError, LearningError):
         await train(learning, TrainRequest(name=MODEL, placement_id=PLACEMENT))
 

@@ -91,7 +91,7 @@ async def erasable(
         VariantStack(
             folder / "data", variants=variants, replicas={}, env=ENV, redirect=redirect, disposable=True
         ) as stack,
-        Services(stack.addresses) as services,
+        Services(stack.addresses, model_key=stack.data_dir.model_key) as services,
     ):
         bundle, feed = _bundle(folder / "bundle")
         await apply_bundle(load_bundle(bundle, feed=feed), services)

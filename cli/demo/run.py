@@ -189,7 +189,9 @@ class Demo:
         """Train on what came back, activate, and wait until it decides."""
         task = self._bar.add_task("outcomes are joined", total=None)
         await wait_joined(self._services, self._backend.journal.answers)
-        stubs = LearningServices(self._services.feedback, self._services.features, self._services.release)
+        stubs = LearningServices(
+            self._services.feedback, self._services.features, self._services.release, self._services.sign
+        )
         try:
             report = await train(
                 stubs,
@@ -347,5 +349,5 @@ async def _connected(stack: Stack, bundle: Bundle) -> AsyncIterator[tuple[Servic
         deadline_s=DECIDE_DEADLINE_S,
         track_deadline_s=TRACK_DEADLINE_S,
     )
-    async with Services(stack.addresses) as services, client:
+    async with Services(stack.addresses, model_key=stack.data_dir.model_key) as services, client:
         yield services, client

@@ -73,6 +73,8 @@ class Parts:
         self.told = dict(state.addresses)
         self.secrets = Secrets(self._data_dir.secrets, state)
         self.secret_files = {} if to_stop else {name: self.secrets.file(name) for name in programs.SECRET_NAMES}
+        if not to_stop:
+            self.secret_files["model_public_key"] = self.secrets.model_public_key()
         passwords = {name: "" if to_stop else self.secrets.text(f"{name}_password") for name in SERVERS}
         names = in_order(dict.fromkeys((*SERVICES, *self._wanted, *state.processes)))
         self.processes = {name: self.process(name) for name in names}

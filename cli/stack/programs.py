@@ -19,10 +19,14 @@ ROOT = Path(services.__file__).parents[1]
 SECRETS: Mapping[str, Mapping[str, str]] = {
     "identity": {"PEPPER_FILE": "pepper", "KEK_FILE": "kek"},
     "consent": {"RECEIPT_KEY_FILE": "receipt_key"},
-    "decision": {"SEED_KEY_FILE": "seed_key", "TOKEN_KEY_FILE": "token_key"},
+    "decision": {
+        "SEED_KEY_FILE": "seed_key",
+        "TOKEN_KEY_FILE": "token_key",
+        "MODEL_PUBLIC_KEY_FILE": "model_public_key",
+    },
     "feedback": {"TOKEN_KEY_FILE": "token_key"},
 }
-SECRET_NAMES = sorted({name for secrets in SECRETS.values() for name in secrets.values()})
+SECRET_NAMES = sorted({name for secrets in SECRETS.values() for name in secrets.values()} - {"model_public_key"})
 # Whom a service calls: it is told where those are, and no others.
 CALLS: Mapping[str, tuple[str, ...]] = {
     "identity": ("consent",),

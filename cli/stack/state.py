@@ -20,6 +20,7 @@ from cli.stack.replicas import in_order, service_of, target
 from cli.stack.restarts import Restarts
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.settings import read_secret
+from services.chassis.signing import signing_key
 from services.consent.domain.journal import file_name, key_of, lock_name
 
 # Raised when state.json changes its meaning; an older CLI then refuses instead of guessing.
@@ -111,6 +112,11 @@ class DataDir:
         if named:
             return Path(named).absolute()
         return self.path / "journal" if disposable else self.path.with_name(f"{self.path.name}.journal")
+
+    @property
+    def model_key(self) -> Path:
+        """File of the key that this stack's models are signed with."""
+        return self.secrets / "model_key"
 
     @property
     def journal_key(self) -> bytes | None:
@@ -337,6 +343,13 @@ class Secrets:
     def text(self, name: str) -> str:
         """The secret itself: 64 hex digits."""
         return self.file(name).read_text().strip()
+
+    def model_public_key(self) -> Path:
+        """The file with the public half of the key that models are signed with: decision checks, and cannot sign."""
+        file = self._folder / "model_public_key"
+        key = signing_key("models", read_secret(self.file("model_key"))).public_key()
+        file.write_text(key.public_bytes_raw().hex() + "\n")
+        return file
 
 
 def _refusal(reason: str, message: str) -> ServiceError:

@@ -29,6 +29,7 @@ from learning.evaluate import MeanNdcg
 from learning.pipeline import Services, TrainReport, TrainRequest, train
 from learning.ranklens.baselines import baselines
 from learning.ranklens.events import Moment, Ranking, RankLensEvents
+from learning.register import Sign
 from learning.train import TrainPlan
 from services.chassis.envelope import from_position
 from services.chassis.rpc_client import call_again
@@ -106,6 +107,7 @@ class RankLens:
         events: RankLensEvents,
         request: RankLensRequest,
         *,
+        sign: Sign,
         progress: Progress = lambda *_: None,
     ) -> None:
         self._consent = ConsentServiceStub(channels["consent"])
@@ -113,7 +115,7 @@ class RankLens:
         self._catalog = CatalogServiceStub(channels["decision"])
         self._features = FeatureServiceStub(channels["features"])
         self._feedback = FeedbackServiceStub(channels["feedback"])
-        self._learning = Services.over(channels["feedback"], channels["features"], channels["decision"])
+        self._learning = Services.over(channels["feedback"], channels["features"], channels["decision"], sign)
         self._site = site
         self._events = events
         self._request = request

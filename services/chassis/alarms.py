@@ -66,6 +66,10 @@ class Alarm(Enum):
         "See that the collector at COMITY_<SERVICE>_OTLP_ENDPOINT runs and takes OTLP over gRPC, or that the disk with "
         "COMITY_<SERVICE>_TRACES_DIR has room.",
     )
+    MODEL_STOPPED = (
+        "A model that was chosen is refused, slow or wrong; the one before it, or popularity, decides instead.",
+        "`comity models` says which and why; train it again, or `comity models activate` another one.",
+    )
     JOURNAL_BEHIND = (
         "Refusals and erasures are not written into consent's journal: a restore would forget them.",
         "Make room on the disk of COMITY_CONSENT_JOURNAL_DIR, or mend it; consent's log names what it could not do.",

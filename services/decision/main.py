@@ -27,6 +27,7 @@ from services.chassis.relay import Relay
 from services.chassis.rpc_client import connect, warm
 from services.chassis.sealing import Sealer
 from services.chassis.settings import ServiceSettings, read_secret
+from services.chassis.signing import public_keys_of
 from services.decision.clients import ConsentClient, FeaturesClient, IdentityClient
 from services.decision.handlers.catalog import ApplySite, DescribeSite, ListItems, UpsertItems
 from services.decision.handlers.corrections import Corrections
@@ -35,6 +36,7 @@ from services.decision.handlers.draft import Drafting, Keys
 from services.decision.handlers.inspect import InspectDecisions
 from services.decision.handlers.past import RecordDecisions
 from services.decision.handlers.people import People
+from services.decision.handlers.rankers import Rankers, Vetting
 from services.decision.handlers.refresh import Refresher
 from services.decision.handlers.releases import ActivateModel, GetModel, ListModels, RegisterModel
 from services.decision.handlers.scoring import Scoring
@@ -61,6 +63,8 @@ class Settings(ServiceSettings):
         features_address: host:port of features.
         seed_key_file: the key that draws and decision ids are derived with; a new one ends replays of old decisions.
         token_key_file: the key that exposure tokens are signed with; feedback has the same.
+        model_public_key_file: keys that models may be signed with, 64 hex digits a line as `comity models key` prints
+            them; without it no model is taken in, and only those are served that were kept before models were signed.
         budget_ms_max: most time of a Decide, whatever the caller would wait. Consent's Revoke must wait as long, and
             is asked whether it does: where it does not, no profile is used.
         inline_cost_us: scoring estimated above this goes to a thread, and so does a model that took far longer once.
@@ -75,6 +79,7 @@ class Settings(ServiceSettings):
     features_address: str
     seed_key_file: Path
     token_key_file: Path
+    model_public_key_file: Path = Path()
     budget_ms_max: int = Field(default=50, ge=5, le=1000)
     inline_cost_us: int = Field(default=500, ge=0, le=10_000)
     offered_max: int = Field(default=200, ge=1, le=1000)
@@ -141,7 +146,8 @@ class _Parts:
         self.sites = PostgresSites(pool, self.clock)
         self.catalog = PostgresCatalog(pool, self.clock)
         self.models = PostgresModels(pool, self.clock)
-        self.loader = OnnxLoader()
+        self.vetting = Vetting(self.models, OnnxLoader(), _public_keys(settings.model_public_key_file))
+        self.rankers = Rankers(self.models, self.vetting)
         self.sealer = Sealer(GrpcKeyReader(identity, self.load))
         self.log = SealedDecisionLog(store, self.sealer, self.clock)
         self.accesses = PostgresAccessLog(pool, self.clock)
@@ -152,19 +158,18 @@ class _Parts:
             sites=self.sites,
             catalog=self.catalog,
             models=self.models,
-            loader=self.loader,
+            vetting=self.vetting,
             keys=self.keys,
             accesses=self.accesses,
             serving=lambda: self.refresher.serving(),
         )
-        self.scoring = Scoring(inline_cost_s=settings.inline_cost_us / 1e6)
+        self.scoring = Scoring(inline_cost_s=settings.inline_cost_us / 1e6, take_off=self.rankers.take_off)
         app.on_stop("scoring", self.scoring.close)
         self.refresher = Refresher(
             standing=PostgresStanding(pool),
             sites=self.sites,
             catalog=self.catalog,
-            models=self.models,
-            loader=self.loader,
+            rankers=self.rankers,
             columns=self.features,
             offered_max=settings.offered_max,
         )
@@ -213,11 +218,15 @@ class _Parts:
     def releases(self) -> ReleaseService:
         """The face of the models."""
         return ReleaseService(
-            register=RegisterModel(self.models, self.loader, self.refresher),
-            activate=ActivateModel(self.models, self.refresher),
-            models=ListModels(self.models, self.refresher),
+            register=RegisterModel(self.models, self.vetting, self.refresher),
+            activate=ActivateModel(self.models, self.vetting, self.refresher),
+            models=ListModels(self.models, self.rankers, self.refresher),
             get=GetModel(self.models),
         )
+
+
+def _public_keys(file: Path) -> list[bytes]:
+    return public_keys_of(read_secret(file)) if file.parts else []
 
 
 if __name__ == "__main__":

@@ -4,16 +4,13 @@ CEL cannot be interrupted: a rule that takes a minute an item would hold up ever
 """
 
 import json
-import os
-import resource
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
-from services.chassis.errors import Kind, ServiceError
+from services.chassis.child import begin, in_child, limit_cpu, limit_memory, say
 from services.decision.domain.plan import CompiledSite, Plan
 from services.decision.domain.rules import (
     Rule,
@@ -29,7 +26,7 @@ from services.decision.domain.vocabulary import Level
 
 # CPU time of one evaluation on the largest item; ordinary rules take microseconds.
 EVALUATION_S_MAX = 0.02
-# CPU time of a rule on all samples, address space of the process that tries, and how long anybody waits for it.
+# CPU time of a rule on all samples, memory that the process that tries may take for it, and how long anybody waits.
 RULE_S_MAX = 2
 MEMORY_BYTES_MAX = 2**30
 TRIAL_S_MAX = 120.0
@@ -106,45 +103,22 @@ def trial(rules: frozenset[Declared]) -> Mapping[Declared, str]:
     return found
 
 
-def _in_child(rules: list[Declared]) -> list[str]:
+def _in_child(rules: list[Declared]) -> Sequence[str]:
     """What a child process said of each rule, up to the one that ended it."""
-    # One thread: the address space that libraries reserve for each would count as a rule's.
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OPENBLAS_NUM_THREADS": "1"}
-    try:
-        child = subprocess.run(
-            [sys.executable, "-m", __name__],
-            input=json.dumps(rules),
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=TRIAL_S_MAX,
-            env=environment,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise ServiceError(Kind.UNAVAILABLE, "RULES_NOT_TRIED", "no process to try the rules in; try again") from error
-    started, *answers = child.stdout.splitlines() or [""]
-    if started != "started":
-        raise ServiceError(Kind.UNAVAILABLE, "RULES_NOT_TRIED", "the process that tries rules did not start; try again")
-    return answers
+    data = json.dumps(rules).encode()
+    return in_child(__name__, data=data, timeout_s=TRIAL_S_MAX, reason="RULES_NOT_TRIED").lines
 
 
 def _main() -> None:
     """The child: one line a rule, as soon as it is known."""
     rules = json.load(sys.stdin)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES_MAX, MEMORY_BYTES_MAX))
+    limit_memory(MEMORY_BYTES_MAX)
     # A machine on which not even this passes says nothing about rules.
     assert not _tried(compile_eligibility("true"))
-    _say("started")
+    begin()
     for kind, source in rules:
-        used_s = int(time.process_time()) + 1
-        resource.setrlimit(resource.RLIMIT_CPU, (used_s + RULE_S_MAX, resource.RLIM_INFINITY))
-        _say(_tried(_COMPILE[kind](source)))
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
+        limit_cpu(RULE_S_MAX)
+        say(_tried(_COMPILE[kind](source)))
 
 
 def _tried(rule: Rule) -> str:

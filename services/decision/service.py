@@ -1,5 +1,6 @@
 """The gRPC faces: unpack, call the use case, pack."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any, TypeAlias
 
@@ -9,13 +10,13 @@ from comity.decision.v1 import decision_service_pb2_grpc as pb_grpc
 
 from services.chassis.access import access_of
 from services.chassis.envelope import from_position, to_position
-from services.chassis.errors import invalid
+from services.chassis.errors import Kind, ServiceError, invalid
 from services.decision.handlers.catalog import ApplySite, DescribeSite, ListItems, UpsertItems
 from services.decision.handlers.decide import Decide
 from services.decision.handlers.inspect import InspectDecisions
 from services.decision.handlers.past import RecordDecisions
 from services.decision.handlers.refresh import Refresher
-from services.decision.handlers.releases import ActivateModel, GetModel, ListModels, Part, RegisterModel
+from services.decision.handlers.releases import IDLE_S_MAX, ActivateModel, GetModel, ListModels, Part, RegisterModel
 from services.decision.wire.calls import (
     answers_to_pb,
     decide_from_pb,
@@ -134,7 +135,12 @@ class ReleaseService(pb_grpc.ReleaseServiceServicer):
         self, request_iterator: AsyncIterator[pb.RegisterModelRequest], context: Context
     ) -> pb.RegisterModelResponse:
         """Take a model in."""
-        first = await anext(aiter(request_iterator), None)
+        try:
+            first = await asyncio.wait_for(anext(aiter(request_iterator), None), IDLE_S_MAX)
+        except TimeoutError as error:
+            raise ServiceError(
+                Kind.DEADLINE, "UPLOAD_TOO_SLOW", f"no header came for {IDLE_S_MAX:g} s; send the file again"
+            ) from error
         if first is None or first.WhichOneof("part") != "header":
             raise invalid("header", "is missing; the first message holds it")
         model, already = await self._register(announced_from_pb(first.header), _parts(request_iterator))

@@ -55,7 +55,7 @@ def site_restored(stack: Stack) -> Iterator[None]:
 @pytest.fixture
 async def services(stack: Stack) -> AsyncIterator[Services]:
     """Stubs of the stack's services on the test's own loop, connected."""
-    async with Services(stack.addresses) as stubs:
+    async with Services(stack.addresses, model_key=stack.data_dir.model_key) as stubs:
         for name in stack.addresses:
             await stubs.warm(name)
         yield stubs

@@ -46,7 +46,7 @@ async def test_a_trained_model_decides_without_a_restart_and_its_decisions_repla
     at_once = asyncio.Semaphore(AT_ONCE)
     clicks = sum(await asyncio.gather(*(browse(person, at_once) for person in people)))
     await wait_joined(services, clicks)
-    stubs = LearningServices(services.feedback, services.features, services.release)
+    stubs = LearningServices(services.feedback, services.features, services.release, services.sign)
     report = await train(stubs, TrainRequest(name="shop_clicks", purpose="model_training"))
     assert report.parity_difference_max < 1e-4
     await apply_bundle(reworded(bundle), services)

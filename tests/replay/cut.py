@@ -47,7 +47,7 @@ from services.decision.handlers.draft import Drafting
 from services.decision.handlers.past import RecordDecisions
 from services.decision.handlers.people import People
 from services.decision.handlers.scoring import Scoring
-from services.decision.ranker.session import OnnxLoader
+from services.decision.ranker import OnnxLoader
 from services.decision.wire.site import compiled_from_pb, item_from_pb
 from services.features.domain.aggregates import ItemLayout, MemberLayout
 from services.features.domain.feature_set import FeatureSet, compile_features

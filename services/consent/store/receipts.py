@@ -1,12 +1,10 @@
 """What receipts are made of, read from the ledger; and the key they are signed with."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
-
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from services.chassis.eventstore import recorded
 from services.chassis.postgres import Connection, Pool, acquire
+from services.chassis.signing import signing_key
 from services.consent import wire
 from services.consent.domain.receipts import UNNAMED_CONTROLLER, RecordedAnswer, Signed, Terms, key_id_of
 from services.consent.store.policies import PostgresPolicies
@@ -81,8 +79,7 @@ class Ed25519Signer:
     """
 
     def __init__(self, secret: bytes) -> None:
-        # A secret file holds text of any length; the key is 32 bytes of it that serve nothing else.
-        self._key = Ed25519PrivateKey.from_private_bytes(hashlib.sha256(b"comity.receipts|" + secret).digest())
+        self._key = signing_key("receipts", secret)
         self._public = self._key.public_key().public_bytes_raw()
 
     @property

@@ -41,6 +41,10 @@ class Ranker(Protocol):
         """About how long scoring that many rows takes."""
         ...
 
+    def stop(self) -> None:
+        """End what it scores now, with an error, and score nothing from then on; called from any thread."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Serving:

@@ -15,7 +15,8 @@ from services.decision.domain.record import DecisionRecord
 from services.decision.domain.replay import Pinned, Replayed, Scorer, decide_again
 from services.decision.domain.serving import Serving
 from services.decision.handlers.draft import Keys
-from services.decision.handlers.ports import CatalogStore, DecisionLog, ModelLoader, ModelStore, SiteStore
+from services.decision.handlers.ports import CatalogStore, DecisionLog, ModelStore, SiteStore
+from services.decision.handlers.rankers import Vetting
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -63,7 +64,7 @@ class InspectDecisions:
         sites: SiteStore,
         catalog: CatalogStore,
         models: ModelStore,
-        loader: ModelLoader,
+        vetting: Vetting,
         keys: Keys,
         accesses: AccessLog,
         serving: Callable[[], Serving],
@@ -71,7 +72,7 @@ class InspectDecisions:
         self._log = log
         self._catalog = catalog
         self._models = models
-        self._loader = loader
+        self._vetting = vetting
         self._keys = keys
         self._accesses = accesses
         self._serving = serving
@@ -159,14 +160,16 @@ class InspectDecisions:
         return site
 
     async def _load_scorer(self, version: str) -> Scorer | None:
-        """The pinned model; None when it is not kept, or its bytes are not those that its hash names."""
+        """The pinned model; None when it is not kept, or may not be loaded."""
         name, _, sha256 = version.rpartition("@")
         model = await self._models.data(name, sha256)
         if model is None:
             return None
         try:
-            ranker = await asyncio.to_thread(self._loader.load, model)
-        except ServiceError:
+            ranker = await self._vetting.load(model)
+        except ServiceError as error:
+            if error.passes:
+                raise
             return None
         return ranker.score
 

@@ -201,12 +201,37 @@ class ModelStore(Protocol):
         """The model with its bytes; None when it was never registered."""
         ...
 
+    async def stop(self, name: str, sha256: str, why: str) -> None:
+        """Take this model off: it decides nowhere until somebody activates it again."""
+        ...
+
+    async def verdict(self, model: NewModel, checker: str) -> str | None:
+        """What this checker found wrong with the model's file; empty: nothing; None: it was not tried."""
+        ...
+
+    async def remember_verdict(self, model: NewModel, checker: str, problem: str) -> None:
+        """Keep what this checker found."""
+        ...
+
 
 class ModelLoader(Protocol):
-    """Makes rankers of models."""
+    """Makes rankers of models. Both methods take a while, so they are called in a thread."""
+
+    @property
+    def checker(self) -> str:
+        """Names what try_out lets through."""
+        ...
+
+    def try_out(self, model: NewModel) -> str:
+        """What is wrong with the model's file, as a sentence's end; empty: nothing. Nothing of it runs in this process.
+
+        Raises:
+            ServiceError: UNAVAILABLE (MODEL_NOT_TRIED).
+        """
+        ...
 
     def load(self, model: NewModel) -> Ranker:
-        """The ranker, checked and warmed; takes a while, so it is called in a thread.
+        """The ranker, warmed; only of a model that was tried.
 
         Raises:
             ServiceError: INVALID (MODEL_REFUSED), naming what is wrong with it.

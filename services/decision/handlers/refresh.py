@@ -18,11 +18,10 @@ from services.decision.domain.serving import Ranker, Serving, serving_of
 from services.decision.handlers.ports import (
     CatalogStore,
     ColumnsReader,
-    ModelLoader,
-    ModelStore,
     SiteStore,
     StandingReader,
 )
+from services.decision.handlers.rankers import Rankers
 
 # A kill switch, a site or a model is effective on every replica within a second; an ask costs one small read.
 POLL_S = 0.25
@@ -47,16 +46,14 @@ class Refresher:
         standing: StandingReader,
         sites: SiteStore,
         catalog: CatalogStore,
-        models: ModelStore,
-        loader: ModelLoader,
+        rankers: Rankers,
         columns: ColumnsReader,
         offered_max: int,
     ) -> None:
         self._standing = standing
         self._sites = sites
         self._catalog = catalog
-        self._models = models
-        self._loader = loader
+        self._rankers = rankers
         self._columns = columns
         self._offered_max = offered_max
         self._serving = Serving()
@@ -112,16 +109,21 @@ class Refresher:
         await self.refresh()
 
     def _is_to_try_again(self) -> bool:
-        return (self._unusable or self._catalog.has_unread) and time.monotonic() >= self._again_at_s
+        is_due = time.monotonic() >= self._again_at_s
+        return not self._rankers.is_settled or (is_due and (self._unusable or self._catalog.has_unread))
 
     async def _take_over(self, now: Standing) -> None:
         held = self._serving
         compiled = await self._site(now, held.compiled)
         catalog = await self._items(now, held.catalog)
-        rankers = await self._rankers(now, held.rankers)
         set_alarm(Alarm.RULE_STOPPED, compiled is not None and compiled.has_stopped_rules)
-        await self._swap(compiled, catalog, held.columns, rankers)
         self._unusable = now.site_version != ("" if compiled is None else compiled.site.version)
+        if compiled is not held.compiled or catalog is not held.catalog:
+            # A kill switch does not wait for a model.
+            await self._swap(compiled, catalog, held.columns, held.rankers)
+        rankers = await self._rankers.of(now, held.rankers)
+        if rankers != held.rankers:
+            await self._swap(compiled, catalog, held.columns, rankers)
 
     async def refresh_columns(self) -> None:
         """Take over the newest item columns.
@@ -188,26 +190,6 @@ class Refresher:
             return held
         version, changed = await self._catalog.changed_since(held.version)
         return held.with_items(version, changed) if changed or version != held.version else held
-
-    async def _rankers(self, now: Standing, held: Mapping[str, Ranker]) -> dict[str, Ranker]:
-        """The active models, loaded and warm; where one cannot be loaded the previous one of its name stays."""
-        rankers: dict[str, Ranker] = {}
-        for name, sha256 in now.active_models:
-            current = held.get(name)
-            if current is not None and current.version == f"{name}@{sha256}":
-                rankers[name] = current
-            elif (loaded := await self._load(name, sha256) or current) is not None:
-                rankers[name] = loaded
-        return rankers
-
-    async def _load(self, name: str, sha256: str) -> Ranker | None:
-        model = await self._models.data(name, sha256)
-        try:
-            if model is not None:
-                return await asyncio.to_thread(self._loader.load, model)
-        except ServiceError as error:
-            _log.error("model refused", model=f"{name}@{sha256}", reason=error.message)
-        return None
 
     async def _swap(
         self,

@@ -5,7 +5,11 @@ from services.decision.domain.release import Standing
 
 STANDING_SQL = """
 SELECT site_version, catalog_version,
-       ARRAY(SELECT ROW(name, sha256) FROM active_models ORDER BY name) AS active_models
+       ARRAY(SELECT ROW(name, sha256) FROM active_models ORDER BY name) AS active_models,
+       ARRAY(SELECT name || '@' || sha256 FROM stopped_models) AS stopped_models,
+       greatest(
+           (SELECT max(activated_at) FROM active_models), (SELECT max(stopped_at) FROM stopped_models)
+       ) AS models_at
 FROM standing
 """
 
@@ -23,4 +27,6 @@ class PostgresStanding:
         if row is None:
             return Standing("", 0, frozenset())
         models = frozenset((name, sha256) for name, sha256 in row["active_models"])
-        return Standing(row["site_version"], row["catalog_version"], models)
+        return Standing(
+            row["site_version"], row["catalog_version"], models, frozenset(row["stopped_models"]), row["models_at"]
+        )

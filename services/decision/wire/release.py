@@ -1,5 +1,6 @@
 """The catalog's and the releases' requests and answers, as messages."""
 
+import numpy as np
 from comity.decision.v1 import decision_service_pb2 as pb
 
 from services.decision.domain.release import Model, NewModel
@@ -16,6 +17,8 @@ def announced_from_pb(header: pb.ModelHeader) -> NewModel:
         onnx=b"",
         columns=tuple(header.columns),
         metrics=dict(header.metrics),
+        signature=header.signature,
+        golden=np.asarray(header.golden_scores, dtype="<f4").tobytes(),
     )
 
 
@@ -30,6 +33,7 @@ def model_to_pb(model: Model) -> pb.RegisteredModel:
         metrics=model.metrics,
         erased_subjects_count=model.erased_subjects_count,
         stopped_fitting=model.stopped_fitting,
+        stopped_why=model.stopped_why,
     )
     if model.activated_at is not None:
         message.activated_at.CopyFrom(to_timestamp(model.activated_at))

@@ -32,7 +32,9 @@ from services.chassis.memory import MemoryKeys
 from services.chassis.rpc_client import connect
 from services.chassis.rpc_server import RpcServer
 from services.chassis.settings import ServiceSettings
+from services.chassis.signing import signing_key
 from services.chassis.telemetry import Telemetry
+from services.decision.domain.release import signed_text
 from services.decision.main import Settings, build
 from tests.unit.decision.onnx_models import linear
 from tests.waiting import until_served
@@ -41,6 +43,9 @@ BUDGET_MS = 20_000
 TIMEOUT_S = 10.0
 PROFILE = "profile_personalization"
 CHUNK_BYTES = 1000
+MODEL_KEY = signing_key("models", b"model key of this test, of the test alone")
+# A busy machine takes seconds to start the process that a model is tried in.
+REGISTER_TIMEOUT_S = 60.0
 _numbers = itertools.count(1)
 
 FEATURE_SET = features_pb2.FeatureSet(
@@ -247,7 +252,8 @@ class Deciding:
 
     async def register(self, model: onnx.ModelProto, **header: Any) -> pb.RegisterModelResponse:
         """Send the model in chunks."""
-        return await self.release.RegisterModel(iter(parts(model.SerializeToString(), **header)), timeout=TIMEOUT_S)
+        sent = iter(parts(model.SerializeToString(), **header))
+        return await self.release.RegisterModel(sent, timeout=REGISTER_TIMEOUT_S)
 
     async def learn(self, model: onnx.ModelProto | None = None) -> str:
         """Register and activate a model; its version."""
@@ -293,8 +299,10 @@ def parts(data: bytes, **header: Any) -> Sequence[pb.RegisterModelRequest]:
         "columns": [column.name for column in FEATURE_SET.columns],
         "metrics": {"ndcg": 0.5},
     }
+    announced |= header
+    announced.setdefault("signature", MODEL_KEY.sign(signed_text(f"{announced['name']}@{announced['sha256']}")))
     chunks = [data[k : k + CHUNK_BYTES] for k in range(0, len(data), CHUNK_BYTES)]
-    first = pb.RegisterModelRequest(header=pb.ModelHeader(**{**announced, **header}))
+    first = pb.RegisterModelRequest(header=pb.ModelHeader(**announced))
     return [first, *(pb.RegisterModelRequest(chunk=chunk) for chunk in chunks)]
 
 
@@ -334,6 +342,7 @@ async def start(database: Callable[[str], Awaitable[str]], nats_url: str, tmp_pa
     around, url = StandIns(), await database("decision")
     for name in ("seed", "token"):
         (tmp_path / name).write_bytes(name.encode() * 8)
+    (tmp_path / "model").write_text(MODEL_KEY.public_key().public_bytes_raw().hex())
     async with AsyncExitStack() as stack:
         address = await stack.enter_async_context(standing_in(around))
         settings = Settings(
@@ -344,6 +353,7 @@ async def start(database: Callable[[str], Awaitable[str]], nats_url: str, tmp_pa
             features_address=address,
             seed_key_file=tmp_path / "seed",
             token_key_file=tmp_path / "token",
+            model_public_key_file=tmp_path / "model",
             drain_s=0.0,
             stop_grace_s=1.0,
             # A loaded test machine is no reason to fall back; longer than any site may allow, so not validated.

@@ -17,6 +17,7 @@ from services.chassis.ids import content_hash
 from tests.integration.decision.conftest import (
     FEATURE_SET,
     PROFILE,
+    REGISTER_TIMEOUT_S,
     TIMEOUT_S,
     Deciding,
     Start,
@@ -336,7 +337,7 @@ async def test_a_model_that_was_announced_wrongly_is_refused(
 async def test_a_model_of_the_wrong_shape_is_refused(deciding: Deciding) -> None:
     """The file is looked at, not only its announcement."""
     sent = iter(parts(linear(WIDTH + 2).SerializeToString()))
-    error = await refusal(deciding.release.RegisterModel(sent, timeout=TIMEOUT_S))
+    error = await refusal(deciding.release.RegisterModel(sent, timeout=REGISTER_TIMEOUT_S))
     assert (error.reason, error.problems[0].field) == ("MODEL_REFUSED", "model")
 
 

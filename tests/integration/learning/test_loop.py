@@ -19,6 +19,9 @@ from learning.ranklens.events import Event, Moment, item_from
 from learning.train import TrainPlan
 from services.chassis import rpc_client
 from services.chassis.errors import Kind, ServiceError
+from services.chassis.signing import is_signed, signing_key
+from services.decision.domain.release import signed_text
+from services.decision.domain.trial_rows import GOLDEN_COUNT
 from tests.integration.learning.platform import Platform
 
 Channels = dict[str, grpc.aio.Channel]
@@ -28,6 +31,12 @@ PLAN = TrainPlan(params={"min_data_in_leaf": 5}, rounds=10)
 ITEMS = [str(n) for n in range(1, 11)]
 STEP_MS = 1000
 CLICK_AFTER_MS = 5000
+KEY = signing_key("models", b"model key of this test, of the test alone")
+
+
+def sign(version: str) -> bytes:
+    """As the site's model key signs."""
+    return KEY.sign(signed_text(version))
 
 
 def invented(rankings_count: int, seed: int = 1) -> list[Event]:
@@ -61,6 +70,7 @@ async def test_ranklens_is_run_by_its_protocol(platform: Platform, channels: Cha
         SITE,
         RankLensEvents(events),
         RankLensRequest(at, at, plan=PLAN),
+        sign=sign,
         progress=lambda step, *_: told.append(step),
     )
     report = await run.run()
@@ -81,7 +91,9 @@ async def reported(channels: Channels) -> dict[str, Any]:
     """What a run on sixty rankings reports."""
     events = invented(60)
     at = boundary(events, 40)
-    return (await RankLens(channels, SITE, RankLensEvents(events), RankLensRequest(at, at, plan=PLAN)).run()).as_dict()
+    return (
+        await RankLens(channels, SITE, RankLensEvents(events), RankLensRequest(at, at, plan=PLAN), sign=sign).run()
+    ).as_dict()
 
 
 async def test_slow_answers_change_no_figure(
@@ -132,7 +144,9 @@ async def test_what_happens_after_a_ranking_changes_none_of_its_features(
     logged = []
     for sequence in (events, changed):
         platform.__init__()  # type: ignore[misc]
-        await RankLens(channels, SITE, RankLensEvents(sequence), RankLensRequest(at, at + 10**9, plan=PLAN)).run()
+        await RankLens(
+            channels, SITE, RankLensEvents(sequence), RankLensRequest(at, at + 10**9, plan=PLAN), sign=sign
+        ).run()
         logged.append(
             {
                 name: made.inputs.matrix
@@ -157,7 +171,7 @@ async def test_seeing_the_same_moment_is_caught(platform: Platform, channels: Ch
     events = invented(30)
     at = boundary(events, 20)
     with pytest.raises(ServiceError) as raised:
-        await Hasty(channels, SITE, RankLensEvents(events), RankLensRequest(at, at, plan=PLAN)).run()
+        await Hasty(channels, SITE, RankLensEvents(events), RankLensRequest(at, at, plan=PLAN), sign=sign).run()
     assert raised.value.kind is Kind.INTERNAL
 
 
@@ -167,21 +181,24 @@ async def test_a_refused_event_ends_the_run(platform: Platform, channels: Channe
     events = invented(30)
     at = boundary(events, 20)
     with pytest.raises(LearningError, match="DROPPED_NO_CONSENT"):
-        await RankLens(channels, SITE, RankLensEvents(events), RankLensRequest(at, at, plan=PLAN)).run()
+        await RankLens(channels, SITE, RankLensEvents(events), RankLensRequest(at, at, plan=PLAN), sign=sign).run()
 
 
 async def test_training_registers_what_it_learned(platform: Platform, channels: Channels) -> None:
     """The file arrives whole, under its hash, with its columns; it is activated only where that was asked for."""
     events = invented(80)
     at = boundary(events, 60)
-    await RankLens(channels, SITE, RankLensEvents(events), RankLensRequest(at, at, plan=PLAN)).run()
+    await RankLens(channels, SITE, RankLensEvents(events), RankLensRequest(at, at, plan=PLAN), sign=sign).run()
     platform.active = ""
-    services = Services.over(channels["feedback"], channels["features"], channels["decision"])
+    services = Services.over(channels["feedback"], channels["features"], channels["decision"], sign)
     report = await train(services, TrainRequest(name="films_ranker", plan=PLAN, activate=False))
     header = platform.headers[-1]
     assert platform.active == ""
     assert hashlib.sha256(platform.model).hexdigest() == header.sha256 == report.sha256
     assert list(header.columns) == ["clicks"]
+    public_key = KEY.public_key().public_bytes_raw()
+    assert is_signed(signed_text(f"films_ranker@{header.sha256}"), header.signature, public_key)
+    assert len(header.golden_scores) == GOLDEN_COUNT
     assert header.metrics["rows"] == report.rows_count
     assert np.isfinite(report.parity_difference_max)
     answered = {event.decision_id for event in platform.tracked if event.type == "click"}
@@ -190,7 +207,7 @@ async def test_training_registers_what_it_learned(platform: Platform, channels: 
 
 async def test_nothing_to_learn_from_registers_nothing(platform: Platform, channels: Channels) -> None:
     """Without an answered decision training says so, and the model that decides stays."""
-    services = Services.over(channels["feedback"], channels["features"], channels["decision"])
+    services = Services.over(channels["feedback"], channels["features"], channels["decision"], sign)
     with pytest.raises(LearningError, match="No decision"):
         await train(services, TrainRequest(name="films_ranker"))
     assert platform.headers == []
@@ -200,10 +217,10 @@ async def browsed(platform: Platform, channels: Channels) -> tuple[Services, lis
     """A hundred and sixty answered rankings on the platform, and no model; their times."""
     events = invented(160)
     at = boundary(events, 150)
-    await RankLens(channels, SITE, RankLensEvents(events), RankLensRequest(at, at, plan=PLAN)).run()
+    await RankLens(channels, SITE, RankLensEvents(events), RankLensRequest(at, at, plan=PLAN), sign=sign).run()
     platform.active = ""
     platform.models.clear()
-    services = Services.over(channels["feedback"], channels["features"], channels["decision"])
+    services = Services.over(channels["feedback"], channels["features"], channels["decision"], sign)
     return services, [made.decided_at.ToMilliseconds() for made in platform.decisions.values()]
 
 

@@ -170,6 +170,9 @@ class FakeRanker:
     def cost_s(self, rows_count: int) -> float:
         return self.cost
 
+    def stop(self) -> None:
+        self.fails = True
+
 
 class Harness:
     """A Decide with everything around it faked, and far more time than it needs: a busy machine changes no answer."""

@@ -16,32 +16,35 @@ from services.chassis.errors import Kind, ServiceError
 from services.chassis.events import ORIGIN, LogPosition
 from services.decision.domain.catalog import ItemColumns
 from services.decision.domain.plan import CompiledSite, compile_site
-from services.decision.domain.release import DeclaredItem, DeclaredSite, Model, NewModel, Standing
-from services.decision.domain.serving import Ranker
+from services.decision.domain.release import DeclaredItem, DeclaredSite, Standing
 from services.decision.domain.site import Item
 from services.decision.domain.vocabulary import Exclusion
 from services.decision.handlers import refresh as refreshing
+from services.decision.handlers.rankers import Rankers, Vetting
 from services.decision.handlers.refresh import Refresher
 from services.decision.rule_trial import without_slow_rules
 from tests.unit.decision.fakes import DEAD, FakeRanker
+from tests.unit.decision.registry import PUBLIC_KEY, Loader, Registry, new_model
 from tests.unit.decision.test_rules import DOUBLING, OVER_BUDGET
 from tests.unit.decision.world import FEATURE_SET, ITEMS, PLACEMENT, POLICY, columns, site
 from tests.waiting import eventually
 
-NO_MODEL = NewModel("ranker", "1", "features-1", 5, b"")
+MODEL = new_model("first")
 
 
 class World:
     """Every port of the refresher: what stands in the database, and what features has."""
 
     def __init__(self) -> None:
-        self.now = Standing("site-1", 1, frozenset({("ranker", "1")}))
+        self.registry = Registry()
+        self.registry.decides(MODEL)
+        self.loader = Loader()
+        self.now = replace(self.registry.standing(), site_version="site-1", catalog_version=1)
         self.items: list[Item] = list(ITEMS)
         self.snapshot: ItemColumns | None = columns()
         self.site: CompiledSite | None = site()
         self.before: dict[str, CompiledSite | None] = {}
         self.has_unread = False
-        self.refuses_models = False
         self.down = False
         self.loads = 0
         # Features answers once this is set.
@@ -68,13 +71,6 @@ class World:
         self.asked_features.set()
         await self.features_answers.wait()
         return None if snapshot is held else snapshot
-
-    def load(self, model: NewModel) -> Ranker:
-        if self.refuses_models:
-            raise ServiceError(Kind.INVALID, "MODEL_REFUSED", "model: is no model")
-        ranker = FakeRanker()
-        ranker.version = model.version
-        return ranker
 
 
 class Sites:
@@ -115,29 +111,12 @@ class Catalogs:
         return 0, ORIGIN
 
 
-class Models:
-    """handlers.ports.ModelStore of a world."""
-
-    async def register(self, model: NewModel) -> bool:
-        return True
-
-    async def activate(self, name: str, sha256: str, feature_set_version: str) -> None:
-        return None
-
-    async def all(self) -> list[Model]:
-        return []
-
-    async def data(self, name: str, sha256: str) -> NewModel | None:
-        return replace(NO_MODEL, name=name, sha256=sha256)
-
-
 def refresher(world: World) -> Refresher:
     return Refresher(
         standing=world,
         sites=Sites(world),
         catalog=Catalogs(world),
-        models=Models(),
-        loader=world,
+        rankers=Rankers(world.registry, Vetting(world.registry, world.loader, [PUBLIC_KEY])),
         columns=world,
         offered_max=100,
     )
@@ -188,12 +167,14 @@ async def test_a_model_that_cannot_be_loaded_leaves_the_one_before() -> None:
     world = World()
     replica = refresher(world)
     await replica.refresh()
-    world.refuses_models = True
-    world.now = replace(world.now, active_models=frozenset({("ranker", "2")}))
+    bad = new_model("bad")
+    world.loader.problems[bad.onnx] = "is no model"
+    world.registry.decides(bad)
+    world.now = replace(world.now, active_models=frozenset({(bad.name, bad.sha256)}))
     await replica.refresh()
     ranker = replica.serving().ranker("ranker")
     assert ranker is not None
-    assert ranker.version == "ranker@1"
+    assert ranker.version == MODEL.version
 
 
 async def test_a_model_of_another_feature_set_does_not_score() -> None:
