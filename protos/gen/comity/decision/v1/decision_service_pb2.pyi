@@ -944,9 +944,13 @@ class ModelHeader(_message.Message):
     FEATURE_SET_VERSION_FIELD_NUMBER: _builtins.int
     COLUMNS_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    GOLDEN_SCORES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     sha256: _builtins.str
     feature_set_version: _builtins.str
+    signature: _builtins.bytes
+    """Ed25519 by the site's model key over "comity.model/1|<name>@<sha256>"; a model without it is refused."""
     @_builtins.property
     def columns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the input columns, in order; must be the feature set's."""
@@ -954,6 +958,10 @@ class ModelHeader(_message.Message):
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """How it was trained: rows, parameters, offline metrics; numbers only."""
+
+    @_builtins.property
+    def golden_scores(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Scores of the golden rows (services/decision/domain/trial_rows.py) as the trainer computes them; empty: not compared."""
 
     def __init__(
         self,
@@ -963,10 +971,12 @@ class ModelHeader(_message.Message):
         feature_set_version: _builtins.str = ...,
         columns: _abc.Iterable[_builtins.str] | None = ...,
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        signature: _builtins.bytes = ...,
+        golden_scores: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "feature_set_version", b"feature_set_version", "metrics", b"metrics", "name", b"name", "sha256", b"sha256"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "feature_set_version", b"feature_set_version", "golden_scores", b"golden_scores", "metrics", b"metrics", "name", b"name", "sha256", b"sha256", "signature", b"signature"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1165,17 +1175,24 @@ class RegisteredModel(_message.Message):
     RETRAIN_SINCE_FIELD_NUMBER: _builtins.int
     ACTIVATED_AT_FIELD_NUMBER: _builtins.int
     STOPPED_FITTING_FIELD_NUMBER: _builtins.int
+    STOPPED_WHY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     sha256: _builtins.str
     feature_set_version: _builtins.str
     active: _builtins.bool
-    """It is the one chosen for its name and reads the site's feature set: it ranks wherever a policy names it."""
+    """It ranks wherever a policy names it: it is the one chosen for its name, or stands in for one that was stopped, and reads
+    the site's feature set.
+    """
     erased_subjects_count: _builtins.int
     """How many of the people it was trained on were erased since, and when the first was: it is to be trained again
     within 30 days of that.
     """
     stopped_fitting: _builtins.bool
     """It is the one chosen for its name, but reads another feature set than the site's: nothing ranks by that name."""
+    stopped_why: _builtins.str
+    """Why it does not decide though it was chosen, or is never put back: refused when it was loaded, or slow or wrong while
+    it decided. Empty: nothing is wrong with it.
+    """
     @_builtins.property
     def registered_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -1199,10 +1216,11 @@ class RegisteredModel(_message.Message):
         retrain_since: _timestamp_pb2.Timestamp | None = ...,
         activated_at: _timestamp_pb2.Timestamp | None = ...,
         stopped_fitting: _builtins.bool = ...,
+        stopped_why: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["activated_at", b"activated_at", "registered_at", b"registered_at", "retrain_since", b"retrain_since"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activated_at", b"activated_at", "active", b"active", "erased_subjects_count", b"erased_subjects_count", "feature_set_version", b"feature_set_version", "metrics", b"metrics", "name", b"name", "registered_at", b"registered_at", "retrain_since", b"retrain_since", "sha256", b"sha256", "stopped_fitting", b"stopped_fitting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activated_at", b"activated_at", "active", b"active", "erased_subjects_count", b"erased_subjects_count", "feature_set_version", b"feature_set_version", "metrics", b"metrics", "name", b"name", "registered_at", b"registered_at", "retrain_since", b"retrain_since", "sha256", b"sha256", "stopped_fitting", b"stopped_fitting", "stopped_why", b"stopped_why"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
