@@ -13,6 +13,7 @@ from pathlib import Path
 from comity.decision.v1 import decision_service_pb2 as decision_pb
 
 from bench.prove import (
+    bricks,
     cancelled_reads,
     consent_strings,
     draws,
@@ -71,6 +72,8 @@ class Sizes:
         self.cancels = 5_000 if quick else 100_000
         self.subjects = 60 if quick else 1_000
         self.late_subjects = 10 if quick else 200
+        # Each brick alone and in every ruin, else those of a service together.
+        self.bricks_apart = not quick
         self.poisoned_decides = 60 if quick else 1_000
         self.merges = 5_000 if quick else 50_000
         self.teeth_merges = 500
@@ -234,6 +237,12 @@ async def unstopped(sizes: Sizes) -> Proof:
         return await poison.prove(folder, decides=sizes.poisoned_decides)
 
 
+async def startable(sizes: Sizes) -> Proof:
+    """No stored thing, unreadable or hostile, keeps a service from starting, serving and saying so."""
+    with temporary_folder() as folder:
+        return await bricks.prove(folder, apart=sizes.bricks_apart)
+
+
 async def unmerged(sizes: Sizes) -> Proof:
     """Merge and unmerge: a link that is taken back leaves everybody as they would be without it."""
     return await asyncio.to_thread(merges.prove, sizes.merges, sizes.teeth_merges, MERGES_SEED)
@@ -277,6 +286,7 @@ PROOFS: dict[str, Callable[[Sizes], Awaitable[Proof]]] = {
     "merge_unmerge": unmerged,
     "late": erased_though_late,
     "poison": unstopped,
+    "bricks": startable,
 }
 
 

@@ -201,14 +201,24 @@ class Rows:
         return list(self._unread.values())
 
     async def read(
-        self, rows: Iterable[asyncpg.Record], read: Callable[[asyncpg.Record], T]
+        self,
+        rows: Iterable[asyncpg.Record],
+        read: Callable[[asyncpg.Record], T],
+        *,
+        again: Iterable[tuple[Any, ...]] = (),
     ) -> list[tuple[asyncpg.Record, T]]:
-        """What *read* makes of each row that can be read."""
+        """What *read* makes of each row that can be read.
+
+        Args:
+            again: keys of `unread` that were asked for; of those no row came for there is nothing left to read.
+        """
         rows = list(rows)
         _, _, table, *keys = self._place
         found, letters = read_rows(rows, read, *self._place)
         fresh = [letter for letter in letters if letter.channel not in self._unread]
         failed = {letter.channel for letter in letters}
+        for key in again:
+            self._unread.pop("/".join((table, *map(str, key))), None)
         for row in rows:
             place = _place_of(row, table, keys)
             if place in failed:

@@ -37,7 +37,8 @@ LATE = timedelta(minutes=10)
 BATCH_EVENTS = 500
 
 STATE_SQL = """
-SELECT stream_created, first_seq, last_seq, deleted_count, compared_until FROM reconciler_state WHERE service = $1
+SELECT stream_created, first_seq, last_seq, deleted_count, least(compared_until, now()) AS compared_until
+FROM reconciler_state WHERE service = $1
 """
 SAVE_SQL = """
 INSERT INTO reconciler_state (service, stream_created, first_seq, last_seq, deleted_count, compared_until)

@@ -105,8 +105,8 @@ async def build(settings: Settings, app: App) -> None:
     app.background("relay's lag", relay.watch_lag)
     app.background("reconciler", Reconciler(pool, bus, "decision").run)
     parts = _Parts(settings, app, pool, store)
-    for rows, consumer in ((parts.sites.rows, "sites"), (parts.catalog.rows, "catalog")):
-        letters.retried_by("decision", consumer, retry_rows(parts.refresher.refresh_unread, rows))
+    letters.retried_by("decision", "sites", retry_rows(parts.read_sites_again, parts.sites.rows))
+    letters.retried_by("decision", "catalog", retry_rows(parts.refresher.refresh_unread, parts.catalog.rows))
     app.background("refresh", parts.refresher.run)
     await parts.refresher.refresh()
     for channel in parts.channels:
@@ -173,6 +173,11 @@ class _Parts:
             columns=self.features,
             offered_max=settings.offered_max,
         )
+
+    async def read_sites_again(self) -> None:
+        """Read sites that could not be read, and decide with what can be read now."""
+        await self.sites.read_again()
+        await self.refresher.refresh_unread()
 
     def decisions(self) -> DecisionService:
         """The face that decides."""

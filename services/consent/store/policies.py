@@ -122,9 +122,11 @@ class PostgresPolicies:
             return policy
 
     async def read_again(self) -> None:
-        """Read now what could not be read of the policy that holds."""
+        """Read now what could not be read of any version."""
         self._again_at_s = dict.fromkeys(self._again_at_s, 0.0)
-        await self.policy()
+        async with acquire(self._pool) as connection:
+            for version in list(self._again_at_s):
+                await self.version_in(connection, version)
 
     async def version_in(self, connection: Connection, version: str) -> Policy:
         """A version of the policy; read once, for versions never change.
@@ -150,7 +152,10 @@ class PostgresPolicies:
         """The version as far as it can be read, and whether that is all of it."""
         of_terms, of_notices, of_places = self.rows
         told = await connection.fetch(TERMS_SQL, version)
-        rules = {row["purpose"]: (row, rule) for row, rule in await of_terms.read(told, _rule_of)}
+        rules = {
+            row["purpose"]: (row, rule)
+            for row, rule in await of_terms.read(told, _rule_of, again=_of(version, of_terms))
+        }
         unruled = {row["purpose"] for row in told}.difference(rules)
         declared = await connection.fetch(PURPOSES_SQL, version)
         purposes = {
@@ -159,9 +164,12 @@ class PostgresPolicies:
             if row["purpose"] not in unruled
         }
         noted = await connection.fetch(NOTICES_SQL, version)
-        notices = [notice for _, notice in await of_notices.read(noted, _notice_of)]
+        notices = [notice for _, notice in await of_notices.read(noted, _notice_of, again=_of(version, of_notices))]
         placed = await connection.fetch(JURISDICTIONS_SQL, version)
-        places = {row["jurisdiction"]: place for row, place in await of_places.read(placed, _place_of)}
+        places = {
+            row["jurisdiction"]: place
+            for row, place in await of_places.read(placed, _place_of, again=_of(version, of_places))
+        }
         unplaced = [row["jurisdiction"] for row in placed if row["jurisdiction"] not in places]
         places |= {name: _strictest(name, purposes) for name in unplaced}
         policy = Policy(
@@ -221,6 +229,10 @@ def _purpose(row: asyncpg.Record, terms: asyncpg.Record | None, rule: PurposeRul
         personalizes=terms is not None and terms["personalizes"],
         signals=rule,
     )
+
+
+def _of(version: str, rows: Rows) -> list[tuple[str, ...]]:
+    return [key for key in rows.unread if key[0] == version]
 
 
 def _rule_of(row: asyncpg.Record) -> PurposeRule | None:

@@ -1,6 +1,7 @@
 """Items at every version they have had."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import asyncpg
 
@@ -67,9 +68,9 @@ class PostgresCatalog:
     async def changed_since(self, catalog_version: int) -> tuple[int, list[Item]]:
         """See handlers.ports.CatalogStore."""
         async with acquire(self._pool) as connection:
-            unread = [item_id for (item_id,) in self.rows.unread]
-            rows = await connection.fetch(CHANGED_SQL, catalog_version, unread)
-        items = await self._readable([row for row in rows if row["item"] is not None])
+            again = self.rows.unread
+            rows = await connection.fetch(CHANGED_SQL, catalog_version, [item_id for (item_id,) in again])
+        items = await self._readable([row for row in rows if row["item"] is not None], again)
         return (rows[0]["catalog_version"] if rows else catalog_version), list(items.values())
 
     async def at(self, item_ids: Sequence[str], catalog_version: int) -> list[Item | None]:
@@ -84,11 +85,14 @@ class PostgresCatalog:
         async with acquire(self._pool) as connection:
             rows = await connection.fetch(PAGE_SQL, after, PAGE_ITEMS)
         found = await self._readable(rows)
+        if rows and not found:
+            # An empty page would pass for the end.
+            return await self.page(after=rows[-1]["item_id"])
         return [DeclaredItem(found[row["item_id"]], row["item"]) for row in rows if row["item_id"] in found]
 
-    async def _readable(self, rows: Sequence[asyncpg.Record]) -> dict[str, Item]:
+    async def _readable(self, rows: Sequence[asyncpg.Record], again: Sequence[tuple[Any, ...]] = ()) -> dict[str, Item]:
         """Items by id, less those that cannot be read: they are not offered, and keep no other from being."""
-        return {row["item_id"]: item for row, item in await self.rows.read(rows, _item_of)}
+        return {row["item_id"]: item for row, item in await self.rows.read(rows, _item_of, again=again)}
 
     async def upsert(self, items: Sequence[DeclaredItem]) -> tuple[int, LogPosition]:
         """See handlers.ports.CatalogStore."""

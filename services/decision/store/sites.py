@@ -50,8 +50,13 @@ class PostgresSites:
         """See handlers.ports.SiteStore."""
         async with acquire(self._pool) as connection:
             row = await connection.fetchrow(LOAD_SQL, site_version)
-        found = await self.rows.read([] if row is None else [row], _compiled_of)
+        found = await self.rows.read([] if row is None else [row], _compiled_of, again=[(site_version,)])
         return await _decidable(found[0][1]) if found else None
+
+    async def read_again(self) -> None:
+        """Read what could not be read, whichever site it is of."""
+        for (site_version,) in self.rows.unread:
+            await self.load(site_version)
 
     async def before(self, site_version: str) -> list[str]:
         """See handlers.ports.SiteStore."""

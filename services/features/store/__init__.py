@@ -55,6 +55,7 @@ ACTIVE_SQL = "SELECT version FROM active_feature_set"
 LOCK_SETS_SQL = "LOCK TABLE feature_sets IN SHARE ROW EXCLUSIVE MODE"
 STREAM_VERSION_SQL = "SELECT coalesce(max(version), 0) FROM events WHERE stream_id = $1"
 DECLARED_SQL = "SELECT coalesce(declared, feature_set) FROM feature_sets WHERE version = $1"
+KEPT_SQL = "SELECT declared, feature_set FROM feature_sets WHERE version = $1"
 PUT_SET_SQL = """
 INSERT INTO feature_sets AS s (version, feature_set, declared) VALUES ($1, $2, $3)
 ON CONFLICT (version) DO UPDATE
@@ -234,18 +235,22 @@ class Books:
         return await self.refresh()
 
     async def message(self, version: str) -> bytes | None:
-        """The set as it was last published, with its words."""
+        """The set as it was last published, with its words where they can be read."""
         async with acquire(self._pool) as connection:
-            found: bytes | None = await connection.fetchval(DECLARED_SQL, version)
-        return found
+            row = await connection.fetchrow(KEPT_SQL, version)
+        for kept in () if row is None else row:
+            with suppress(Exception):
+                feature_set_from_bytes(kept, version)
+                return bytes(kept)
+        return None
 
     async def _read(self, connection: Connection) -> Book:
-        unread = [version for (version,) in self.rows.unread]
-        rows = await connection.fetch(BOOK_SQL, self._sequence, unread)
+        again = self.rows.unread
+        rows = await connection.fetch(BOOK_SQL, self._sequence, [version for (version,) in again])
         active = await connection.fetchval(ACTIVE_SQL) or ""
         if not rows and active == self.book.active:
             return self.book
-        found = {row["sequence"]: feature_set for row, feature_set in await self.rows.read(rows, _set_of)}
+        found = {row["sequence"]: feature_set for row, feature_set in await self.rows.read(rows, _set_of, again=again)}
         broken = [row for row in rows if row["sequence"] not in found]
         recovered = await _recovered(connection, broken) if broken else {}
         self._missing = self._missing.difference(row["version"] for row in rows)
@@ -557,14 +562,14 @@ class ItemStore:
         ):
             standing = await _standing(connection)
             seen_to = await connection.fetchval(XMIN_SQL)
-            item_rows = await connection.fetch(CHANGED_ITEMS_SQL, since, [id_ for (id_,) in self.items.unread])
-            unread = self.blocks.unread
-            asked = [item_id for item_id, _ in unread], [partition for _, partition in unread]
+            items_again, blocks_again = self.items.unread, self.blocks.unread
+            item_rows = await connection.fetch(CHANGED_ITEMS_SQL, since, [id_ for (id_,) in items_again])
+            asked = [item_id for item_id, _ in blocks_again], [partition for _, partition in blocks_again]
             block_rows = await connection.fetch(CHANGED_BLOCKS_SQL, since, *asked)
         # One that cannot be read is as though it were not there; the columns of the others go on.
-        items = await self.items.read(item_rows, _item_of)
+        items = await self.items.read(item_rows, _item_of, again=items_again)
         if book.is_whole:
-            blocks = await self.blocks.read(block_rows, lambda row: _block_of(book, row))
+            blocks = await self.blocks.read(block_rows, lambda row: _block_of(book, row), again=blocks_again)
         else:
             # Those in the layout of the set that cannot be read are as they should be: told of the set, not of them.
             blocks, _ = read_rows(block_rows, lambda row: _block_of(book, row), *BLOCK_ROWS)

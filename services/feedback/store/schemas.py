@@ -63,9 +63,10 @@ class PostgresSchemas:
 
     async def _newer(self, connection: Connection, publication: int) -> tuple[dict[str, EventSchema], int]:
         """What was declared since, up to which publication; a type that cannot be read is as if undeclared."""
-        rows = await connection.fetch(NEWER_SQL, publication, [type_ for (type_,) in self.rows.unread])
+        again = self.rows.unread
+        rows = await connection.fetch(NEWER_SQL, publication, [type_ for (type_,) in again])
         newest = max((row["publication"] for row in rows), default=publication)
-        return {row["type"]: schema for row, schema in await self.rows.read(rows, _schema_of)}, newest
+        return {row["type"]: schema for row, schema in await self.rows.read(rows, _schema_of, again=again)}, newest
 
 
 def _schema_of(row: asyncpg.Record) -> EventSchema:

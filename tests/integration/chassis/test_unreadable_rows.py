@@ -8,6 +8,8 @@ import pytest
 from comity.decision.v1 import site_pb2
 from comity.features.v1 import feature_set_pb2
 
+from bench.prove import bricks
+from cli.stack import SERVICES
 from services.chassis import alarms
 from services.chassis.alarms import Alarm
 from services.chassis.clock import SystemClock
@@ -294,3 +296,30 @@ async def test_erasures_applied_below_the_first_asks_for_all(database: MakeDatab
         gate = ErasureGate(pool, None, Ledger())  # type: ignore[arg-type]  # nothing is taken
         assert await gate._apply(await gate._stands()) == 0
     assert asked == [0]
+
+
+TABLES_SQL = "SELECT tablename::text FROM pg_tables WHERE schemaname = 'public'"
+
+
+@pytest.mark.parametrize("service", SERVICES)
+async def test_every_table_is_a_brick_or_says_why_it_is_none(database: MakeDatabase, service: str) -> None:
+    """Whoever adds a table says how it is loaded, and has it broken by the proof."""
+    async with pool_of(database, service) as pool:
+        tables = {row["tablename"] for row in await pool.fetch(TABLES_SQL)}
+    told = {**bricks.CHASSIS, **bricks.HOLDS[service]}
+    assert set(told) == tables
+    planted = {brick.table for brick in bricks.bricks_of("''") if brick.service == service}
+    broken = {table for table, why in told.items() if why == "brick"}
+    # Of consent's own erasures consent needs no list.
+    assert broken - planted == ({"erasures_applied"} if service == "consent" else set())
+    assert planted <= broken
+
+
+@pytest.mark.parametrize("ruin", bricks.RUINS)
+async def test_every_brick_can_be_planted_and_mended(database: MakeDatabase, ruin: str) -> None:
+    """The statements fit the tables."""
+    for service in SERVICES:
+        async with pool_of(database, service) as pool:
+            for brick in bricks.bricks_of(ruin):
+                for sql in (*brick.plant, *brick.mend) if brick.service == service else ():
+                    await pool.execute(sql)
