@@ -175,6 +175,18 @@ def test_id_that_moves_a_cursor_or_turns_the_writing_is_refused(
     assert any("a control character, a line break" in one.problem and one.line for one in found), problems_of(shop)
 
 
+def test_more_than_a_call_takes_is_found_before_a_service_is_asked(shop: Path) -> None:
+    """A list that is longer than the services take is a problem of its file."""
+    features = (shop / "features.yaml").read_text()
+    declared = [
+        f"- name: more_{k}\n  description: more\n  owner: web\n  reason: {'r' * 1000}\n  retention_days: 30\n"
+        "  context_value: {key: hour}\n"
+        for k in range(256)
+    ]
+    (shop / "features.yaml").write_text(features + "\n" + "".join(declared))
+    assert any("entries; at most 256 are allowed" in one.problem for one in problems_of(shop))
+
+
 def test_every_problem_is_listed_not_only_the_first(shop: Path, edit: Edit) -> None:
     """Mistakes in several files, and several in one, are found in one go, in order of file and line."""
     edit("site.yaml", "holdout_share: 0.10", "holdout_share: 0.9")

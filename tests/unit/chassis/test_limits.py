@@ -22,6 +22,11 @@ from hypothesis import strategies as st
 
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.limits import PROBLEMS_MAX, UNPRINTABLE, check_of, problems_of, require_valid
+from services.chassis.rpc_guard import REQUEST_BYTES_MAX
+from services.chassis.rpc_server import RECEIVE_BYTES_MAX
+from services.decision.domain.layout import COLUMNS_MAX as COLUMNS_TAKEN_MAX
+from services.features.domain.feature_set import COLUMNS_MAX, compile_features
+from services.features.wire import feature_set_to_pb, features_from_pb
 
 # Every service there is: walking the packages registers their descriptors.
 SERVICES = sorted(
@@ -422,3 +427,48 @@ def test_erasure_of_no_member_is_refused_at_the_edge(member_id: str) -> None:
         erasure_id="e", member_ids=[member_id], step=holdings_pb2.ERASURE_STEP_SUPPRESS
     )
     assert set(found(request)) == {"member_ids[0]"}
+
+
+# What `comity apply` sends of a bundle.
+PUBLISHED = (
+    consent_pb.PublishPurposesRequest,
+    features_service_pb2.PublishFeatureSetRequest,
+    feedback_pb.PublishEventSchemasRequest,
+    decision_pb.UpsertItemsRequest,
+    decision_pb.ApplySiteRequest,
+)
+
+
+@pytest.mark.parametrize("request_type", PUBLISHED, ids=lambda one: one.DESCRIPTOR.name)
+def test_every_list_of_a_bundle_says_how_long_it_may_be(request_type: Any) -> None:
+    """None is cut to the default of 64 unsaid: what features takes decision takes, too."""
+    sent: dict[str, FieldDescriptor] = {}
+    _sent(request_type.DESCRIPTOR, sent)
+    unsaid = [name for name, field in sent.items() if field.is_repeated and not limits_of(field).items_max]
+    assert unsaid == []
+
+
+def test_largest_feature_set_can_be_published_and_applied() -> None:
+    """256 features with all the words and columns that each may have: within the limits and the size of both calls."""
+    features = [
+        feature_set_pb2.Feature(
+            name=f"feature_{k:03}".ljust(64, "x"),
+            description="d" * 1024,
+            reason="r" * 1024,
+            owner="o" * 64,
+            retention_days=1,
+            item_category=feature_set_pb2.ItemCategory(attribute="a" * 64, values=["one", "two"]),
+        )
+        for k in range(256)
+    ]
+    published = features_service_pb2.PublishFeatureSetRequest(features=features)
+    compiled = compile_features([one for one in features_from_pb(features) if one is not None])
+    assert len(compiled.columns) == COLUMNS_MAX == COLUMNS_TAKEN_MAX
+    applied = decision_pb.ApplySiteRequest(feature_set=feature_set_to_pb(compiled, features))
+    applied.site.name = "largest"
+    for request, service in ((published, "features.v1.FeatureService"), (applied, "decision.v1.CatalogService")):
+        assert [one for one in found(request) if not one.startswith("site")] == []
+        name = type(request).DESCRIPTOR.name.removesuffix("Request")
+        method = descriptor_pool.Default().FindServiceByName(f"comity.{service}").methods_by_name[name]
+        bytes_max = method.GetOptions().Extensions[options_pb2.rules].request_bytes_max or REQUEST_BYTES_MAX
+        assert request.ByteSize() <= bytes_max <= RECEIVE_BYTES_MAX
