@@ -37,8 +37,26 @@ def register(app: typer.Typer) -> None:
     app.command()(apply)
 
 
-def check(folder: Folder, items: Feed = None, as_json: AsJson = False) -> None:
-    """Check a site bundle without any service: every problem with its file, its line and what to do about it."""
+def check(
+    folder: Annotated[Path | None, typer.Argument(metavar="[DIR]", help="Folder that holds site.yaml.")] = None,
+    items: Feed = None,
+    connect: Annotated[
+        bool, typer.Option("--connect", help="Try the servers as the services will; without DIR nothing else.")
+    ] = False,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    as_json: AsJson = False,
+) -> None:
+    """Check a site bundle without any service: every problem with its file, its line and what to do about it.
+
+    With --connect, also log in to Postgres, NATS and Valkey (those that COMITY_POSTGRES_URL, COMITY_NATS_URL and
+    COMITY_REDIS_URL name, or the stack's own) and see that they allow what the services do there.
+    """
+    if connect:
+        _check_connections(data_dir, as_json=as_json, alone=folder is None)
+    if folder is None:
+        if connect:
+            return
+        raise typer.BadParameter("name the folder of a site bundle, or give --connect")
     from cli.bundle import check_bundle
 
     bundle, problems = check_bundle(folder, feed=items)
@@ -50,6 +68,28 @@ def check(folder: Folder, items: Feed = None, as_json: AsJson = False) -> None:
         console.print(styled("[green]ok[/]: {}", _summary(bundle)))
         _show_allowed(bundle)
     if problems:
+        raise typer.Exit(1)
+
+
+def _check_connections(data_dir: Path, *, as_json: bool, alone: bool) -> None:
+    """Try the servers and tell; with --json only where nothing else is told, or something is wrong."""
+    from cli.stack.connecting import try_connections
+
+    found = run(try_connections(data_dir), as_json=as_json)
+    fails = any(found.values())
+    if as_json and (alone or fails):
+        print_json({"ok": not fails, "connections": found})
+    if not as_json:
+        for server, problems in found.items():
+            for problem in problems:
+                errors.print(styled("[red]{}[/]: {}", server, problem), soft_wrap=True)
+            if not problems:
+                console.print(styled("[green]ok[/]: {}", server), soft_wrap=True)
+        if not found:
+            console.print(
+                styled("no server to try: nothing was started in {}, and no variable names one", str(data_dir))
+            )
+    if fails:
         raise typer.Exit(1)
 
 

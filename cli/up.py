@@ -23,6 +23,7 @@ from services.chassis.errors import ServiceError
 from services.chassis.logs import setup_logs
 
 COLORS = {"up": "green", "external": "green", "down": "dim", "crashed": "red", "silent": "red", "unreachable": "red"}
+COLORS |= {"refused": "red"}
 
 
 def register(app: typer.Typer) -> None:

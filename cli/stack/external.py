@@ -2,14 +2,22 @@
 
 import asyncio
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Coroutine, Mapping
+from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from services.chassis.errors import Kind, ServiceError
+from services.chassis.nats_files import NatsFiles
+from services.chassis.settings import addresses_in
 
 VARIABLES = {"postgres": "COMITY_POSTGRES_URL", "nats": "COMITY_NATS_URL", "valkey": "COMITY_REDIS_URL"}
 DEFAULT_PORTS = {"postgres": 5432, "nats": 4222, "valkey": 6379}
 CONNECT_TIMEOUT_S = 5.0
+# Beside COMITY_NATS_URL; services have the same settings.
+NATS_FILES = {"NATS_CA_FILE": "ca", "NATS_CERT_FILE": "certificate", "NATS_KEY_FILE": "key"} | {
+    "NATS_CREDENTIALS_FILE": "credentials"
+}
 
 
 def external_urls() -> dict[str, str]:
@@ -18,30 +26,74 @@ def external_urls() -> dict[str, str]:
 
 
 async def reachable(name: str, url: str) -> bool:
-    """Whether something accepts connections at the address."""
-    host, port = _host_port(name, url)
+    """Whether something accepts connections at the address, or at one of those that it names."""
+    for host, port in _host_ports(name, url):
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                _, writer = await asyncio.open_connection(host, port)
+                writer.close()
+            return True
+        except (OSError, TimeoutError):
+            continue
+    return False
+
+
+def nats_files() -> dict[str, Path]:
+    """Certificates and credentials for the NATS that somebody else runs, by setting; the services run elsewhere."""
+    if not os.environ.get(VARIABLES["nats"]):
+        return {}
+    given = {name: os.environ.get(f"COMITY_{name}", "") for name in NATS_FILES}
+    return {name: Path(path).absolute() for name, path in given.items() if path}
+
+
+async def server_problems(name: str, url: str, databases: Mapping[str, str]) -> list[str]:
+    """What keeps the services from working with a server, a sentence each; it changes nothing there.
+
+    Args:
+        url: of postgres the administrator's.
+        databases: each service's address of its own database; empty where there is none yet.
+    """
+    # Only here: the clients of three servers take longer to load than most commands take.
+    from services.chassis.bus import try_bus
+    from services.chassis.cache import try_cache
+    from services.chassis.postgres import try_database
+
+    if name == "postgres":
+        asked = {VARIABLES[name]: url, **{f"{service}'s DATABASE_URL": its for service, its in databases.items()}}
+        tries = [try_database(its, provisions=who == VARIABLES[name]) for who, its in asked.items()]
+        found = await asyncio.gather(*map(_problem, tries))
+        return [problem.replace("DATABASE_URL", who) for who, problem in zip(asked, found, strict=True) if problem]
+    if name == "valkey":
+        return list(filter(None, [await _problem(try_cache(url, prefix="features:"))]))
+    files = NatsFiles(**{NATS_FILES[setting]: path for setting, path in nats_files().items()})
+    return list(filter(None, [await _problem(try_bus(url, files))]))
+
+
+async def _problem(trying: Coroutine[Any, Any, None]) -> str:
+    """What a try came to; empty: all is well."""
     try:
-        async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            _, writer = await asyncio.open_connection(host, port)
-            writer.close()
-    except (OSError, TimeoutError):
-        return False
-    return True
+        await trying
+    except ServiceError as error:
+        return error.message
+    return ""
 
 
 async def require_reachable(name: str, url: str) -> None:
-    """Returns when the server can be reached.
+    """Returns when the server can be reached, and lets us work with it.
 
     Raises:
         ServiceError: UNAVAILABLE, with the variable to correct.
     """
     if not await reachable(name, url):
-        host, port = _host_port(name, url)
+        asked = " or ".join(f"{host}:{port}" for host, port in _host_ports(name, url))
         raise ServiceError(
             Kind.UNAVAILABLE,
             "EXTERNAL_SERVER_UNREACHABLE",
-            f"nothing answers at {host}:{port}; start that server, correct {VARIABLES[name]}, or unset it",
+            f"nothing answers at {asked}; start that server, correct {VARIABLES[name]}, or unset it",
         )
+    problems = await server_problems(name, url, {})
+    if problems:
+        raise ServiceError(Kind.UNAVAILABLE, "EXTERNAL_SERVER_REFUSES", " ".join(problems))
 
 
 def require_same(state_urls: Mapping[str, str], was_external: Collection[str], external: Mapping[str, str]) -> None:
@@ -59,7 +111,7 @@ def require_same(state_urls: Mapping[str, str], was_external: Collection[str], e
     for name, url in state_urls.items():
         before = url if name in was_external else ""
         now = external.get(name, "")
-        if bool(before) == bool(now) and (not now or _host_port(name, before) == _host_port(name, now)):
+        if bool(before) == bool(now) and (not now or set(_host_ports(name, before)) & set(_host_ports(name, now))):
             continue
         was = f"at {shown(before)}" if before else f"embedded, at {shown(url)}"
         would = f"at {shown(now)}" if now else "an embedded one"
@@ -75,22 +127,26 @@ def require_same(state_urls: Mapping[str, str], was_external: Collection[str], e
 
 
 def shown(url: str) -> str:
-    """The address without user and password."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+    """The address, or each of several, without user and password."""
+    parts = [urlsplit(one) for one in addresses_in(url)]
+    return ",".join(f"{one.scheme}://{one.netloc.rpartition('@')[2]}" for one in parts)
 
 
-def _host_port(name: str, url: str) -> tuple[str, int]:
-    """Where to connect.
+def _host_ports(name: str, url: str) -> list[tuple[str, int]]:
+    """Where to connect: to one of these.
 
     Raises:
         ServiceError: INVALID when the address has no host.
     """
+    found = []
     try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
+        for one in addresses_in(url):
+            # Postgres puts several hosts into one address: postgresql://user@one:5432,two:5432/database.
+            for host in urlsplit(one).netloc.rpartition("@")[2].split(","):
+                parts = urlsplit(f"//{host}")
+                found.append((parts.hostname or "", parts.port or DEFAULT_PORTS[name]))
     except ValueError:
-        host, port = None, None
-    if not host:
+        found = []
+    if not found or not all(host for host, _ in found):
         raise ServiceError(Kind.INVALID, "INVALID_URL", f"{VARIABLES[name]}: not an address; give scheme://host:port")
-    return host, port or DEFAULT_PORTS[name]
+    return found

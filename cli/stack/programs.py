@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import services
+from cli.stack.external import nats_files
 from cli.stack.processes import Command
 from cli.stack.replicas import service_of
 from cli.stack.state import SUPERVISOR, DataDir
@@ -128,6 +129,7 @@ def environment(service: str, listen: str, around: Surroundings) -> dict[str, st
     settings |= {"JOURNAL_DIR": str(around.journal)} if service == "consent" else {}
     settings |= {key: str(around.secret_files[name]) for key, name in SECRETS.get(service, {}).items()}
     settings |= {name: os.environ[f"COMITY_{name}"] for name in COMMON_SETTINGS if f"COMITY_{name}" in os.environ}
+    settings |= {name: str(path) for name, path in nats_files().items()}
     prefix = f"COMITY_{service.upper()}_"
     # What is another service's, or the administrator's, a service must not know; where it is itself, commands ask.
     inherited = {

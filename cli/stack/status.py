@@ -11,7 +11,7 @@ import asyncpg
 
 from cli.stack.binaries import UNPRIVILEGED_UID
 from cli.stack.disk import disk_alarms
-from cli.stack.external import reachable, shown
+from cli.stack.external import reachable, server_problems, shown
 from cli.stack.postgres import accepts
 from cli.stack.probe import JournalStatus, StandingAlarm, is_serving, journal_status, standing_alarms
 from cli.stack.processes import Process
@@ -32,7 +32,7 @@ class Part:
 
     Args:
         state: up; down (not started, or stopped); crashed (started, and gone); silent (runs, does not answer);
-            external or unreachable (run by somebody else).
+            external or unreachable (run by somebody else); refused (answers, and does not let the services work).
         pid: of a process that runs.
         alarms: those that stand in a service's process, or are about it.
         restarts: how often the supervisor started it again since the stack was started; None: never.
@@ -163,7 +163,8 @@ def _version(started: StartedFile, state: State, name: str) -> str:
 async def _part(state: State, name: str, version: str) -> Part:
     if name in state.external:
         found = await reachable(name, state.urls[name])
-        return Part(name, "external" if found else "unreachable", shown(state.urls[name]))
+        part = Part(name, "external" if found else "unreachable", shown(state.urls[name]))
+        return await _tried(state, part)
     address = f"127.0.0.1:{state.ports[name]}" if name in state.ports else ""
     record = state.processes.get(name)
     if record is None:
@@ -173,7 +174,17 @@ async def _part(state: State, name: str, version: str) -> Part:
         return Part(name, "crashed", address, version=version)
     answered = await _answers(state, name, address) and process.listens_on(state.ports[name])
     alarms = await standing_alarms(address) if answered and service_of(name) in SERVICES else ()
-    return Part(name, "up" if answered else "silent", address, pid=record.pid, version=version, alarms=alarms)
+    part = Part(name, "up" if answered else "silent", address, pid=record.pid, version=version, alarms=alarms)
+    return await _tried(state, part)
+
+
+async def _tried(state: State, part: Part) -> Part:
+    """A server that answers, tried as the services use it."""
+    if part.name not in SERVERS or not part.works:
+        return part
+    problems = await server_problems(part.name, state.urls[part.name], state.databases)
+    alarms = tuple(StandingAlarm("refused", problem, "", "") for problem in problems)
+    return replace(part, state="refused", alarms=alarms) if problems else part
 
 
 def _with_restarts(part: Part, done: Restarts | None, folder: DataDir, now_s: float) -> Part:

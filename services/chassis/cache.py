@@ -18,10 +18,11 @@ import structlog
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import NoScriptError, ReadOnlyError, RedisError, ResponseError
 
 from services.chassis.deadline import remaining_s
 from services.chassis.errors import Kind, ServiceError
+from services.chassis.refused import by_redis
 
 # The version in front of a value of set_newer_many.
 VERSION_BYTES = 8
@@ -56,6 +57,44 @@ SET_NEWER_SHA = hashlib.sha1(SET_NEWER_LUA.encode(), usedforsecurity=False).hexd
 def split_version(stored: bytes) -> tuple[int, bytes]:
     """Version and value of what set_newer_many stored and get returned."""
     return int.from_bytes(stored[:VERSION_BYTES], "big"), stored[VERSION_BYTES:]
+
+
+async def try_cache(url: str, *, prefix: str, timeout_s: float = 5.0) -> None:
+    """Do what a service does: log in, load the script, write, read and delete a key that lives for a millisecond.
+
+    Args:
+        prefix: as of RedisCache.
+
+    Raises:
+        ServiceError: UNAVAILABLE, with the setting to correct.
+    """
+    key, value = f"{prefix}connection-check", bytes(VERSION_BYTES)
+    try:
+        async with asyncio.timeout(timeout_s), _client(url, timeout_s=timeout_s, connections_max=1) as client:
+            pipeline = client.pipeline(transaction=False)
+            pipeline.script_load(SET_NEWER_LUA)
+            pipeline.execute_command("EVALSHA", SET_NEWER_SHA, 1, key, value, 1)
+            pipeline.mget([key])
+            pipeline.delete(key)
+            await pipeline.execute()
+    except ReadOnlyError as error:
+        sentence = "REDIS_URL names a replica, which takes no writes: name the primary."
+        raise ServiceError(Kind.UNAVAILABLE, "CACHE_REFUSED", sentence) from error
+    except (RedisError, OSError, TimeoutError) as error:
+        raise _unavailable(error) from error
+
+
+def _client(url: str, *, timeout_s: float, connections_max: int) -> Redis:
+    pool = BlockingConnectionPool.from_url(
+        url,
+        max_connections=connections_max,
+        timeout=timeout_s,
+        socket_connect_timeout=timeout_s,
+        # What is tried again, and for how long, is the caller's business: it has a deadline.
+        retry=Retry(NoBackoff(), 0),
+        protocol=2,
+    )
+    return Redis.from_pool(pool)
 
 
 @dataclass(slots=True)
@@ -93,16 +132,7 @@ class RedisCache:
     """
 
     def __init__(self, url: str, *, prefix: str, timeout_s: float = 0.25, connections_max: int = 8) -> None:
-        pool = BlockingConnectionPool.from_url(
-            url,
-            max_connections=connections_max,
-            timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
-            # What is tried again, and for how long, is the caller's business: it has a deadline.
-            retry=Retry(NoBackoff(), 0),
-            protocol=2,
-        )
-        self._redis = Redis.from_pool(pool)
+        self._redis = _client(url, timeout_s=timeout_s, connections_max=connections_max)
         self._prefix = prefix
         self._timeout_s = timeout_s
         self._waiting: list[_Call] = []
@@ -116,7 +146,7 @@ class RedisCache:
         try:
             await self._ask(command=("SCRIPT LOAD", SET_NEWER_LUA))
         except ServiceError as outage:
-            _log.warning("cache not opened", reason=outage.reason)
+            _log.warning("cache not opened", reason=outage.reason, remedy=outage.message)
 
     async def get(self, key: str) -> bytes | None:
         """See ports.Cache."""
@@ -236,7 +266,7 @@ class RedisCache:
         """From now on until the server answers again nobody waits for it, those who do already included."""
         if self._probe is not None:
             return
-        _log.warning("cache away", error=type(error).__name__)
+        _log.warning("cache away", error=type(error).__name__, remedy=by_redis(error))
         self._probe = asyncio.get_running_loop().create_task(self._until_back())
         waiting, self._waiting = self._waiting, []
         for call in waiting:
@@ -287,7 +317,7 @@ def _settle(call: _Call, reply: Any) -> None:
         return
     # The server's words may quote what was stored; only that it forgot a script is the caller's to know.
     hidden = isinstance(reply, RedisError) and not isinstance(reply, NoScriptError)
-    call.done.set_exception(_unavailable() if hidden else reply)
+    call.done.set_exception(_unavailable(reply) if hidden else reply)
     # Seen, also where the caller is cancelled before its own next step.
     call.done.exception()
 
@@ -297,8 +327,13 @@ def _milliseconds(seconds: float) -> int:
 
 
 def _unavailable(cause: Exception | None = None) -> ServiceError:
-    outage = ServiceError(
-        Kind.UNAVAILABLE, "CACHE_UNAVAILABLE", "The cache did not answer in time. Try again.", retry_after_s=0.1
+    refusal = None if cause is None else by_redis(cause)
+    outage = (
+        ServiceError(Kind.UNAVAILABLE, "CACHE_REFUSED", refusal, retry_after_s=0.1)
+        if refusal is not None
+        else ServiceError(
+            Kind.UNAVAILABLE, "CACHE_UNAVAILABLE", "The cache did not answer in time. Try again.", retry_after_s=0.1
+        )
     )
     outage.__cause__ = cause
     return outage

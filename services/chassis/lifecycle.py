@@ -50,11 +50,14 @@ from pydantic import ValidationError
 
 from services.chassis import metrics, telemetry
 from services.chassis.alarms import Alarm, set_alarm
+from services.chassis.bus import try_bus
+from services.chassis.cache import try_cache
 from services.chassis.dead_letters import DeadLetters
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.logs import setup_logs
 from services.chassis.old_files import DAY_S
 from services.chassis.operations import OperationsService
+from services.chassis.postgres import try_database
 from services.chassis.rpc_server import RpcServer
 from services.chassis.settings import ServiceSettings, read_secret, unknown_settings
 
@@ -188,17 +191,21 @@ def run(service: str, settings_class: type[S], build: Callable[[S, App], Awaitab
     """
     parser = argparse.ArgumentParser(prog=f"python -m services.{service}.main", description=f"The {service} service.")
     parser.add_argument("--check", action="store_true", help="validate the settings and exit")
-    check_only = parser.parse_args().check
+    parser.add_argument(
+        "--connect", action="store_true", help="with --check: also try Postgres, NATS and Redis as the service will"
+    )
+    asked = parser.parse_args()
     try:
         settings = load(settings_class)
     except ValueError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(EXIT_SETTINGS)
     unknown = unknown_settings(settings_class, os.environ)
-    if check_only:
-        sys.stderr.write("".join(f"{name}: no such setting{_meant(like)}\n" for name, like in unknown.items()))
-        sys.stderr.write("" if unknown else "the settings are valid\n")
-        sys.exit(EXIT_SETTINGS if unknown else 0)
+    if asked.check:
+        problems = [f"{name}: no such setting{_meant(like)}" for name, like in unknown.items()]
+        refusals = asyncio.run(try_servers(service, settings)) if asked.connect else []
+        sys.stderr.write("\n".join([*problems, *refusals] or ["the settings are valid"]) + "\n")
+        sys.exit(EXIT_SETTINGS if problems else EXIT_FAILED if refusals else 0)
     setup_logs(service, settings.log_level)
     _log.info("starting", settings=settings.public())
     # Not refused: settings reach the replicas of two releases, and one of them may be new to the older.
@@ -226,6 +233,7 @@ def load(settings_class: type[S]) -> S:
             read_secret(path)
         except ValueError as error:
             wrong.append(f"{prefix}{name}".upper() + f": {error}")
+    wrong += [f"{prefix}{name}".upper() + f": {problem}" for name, problem in settings.nats_files.problems().items()]
     if wrong:
         raise ValueError("\n".join(wrong))
     return settings
@@ -233,6 +241,21 @@ def load(settings_class: type[S]) -> S:
 
 def _meant(like: str) -> str:
     return f"; did you mean {like}?" if like else ""
+
+
+async def try_servers(service: str, settings: ServiceSettings) -> list[str]:
+    """What keeps the service from working with Postgres, NATS and Redis: a sentence for each that does."""
+    redis_url = getattr(settings, "redis_url", "")
+    tries = [
+        try_database(settings.database_url.get_secret_value()),
+        try_bus(settings.nats_url, settings.nats_files),
+        *([try_cache(redis_url, prefix=f"{service}:")] if redis_url else []),
+    ]
+    found = await asyncio.gather(*tries, return_exceptions=True)
+    for error in found:
+        if isinstance(error, BaseException) and not isinstance(error, ServiceError):
+            raise error
+    return [error.message for error in found if isinstance(error, ServiceError)]
 
 
 def _spare_the_collector() -> None:

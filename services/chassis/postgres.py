@@ -15,6 +15,7 @@ from asyncpg.transaction import Transaction
 
 from services.chassis.alarms import Alarm, set_alarm
 from services.chassis.errors import Kind, ServiceError
+from services.chassis.refused import by_postgres
 from services.chassis.uncancelled import uncancelled
 
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
@@ -39,6 +40,8 @@ IDLE_IN_TRANSACTION_TIMEOUT = "5s"
 RETRY_AFTER_S = 0.2
 
 CHECK_SQL = "SELECT pg_is_in_recovery(), current_setting('synchronous_commit')"
+MAY_CREATE_SQL = "SELECT has_schema_privilege(coalesce(current_schema(), 'public'), 'CREATE')"
+MAY_PROVISION_SQL = "SELECT rolsuper OR (rolcreaterole AND rolcreatedb) FROM pg_roles WHERE rolname = current_user"
 LEAD_SQL = "SELECT pg_try_advisory_lock(hashtext($1))"
 RESIGN_SQL = "SELECT pg_advisory_unlock(hashtext($1))"
 
@@ -93,6 +96,29 @@ async def create_pool(
             },
         )
     return pool
+
+
+async def try_database(url: str, *, provisions: bool = False) -> None:
+    """Do what a service does at its start: log in to a primary where it may make tables.
+
+    Args:
+        provisions: the role is the administrator's, who makes roles and databases.
+
+    Raises:
+        ServiceError: UNAVAILABLE, with the setting to correct.
+    """
+    with translated():
+        connection = await asyncpg.connect(url, timeout=CONNECT_TIMEOUT_S)
+        try:
+            in_recovery, _ = await connection.fetchrow(CHECK_SQL) or (True, "")
+            may = await connection.fetchval(MAY_PROVISION_SQL if provisions else MAY_CREATE_SQL)
+        finally:
+            await connection.close(timeout=CONNECT_TIMEOUT_S)
+    right = "create roles and databases" if provisions else "create tables: make it the owner of its database"
+    if in_recovery or not may:
+        sentence = "DATABASE_URL names a standby: name the primary."
+        refusal = sentence if in_recovery else f"The role in DATABASE_URL may not {right}."
+        raise ServiceError(Kind.UNAVAILABLE, "DATABASE_REFUSED", refusal)
 
 
 @asynccontextmanager
@@ -168,6 +194,8 @@ def outcome_unknown() -> ServiceError:
 
 def translate(error: BaseException) -> ServiceError | None:
     """The database error in our words; None when it is a bug of ours (a constraint, a wrong statement)."""
+    if (refusal := by_postgres(error)) is not None:
+        return ServiceError(Kind.UNAVAILABLE, "DATABASE_REFUSED", refusal, retry_after_s=RETRY_AFTER_S)
     if isinstance(error, _TIMEOUTS):
         return _unavailable("DATABASE_TIMEOUT", "The database did not answer in time.")
     if isinstance(error, _COLLISIONS):

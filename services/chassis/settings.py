@@ -4,6 +4,7 @@ One frozen class a service, derived from ServiceSettings with an `env_prefix` of
 setting; what it says never is, so settings can be logged (`public`).
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -12,6 +13,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from services.chassis.nats_files import NatsFiles
 
 # A key that an HMAC or AES-256 can use in full.
 SECRET_BYTES_MIN = 32
@@ -27,7 +30,11 @@ class ServiceSettings(BaseSettings):
         public_listen: host:port of a second server with the methods that backends may call, and no others; empty: none.
         reflection: tell callers of `listen` which methods and messages there are, for generic clients such as grpcurl.
         database_url: of the service's own Postgres database.
-        nats_url: of JetStream.
+        nats_url: of JetStream; several servers of one cluster with commas between them.
+        nats_ca_file: PEM file of the authorities that NATS' certificate is checked with; none: the system's.
+        nats_cert_file: PEM file of the certificate that NATS is shown, where it verifies its clients.
+        nats_key_file: PEM file of that certificate's key.
+        nats_credentials_file: `.creds` file with the user's JWT and seed, in place of a password in nats_url.
         traces_dir: folder for OTLP-JSON lines when there is no otlp_endpoint; empty: no spans are kept.
         otlp_endpoint: host:port that takes OTLP over gRPC.
         trace_ratio: share of calls that are sampled when their caller did not decide.
@@ -50,6 +57,10 @@ class ServiceSettings(BaseSettings):
     reflection: bool = False
     database_url: SecretStr
     nats_url: str
+    nats_ca_file: Path | None = None
+    nats_cert_file: Path | None = None
+    nats_key_file: Path | None = None
+    nats_credentials_file: Path | None = None
     traces_dir: str = ""
     otlp_endpoint: str = ""
     trace_ratio: float = Field(default=1.0, ge=0.0, le=1.0)
@@ -71,10 +82,18 @@ class ServiceSettings(BaseSettings):
         return {name: _masked(value) for name, value in self.model_dump().items()}
 
     def secret_files(self) -> dict[str, Path]:
-        """The files that must hold a secret: every field whose name ends in `_file`."""
+        """The files that must hold a key of ours: every field whose name ends in `_file`, but for those of NATS."""
         return {
-            name: value for name, value in self if name.endswith("_file") and isinstance(value, Path) and value.parts
+            name: value
+            for name, value in self
+            if name.endswith("_file") and not name.startswith("nats_") and isinstance(value, Path) and value.parts
         }
+
+    @property
+    def nats_files(self) -> NatsFiles:
+        """What NATS is asked with besides its address; an empty path is none."""
+        paths = (self.nats_ca_file, self.nats_cert_file, self.nats_key_file, self.nats_credentials_file)
+        return NatsFiles(*(path if path is not None and path.parts else None for path in paths))
 
 
 def unknown_settings(settings_class: type[ServiceSettings], variables: Iterable[str]) -> dict[str, str]:
@@ -109,6 +128,11 @@ def read_secret(path: Path) -> bytes:
     return secret
 
 
+def addresses_in(url: str) -> list[str]:
+    """Each server of a URL that names several: `nats://one:4222,nats://two:4222`."""
+    return re.split(r"\s*,\s*(?=[a-z]+://)", url.strip())
+
+
 def _masked(value: Any) -> Any:
     """The value without what only its owner may know."""
     if isinstance(value, SecretStr):
@@ -116,6 +140,12 @@ def _masked(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, str) and "@" in value and "://" in value:
-        parts = urlsplit(value)
-        return urlunsplit(parts._replace(netloc=f"***@{parts.netloc.rpartition('@')[2]}"))
+        return ",".join(map(_without_user, addresses_in(value)))
     return value
+
+
+def _without_user(url: str) -> str:
+    parts = urlsplit(url)
+    if "@" not in parts.netloc:
+        return url
+    return urlunsplit(parts._replace(netloc=f"***@{parts.netloc.rpartition('@')[2]}"))

@@ -88,7 +88,7 @@ async def build(settings: Settings, app: App) -> None:
         url, statement_timeout_ms=settings.evaluate_timeout_ms, size=size, name="comity-consent-reads"
     )
     app.on_stop("postgres reads", read_pool.close)
-    bus = await NatsBus.connect(settings.nats_url, name="comity-consent")
+    bus = await NatsBus.connect(settings.nats_url, files=settings.nats_files, name="comity-consent")
     app.on_stop("nats", bus.close)
     await bus.ensure_stream("consent")
     relay = Relay(pool, PostgresEventStore(pool), bus, "consent")

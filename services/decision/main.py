@@ -93,7 +93,7 @@ async def build(settings: Settings, app: App) -> None:
     await migrate(url, MIGRATIONS)
     pool = await create_pool(url, size=settings.pool_size, name="decision")
     app.on_stop("postgres", pool.close)
-    bus = await NatsBus.connect(settings.nats_url, name="decision")
+    bus = await NatsBus.connect(settings.nats_url, files=settings.nats_files, name="decision")
     app.on_stop("bus", bus.close)
     store = PostgresEventStore(pool, on_commit=lambda: relay.wake())
     app.on_stop("event log", store.drain)

@@ -69,7 +69,7 @@ async def build(settings: Settings, app: App) -> None:
     cache = RedisCache(settings.redis_url, prefix="features:")
     app.on_stop("cache", cache.close)
     await cache.open()
-    bus = await NatsBus.connect(settings.nats_url, name="comity-features")
+    bus = await NatsBus.connect(settings.nats_url, files=settings.nats_files, name="comity-features")
     app.on_stop("nats", bus.close)
     # Services start in any order: those that emit may not have been here yet.
     for service in ("features", *Source):

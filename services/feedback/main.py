@@ -84,7 +84,7 @@ async def build(settings: Settings, app: App) -> None:
         await migrate(url, folder)
     pool = await create_pool(url, size=settings.pool_size, name="comity-feedback")
     app.on_stop("postgres", pool.close)
-    bus = await NatsBus.connect(settings.nats_url, name="comity-feedback")
+    bus = await NatsBus.connect(settings.nats_url, files=settings.nats_files, name="comity-feedback")
     app.on_stop("nats", bus.close)
     # Services start in any order: the one that emits decisions may not have been here yet.
     for service in ("feedback", "decision"):

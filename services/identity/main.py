@@ -68,7 +68,7 @@ async def build(settings: Settings, app: App) -> None:
     )
     app.on_stop("postgres", pool.close)
     await require_same_secrets(pool, {"pepper": pepper, "kek": kek})
-    bus = await NatsBus.connect(settings.nats_url, name="comity-identity")
+    bus = await NatsBus.connect(settings.nats_url, files=settings.nats_files, name="comity-identity")
     app.on_stop("nats", bus.close)
     await bus.ensure_stream("identity")
     relay = Relay(pool, PostgresEventStore(pool), bus, "identity")

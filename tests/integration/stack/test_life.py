@@ -147,7 +147,7 @@ async def test_external_servers_are_used_and_left_alone(data_dir: Path, monkeypa
         assert not (data_dir / "ours" / "postgres").exists()
         assert theirs.crashed == []
         monkeypatch.setenv("COMITY_POSTGRES_URL", theirs.database_url("identity"))
-        with pytest.raises(ServiceError, match="must be allowed to log in and to create both"):
+        with pytest.raises(ServiceError, match="COMITY_POSTGRES_URL may not create roles and databases"):
             await Stack(data_dir / "ours").start()
         monkeypatch.setenv("COMITY_NATS_URL", "nats://127.0.0.1:1")
         with pytest.raises(ServiceError, match="COMITY_NATS_URL"):
