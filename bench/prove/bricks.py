@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -161,12 +161,14 @@ def bricks_of(ruin: str) -> tuple[Brick, ...]:
     """Every kind of stored thing that is loaded at a start, or by a loop."""
     site, any_item = "site_version = (SELECT site_version FROM standing)", "(SELECT min({}) FROM items)"
     far = "epoch = 99, xid = '4611686018427387904'"
+    # A model that was refused is tried again once it is activated again.
+    refused = ruined("decision", "models", "onnx", "name sha256", "true", ruin, alarm="model_stopped")
     return (
         ruined("decision", "sites", "site", "site_version", site, ruin, alarm=UNUSABLE, place="sites/"),
         ruined("decision", "sites", "feature_set", "site_version", site, ruin, alarm=UNUSABLE, place="sites/"),
         ruined("decision", "items", "item", "item_id catalog_version", f"item_id = {any_item.format('item_id')}",
                ruin, place="items/"),
-        ruined("decision", "models", "onnx", "name sha256", "true", ruin, alarm="model_stopped"),
+        replace(refused, mend=(*refused.mend, "UPDATE active_models SET activated_at = now()")),
         Brick(
             "decision", "standing",
             ("CREATE TABLE saved_standing AS TABLE standing", "UPDATE standing SET site_version = 'lost'"),
