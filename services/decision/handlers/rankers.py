@@ -18,7 +18,8 @@ from services.decision.domain.release import Model, NewModel, Standing, refused,
 from services.decision.domain.serving import Ranker
 from services.decision.handlers.ports import ModelLoader, ModelStore
 
-# A model that was tried before is loaded in a fraction of this; one that was not is tried beside.
+# A start and a change wait so long for their models. One that was tried before is loaded in a fraction of this; one
+# that was not is tried beside.
 WAIT_S = 5.0
 # So soon what could not be tried for want of a process, or of the database, is tried again.
 AGAIN_S = 10.0
@@ -69,10 +70,11 @@ class Vetting:
             ServiceError: INVALID (MODEL_REFUSED); UNAVAILABLE (MODEL_NOT_TRIED).
         """
         model.require_whole()
-        async with self._turn:
-            checker = self._loader.checker
-            problem = await self._models.verdict(model, checker)
-            if problem is None or (problem and again):
+        checker = self._loader.checker
+        problem = await self._models.verdict(model, checker)
+        if problem is None or (problem and again):
+            # What was tried before does not wait for what was not.
+            async with self._turn:
                 problem = await asyncio.to_thread(self._loader.try_out, model)
                 await self._models.remember_verdict(model, checker, problem)
         if problem:
@@ -105,8 +107,9 @@ class Rankers:
         self._models = models
         self._vetting = vetting
         self._loads: dict[str, asyncio.Task[Ranker]] = {}
-        # Versions that were wanted in this round.
+        # Of a round: versions that were wanted in it, and how long it waits.
         self._asked: set[str] = set()
+        self._until_s = 0.0
         # Why each must not decide, by version; and of those that the database has to be told of yet.
         self._refused: dict[str, str] = {}
         self._to_tell: dict[str, str] = {}
@@ -142,6 +145,10 @@ class Rankers:
         found: dict[str, Ranker] = {}
         stood_in = False
         self._asked.clear()
+        self._until_s = time.monotonic() + WAIT_S
+        begun = [self._begin(name, sha256, now, held.get(name)) for name, sha256 in now.active_models]
+        if tasks := [task for task in begun if task is not None]:
+            await asyncio.wait(tasks, timeout=WAIT_S)
         for name, sha256 in sorted(now.active_models):
             ranker = await self._one(name, sha256, now, held.get(name))
             if ranker is not None:
@@ -150,6 +157,16 @@ class Rankers:
         set_alarm(Alarm.MODEL_STOPPED, stood_in)
         self._forget_loads()
         return found
+
+    def _begin(self, name: str, sha256: str, now: Standing, held: Ranker | None) -> asyncio.Task[Ranker] | None:
+        """Have the chosen model loaded, all of them at once: one that is tried holds up none that was."""
+        version = f"{name}@{sha256}"
+        is_held = held is not None and held.version == version
+        is_wanted = not is_held and not self._why_not(version, now) and version not in self._loads
+        if not is_wanted or time.monotonic() < self._again_at_s.get(version, 0.0):
+            return None
+        task = self._loads[version] = asyncio.create_task(self._load(name, sha256))
+        return task
 
     async def _one(self, name: str, sha256: str, now: Standing, held: Ranker | None) -> Ranker | None:
         """The ranker of a name: the chosen one, else the newest before it that may decide."""
@@ -193,7 +210,7 @@ class Rankers:
         task = self._loads.get(version)
         if task is None:
             task = self._loads[version] = asyncio.create_task(self._load(name, sha256))
-            await asyncio.wait({task}, timeout=WAIT_S)
+            await asyncio.wait({task}, timeout=max(0.0, self._until_s - time.monotonic()))
         if not task.done():
             self.is_settled = False
             return None
