@@ -8,8 +8,8 @@ import asyncio
 import inspect
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from typing import Any, TypeAlias
 
 import grpc
@@ -123,10 +123,6 @@ class _Method:
         else:
             start_deadline(min(remaining_s, self.deadline_s))
 
-    def ends_at_s(self) -> float:
-        """When a stream that begins now has to have ended, on the loop's clock."""
-        return asyncio.get_running_loop().time() + self.deadline_s
-
     def check(self, request: Any) -> None:
         """Returns when the request keeps its limits."""
         if request.__class__ is ServiceError:
@@ -190,7 +186,7 @@ def _guard_stream(behavior: Any, method: _Method, request_streaming: bool) -> An
         started_s, code = time.perf_counter(), "OK"
         try:
             with method.place(context):
-                ends_at_s = method.ends_at_s()
+                ends_at_s = _from_now(method.deadline_s)
                 method.admit(context)
                 if request_streaming:
                     request = _checked(aiter(request), method)
@@ -202,7 +198,10 @@ def _guard_stream(behavior: Any, method: _Method, request_streaming: bool) -> An
                             response = await anext(responses, _END)
                         if response is _END:
                             break
-                        with _taken_in_time(context, method, ends_at_s):
+                        async with _bounded_at(
+                            min(_from_now(method.idle_timeout_s), ends_at_s), _idle(method, "taken")
+                        ):
+                            # gRPC waits with it for as long as the caller takes nothing.
                             await context.write(response)
         except BaseException as error:
             code = _code_of(error)
@@ -228,7 +227,12 @@ async def _bounded_at(until_s: float, late: ServiceError) -> AsyncIterator[None]
 
 def _bounded(seconds: float, late: ServiceError) -> AbstractAsyncContextManager[None]:
     """Raises *late* when what runs inside takes longer."""
-    return _bounded_at(asyncio.get_running_loop().time() + seconds, late)
+    return _bounded_at(_from_now(seconds), late)
+
+
+def _from_now(seconds: float) -> float:
+    """The moment, on the loop's clock."""
+    return asyncio.get_running_loop().time() + seconds
 
 
 def _idle(method: _Method, what: str) -> ServiceError:
@@ -239,38 +243,6 @@ def _idle(method: _Method, what: str) -> ServiceError:
 def _too_long(method: _Method) -> ServiceError:
     message = f"a call of {method.name} may take {method.deadline_s:g} s; ask for less in one call"
     return ServiceError(Kind.DEADLINE, "STREAM_TOO_LONG", message)
-
-
-@contextmanager
-def _taken_in_time(context: Any, method: _Method, ends_at_s: float) -> Iterator[None]:
-    """Ends the call where its caller does not take what is written inside.
-
-    gRPC waits with a write for as long as the caller takes nothing. So the call is ended from outside: its status
-    follows what is on the way, and its task is cancelled, which frees the rest.
-    """
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    assert task is not None, "gRPC runs each call as a task"
-
-    def end() -> None:
-        _ending.add(ending := loop.create_task(_end(context, _idle(method, "taken"))))
-        ending.add_done_callback(_ending.discard)
-        task.cancel()
-
-    timer = loop.call_at(min(loop.time() + method.idle_timeout_s, ends_at_s), end)
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
-# A task that nobody refers to may be collected before it has run.
-_ending: set[asyncio.Task[None]] = set()
-
-
-async def _end(context: Any, error: ServiceError) -> None:
-    status = to_status(error)
-    with suppress(grpc.aio.AbortError, grpc.aio.UsageError):
-        await context.abort(status.code, status.details, status.trailing_metadata)
 
 
 def _code_of(error: BaseException) -> str:
