@@ -21,6 +21,8 @@ from bench.prove import (
     kills,
     late,
     merges,
+    neighbours,
+    overload,
     poison,
     replays,
     retries,
@@ -79,6 +81,8 @@ class Sizes:
         self.teeth_merges = 500
         self.attempts = 1_500 if quick else 20_000
         self.teeth_cancels = 500 if quick else 2_000
+        self.overload_laps, self.overload_s = (1, 5.0) if quick else (9, 10.0)
+        self.neighbours_laps, self.neighbours_s = (1, 6.0) if quick else (5, 20.0)
 
 
 async def survive(sizes: Sizes) -> Proof:
@@ -274,6 +278,18 @@ async def repeated(sizes: Sizes) -> Proof:
     )
 
 
+async def overloaded(sizes: Sizes) -> Proof:
+    """G8: what is more than can be done costs nobody the answer that could be given; each is in time, or none."""
+    with temporary_folder() as folder:
+        return await overload.prove(folder, laps=sizes.overload_laps, duration_s=sizes.overload_s)
+
+
+async def undisturbed(sizes: Sizes) -> Proof:
+    """G21: a cancelled, slow or greedy client changes nobody else's answers."""
+    with temporary_folder() as folder:
+        return await neighbours.prove(folder, laps=sizes.neighbours_laps, duration_s=sizes.neighbours_s)
+
+
 PROOFS: dict[str, Callable[[Sizes], Awaitable[Proof]]] = {
     "G1_G3_G10": survive,
     "G7": revoked,
@@ -287,6 +303,8 @@ PROOFS: dict[str, Callable[[Sizes], Awaitable[Proof]]] = {
     "late": erased_though_late,
     "poison": unstopped,
     "bricks": startable,
+    "overload": overloaded,
+    "neighbours": undisturbed,
 }
 
 

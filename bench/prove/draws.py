@@ -58,11 +58,14 @@ async def draw(world: World, *, draws: int) -> Drawn:
     propensities: dict[tuple[int, str], float] = {}
     outside = 0
     left = iter(range(draws))
+    drawn = 0
 
     async def caller() -> None:
-        nonlocal outside
+        nonlocal drawn, outside
         for _ in left:
             answer = await call(world.services.decision.Decide, requests(0), DECIDE_DEADLINE_S)
+            # Nothing was drawn for a fallback.
+            drawn += answer.decisions[0].HasField("slate")
             for entry in answer.decisions[0].slate.entries:
                 key = (entry.slot, entry.item_id)
                 counts[key] += 1
@@ -70,7 +73,7 @@ async def draw(world: World, *, draws: int) -> Drawn:
                 outside += propensities.setdefault(key, entry.propensity) != entry.propensity
 
     await asyncio.gather(*(caller() for _ in range(IN_FLIGHT)))
-    return Drawn(draws, counts, propensities, outside)
+    return Drawn(drawn, counts, propensities, outside)
 
 
 def without_exploration(drawn: Drawn) -> Drawn:
