@@ -22,7 +22,7 @@ from cli.connections import (
 )
 from cli.failures import fail, run, until_terminated
 from cli.options import DEFAULT_DATA_DIR, AsJson, DataDir
-from cli.output import console, print_json, progress_bar, styled
+from cli.output import console, print_json, progress_bar, styled, write
 from services.chassis.errors import Kind, ServiceError, invalid
 
 TIMEOUT_S = 30.0
@@ -179,7 +179,7 @@ def key(key_file: Key = None, data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJ
     if as_json:
         print_json({"public_key": public})
     else:
-        print(public)
+        write(public)
 
 
 def register_file(

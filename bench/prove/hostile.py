@@ -35,12 +35,15 @@ BACK_AFTER_S = 0.05
 CANCELLED_WITHIN_S = 0.05
 READY_WITHIN_S = 60.0
 
+# Channels of one process share connections unless they are told otherwise.
+OWN_CONNECTION = (("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1))
+
 Addresses = Mapping[str, str]
 
 
 def own_channel(address: str) -> grpc.aio.Channel:
-    """A connection of its own: channels of one process else share theirs."""
-    return grpc.aio.insecure_channel(address, options=(("grpc.use_local_subchannel_pool", 1),))
+    """A connection of its own."""
+    return grpc.aio.insecure_channel(address, options=OWN_CONNECTION)
 
 
 async def idle_streams(addresses: Addresses) -> None:

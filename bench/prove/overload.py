@@ -11,7 +11,6 @@ import re
 import statistics
 import sys
 import time
-import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -156,7 +155,7 @@ class _Trial:
         until_s = time.monotonic() + ORPHANS_WITHIN_S
         while any(least.values()) and time.monotonic() < until_s:
             for name, port in self._ports.items():
-                text = await asyncio.to_thread(_metrics, port)
+                text = await _metrics(port)
                 found = CALLS.search(text)
                 assert found is not None, f"{name} does not tell how many calls it answers"
                 least[name] = min(least[name], int(float(found[1])))
@@ -169,9 +168,13 @@ def _settings(name: str, port: int) -> dict[str, str]:
     return {f"{prefix}_TRACE_RATIO": "0.01", f"{prefix}_METRICS_PORT": str(port)}
 
 
-def _metrics(port: int) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
-        return str(answer.read().decode())
+async def _metrics(port: int) -> str:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        writer.write(b"GET /metrics HTTP/1.0\r\n\r\n")
+        return (await asyncio.wait_for(reader.read(), timeout=5)).decode()
+    finally:
+        writer.close()
 
 
 def _shares(laps: list[Lap]) -> dict[str, float]:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from google.protobuf import descriptor_pool
 
-from cli.stack.programs import SECRET_NAMES, SECRETS, Surroundings, environment
+from cli.stack.programs import SECRETS, Surroundings, environment
 from services.chassis.rpc_guard import is_public
 from services.chassis.settings import ServiceSettings
 from tests.arch.code import ROOT, SERVICES
@@ -112,7 +112,7 @@ def test_a_service_of_a_stack_gets_the_settings_it_has(service: str, monkeypatch
     """What a stack hands a service is a setting of it, every required one is there, and nothing is another's."""
     for name in ("COMITY_POSTGRES_URL", "COMITY_DATA_DIR", *(f"COMITY_{one.upper()}_ADDRESS" for one in SERVICES)):
         monkeypatch.setenv(name, "elsewhere")
-    secrets = {name: Path(name) for name in SECRET_NAMES}
+    secrets = {name: Path(name) for names in SECRETS.values() for name in names.values()}
     urls = dict.fromkeys(SERVICES, "127.0.0.1:1")
     around = Surroundings(urls, urls, "nats://", "redis://", Path("t"), Path("l"), secrets, Path("j"))
     prefix = f"COMITY_{service.upper()}_"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.stack.programs import CACHED, SECRET_NAMES, SECRETS, Surroundings, environment
+from cli.stack.programs import CACHED, SECRETS, Surroundings, environment
 from cli.stack.provision import SERVICES
 from services.chassis.settings import ServiceSettings
 
@@ -17,7 +17,7 @@ AROUND = Surroundings(
     redis_url=f"redis://:{PASSWORD}-cache@127.0.0.1:3/0",
     traces=Path("/traces"),
     logs=Path("/logs"),
-    secret_files={name: Path("/secrets") / name for name in SECRET_NAMES},
+    secret_files={name: Path("/secrets") / name for names in SECRETS.values() for name in names.values()},
     journal=Path("/journal"),
 )
 
