@@ -12,7 +12,6 @@ from rich.table import Table
 
 from cli.commands_learning import DEFAULT_PURPOSE, list_models, listed, show_listed, utc
 from cli.connections import (
-    MODEL_KEY_VARIABLE,
     NO_ADDRESSES,
     Address,
     Services,
@@ -21,7 +20,7 @@ from cli.connections import (
     resolve_addresses,
 )
 from cli.failures import fail, run, until_terminated
-from cli.options import DEFAULT_DATA_DIR, AsJson, DataDir
+from cli.options import DEFAULT_DATA_DIR, MODEL_KEY_VARIABLE, AsJson, DataDir
 from cli.output import console, print_json, progress_bar, styled, write
 from services.chassis.errors import Kind, ServiceError, invalid
 

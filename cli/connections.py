@@ -16,15 +16,13 @@ from comity.features.v1 import features_service_pb2_grpc as features_grpc
 from comity.feedback.v1 import feedback_service_pb2_grpc as feedback_grpc
 from comity.identity.v1 import identity_service_pb2_grpc as identity_grpc
 
+from cli.options import MODEL_KEY_VARIABLE
 from cli.stack import SERVICES, DataDir, addresses
 from services.chassis.errors import Kind, ServiceError, invalid
 from services.chassis.rpc_client import connect, warm
 
 if TYPE_CHECKING:
     from learning.register import Sign
-
-# Of the file of the key that models are signed with, where it is not that of the stack here.
-MODEL_KEY_VARIABLE = "COMITY_MODEL_KEY_FILE"
 
 Address: TypeAlias = Annotated[
     list[str],

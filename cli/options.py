@@ -10,6 +10,8 @@ from comity.common.v1 import types_pb2 as types_pb
 from cli.standing import HERE, standing_folder
 
 DATA_DIR_VARIABLE = "COMITY_DATA_DIR"
+# Of the file of the key that models are signed with, where it is not that of the stack here.
+MODEL_KEY_VARIABLE = "COMITY_MODEL_KEY_FILE"
 
 
 def _data_dir(context: typer.Context, param: typer.CallbackParam, value: Path) -> Path:

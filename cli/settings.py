@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 import typer
 
 from cli.failures import show
-from cli.options import DATA_DIR_VARIABLE
+from cli.options import DATA_DIR_VARIABLE, MODEL_KEY_VARIABLE
 from cli.stack.external import VARIABLES
 from cli.stack.programs import COMMON_SETTINGS
 from cli.stack.provision import SERVICES
@@ -21,6 +21,7 @@ PREFIXES = {service: f"COMITY_{service.upper()}_" for service in SERVICES}
 KNOWN = (
     DATA_DIR_VARIABLE,
     JOURNAL_VARIABLE,
+    MODEL_KEY_VARIABLE,
     *VARIABLES.values(),
     # What services are told of NATS is said once for all of them.
     *(f"COMITY_{name}".upper() for name in ServiceSettings.model_fields if name.startswith("nats_")),

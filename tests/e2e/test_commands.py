@@ -21,8 +21,10 @@ from tests.unit.decision.onnx_models import linear
 
 
 @pytest.fixture
-def comity(stack: Stack) -> Any:
+def comity(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Any:
     """`comity("decide", "home_hero", …)`: exit code and JSON of the command with --json."""
+    # With addresses given, whose key signs models is not known by the folder.
+    monkeypatch.setenv("COMITY_MODEL_KEY_FILE", str(stack.data_dir.secrets / "model_key"))
 
     def run(*arguments: str) -> tuple[int, Any]:
         given = [f"--address={name}={address}" for name, address in stack.addresses.items()]
