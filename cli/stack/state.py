@@ -128,7 +128,9 @@ class DataDir:
 
     def _place(self, stack_id: str) -> Path:
         """Where Postgres' files may be: inside, unless its user could not get there."""
-        if not is_root() or all(folder.stat().st_mode & 0o001 for folder in (self.path, *self.path.parents)):
+        # What is not there yet is made so that it can be passed through.
+        there = [folder for folder in (self.path, *self.path.parents) if folder.exists()]
+        if not is_root() or all(folder.stat().st_mode & 0o001 for folder in there):
             return self.path / "postgres"
         return ROOT_HOME / stack_id / "postgres"
 
@@ -332,10 +334,7 @@ class Secrets:
                     f"{file} is gone, and the data was made with it; "
                     f"restore it, or remove {self._folder.parent} to begin anew",
                 )
-            fresh = file.with_name(f".{name}.{os.getpid()}")
-            fresh.touch(mode=0o600)
-            fresh.write_text(secrets.token_hex(32) + "\n")
-            fresh.replace(file)
+            self._write(file, secrets.token_hex(32))
         if name not in self._state.secrets:
             self._state.secrets.append(name)
         return file
@@ -348,8 +347,15 @@ class Secrets:
         """The file with the public half of the key that models are signed with: decision checks, and cannot sign."""
         file = self._folder / "model_public_key"
         key = signing_key("models", read_secret(self.file("model_key"))).public_key()
-        file.write_text(key.public_bytes_raw().hex() + "\n")
+        self._write(file, key.public_bytes_raw().hex())
         return file
+
+    def _write(self, file: Path, text: str) -> None:
+        """Write the file whole, for its owner alone."""
+        fresh = file.with_name(f".{file.name}.{os.getpid()}")
+        fresh.touch(mode=0o600)
+        fresh.write_text(text + "\n")
+        fresh.replace(file)
 
 
 def _refusal(reason: str, message: str) -> ServiceError:

@@ -240,6 +240,14 @@ def test_a_data_dir_that_cannot_be_one_is_named(command: str, tmp_path: Path) ->
     assert "Traceback" not in done.stderr
 
 
+def test_status_and_doctor_of_a_folder_where_nothing_was_started_tell_that(tmp_path: Path) -> None:
+    """Both are what somebody types first, before there is a folder."""
+    shown = comity("status", data_dir=tmp_path / "none")
+    assert (shown.returncode, shown.stderr) == (1, "")
+    assert f"down: {tmp_path / 'none'}" in shown.stdout
+    assert "start it with `comity up`" in comity("doctor", data_dir=tmp_path / "none").stdout
+
+
 def test_a_refusal_ends_in_one_line_with_the_remedy(data_dir: Path) -> None:
     """Exit code 1; with --json the error is an object that programs can match on."""
     done = comity("trace", "show", "unknown", data_dir=data_dir)

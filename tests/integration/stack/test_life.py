@@ -133,7 +133,7 @@ async def test_a_second_supervisor_is_refused(data_dir: Path) -> None:
 
 async def test_external_servers_are_used_and_left_alone(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Servers named by address are used by the services, never started, and still run after the stack has stopped."""
-    async with Stack(data_dir / "theirs", services=("identity",), disposable=True) as theirs:
+    async with Stack(data_dir / "theirs", services=(), disposable=True) as theirs:
         monkeypatch.setenv("COMITY_POSTGRES_URL", theirs.postgres_url)
         monkeypatch.setenv("COMITY_NATS_URL", theirs.nats_url)
         monkeypatch.setenv("COMITY_REDIS_URL", theirs.redis_url)
@@ -146,7 +146,7 @@ async def test_external_servers_are_used_and_left_alone(data_dir: Path, monkeypa
             await connection.close()
         assert not (data_dir / "ours" / "postgres").exists()
         assert theirs.crashed == []
-        monkeypatch.setenv("COMITY_POSTGRES_URL", theirs.database_url("identity"))
+        monkeypatch.setenv("COMITY_POSTGRES_URL", ours.database_url("identity"))
         with pytest.raises(ServiceError, match="COMITY_POSTGRES_URL may not create roles and databases"):
             await Stack(data_dir / "ours").start()
         monkeypatch.setenv("COMITY_NATS_URL", "nats://127.0.0.1:1")
