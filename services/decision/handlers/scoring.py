@@ -209,7 +209,8 @@ class Scoring:
 
     def _watch(self) -> None:
         """End scorings that take too long; in a thread, because what they hold up may be the loop."""
-        while not self._closed.wait(WATCHED_EVERY_S):
+        assert self._loop is not None, "it is watched from the first one on"
+        while not self._loop.is_closed() and not self._closed.wait(WATCHED_EVERY_S):
             for run in list(self._runs):
                 over_s = run.seen_for_s() - ENDED_AFTER_S[run.is_inline]
                 if over_s > 0 and not run.ended:

@@ -129,6 +129,15 @@ async def test_a_quick_ranker_runs_on_the_loop(scoring: Scoring) -> None:
     assert set(ranker.ran_in) == {threading.current_thread()}
 
 
+def test_watch_ends_with_the_loop_that_it_watches_for() -> None:
+    """Whoever is not closed leaves no thread behind that looks again and again."""
+    before = threading.enumerate()
+    assert asyncio.run(Scoring().score(Ranker(), MATRIX, math.inf))[0] is StageOutcome.OK
+    (watch,) = (one for one in threading.enumerate() if one.name == "scoring watch" and one not in before)
+    watch.join(30)
+    assert not watch.is_alive()
+
+
 async def test_a_dear_ranker_never_runs_on_the_loop(scoring: Scoring) -> None:
     """Its estimate alone says so."""
     ranker = Ranker(cost_s=2 * INLINE_COST_S)
