@@ -18,6 +18,7 @@ from bench.prove import (
     consent_strings,
     draws,
     erasure,
+    hostile_models,
     kills,
     late,
     merges,
@@ -28,6 +29,7 @@ from bench.prove import (
     retries,
 )
 from bench.prove.faults import draw, kinds_of_all
+from bench.prove.hostile_files import HOSTILE
 from bench.prove.proof import Proof
 from bench.prove.teeth import TEETH_BUDGET_MS, bite
 from bench.prove.under_faults import breakable, try_under_faults
@@ -80,6 +82,8 @@ class Sizes:
         self.merges = 5_000 if quick else 50_000
         self.teeth_merges = 500
         self.attempts = 1_500 if quick else 20_000
+        # Of the files one in so many.
+        self.hostile_every = 4 if quick else 1
         self.teeth_cancels = 500 if quick else 2_000
         self.overload_laps, self.overload_s = (1, 5.0) if quick else (9, 10.0)
         self.neighbours_laps, self.neighbours_s = (1, 6.0) if quick else (5, 20.0)
@@ -247,6 +251,12 @@ async def startable(sizes: Sizes) -> Proof:
         return await bricks.prove(folder, apart=sizes.bricks_apart)
 
 
+async def unharmed(sizes: Sizes) -> Proof:
+    """G14, G20: a hostile model is refused, and neither harms decision nor keeps it from starting."""
+    with temporary_folder() as folder:
+        return await hostile_models.prove(folder, names=sorted(HOSTILE)[:: sizes.hostile_every])
+
+
 async def unmerged(sizes: Sizes) -> Proof:
     """Merge and unmerge: a link that is taken back leaves everybody as they would be without it."""
     return await asyncio.to_thread(merges.prove, sizes.merges, sizes.teeth_merges, MERGES_SEED)
@@ -305,6 +315,7 @@ PROOFS: dict[str, Callable[[Sizes], Awaitable[Proof]]] = {
     "bricks": startable,
     "overload": overloaded,
     "neighbours": undisturbed,
+    "hostile_models": unharmed,
 }
 
 

@@ -1,13 +1,20 @@
 """`comity models`: what a registered model is listed as."""
 
+import hashlib
+import json
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from comity.decision.v1.decision_service_pb2 import RegisteredModel
+from typer.testing import CliRunner
 
 from cli.commands_learning import listed
 from cli.commands_models import find, previous
+from cli.main import app
 from services.chassis.errors import ServiceError
+from services.chassis.signing import is_signed
+from services.decision.domain.release import signed_text
 
 SINCE = datetime(2026, 11, 1, tzinfo=UTC)
 
@@ -76,3 +83,34 @@ def test_a_model_that_stopped_fitting_is_not_active() -> None:
     """It was chosen for its name, and reads other features than the site's."""
     told = listed(RegisteredModel(name="ranker", sha256="a" * 64, stopped_fitting=True))
     assert (told["active"], told["stopped_fitting"]) == (False, True)
+
+
+def test_a_model_that_was_stopped_is_not_rolled_back_to() -> None:
+    """It decided last before the active one, and was wrong."""
+    stopped = model("eeee", activated_s=11)
+    stopped.stopped_why = "did not come back from scoring"
+    assert previous([*MODELS, stopped], "ranker") == MODELS[1]
+    assert listed(stopped)["stopped_why"] == stopped.stopped_why
+
+
+def test_a_file_is_signed_by_the_key_whose_public_half_is_printed(tmp_path: Path) -> None:
+    """Of this name and these bytes, without asking anybody; without the key it says where it is looked for."""
+    file, key = tmp_path / "ranker.onnx", tmp_path / "key"
+    file.write_bytes(b"a model")
+    key.write_text("k" * 64)
+
+    def models(*arguments: str) -> tuple[int, str]:
+        result = CliRunner().invoke(app, ["models", *arguments, "--json"])
+        return result.exit_code, result.stdout or result.stderr
+
+    code, told = models("sign", str(file), "--name=ranker", f"--key={key}")
+    assert code == 0
+    signature = bytes.fromhex((tmp_path / "ranker.onnx.sig").read_text())
+    assert signature.hex() == json.loads(told)["signature"]
+    public_key = bytes.fromhex(json.loads(models("key", f"--key={key}")[1])["public_key"])
+    sha256 = hashlib.sha256(b"a model").hexdigest()
+    assert is_signed(signed_text(f"ranker@{sha256}"), signature, public_key)
+    assert not is_signed(signed_text(f"other@{sha256}"), signature, public_key)
+    code, told = models("sign", str(file), "--name=ranker", f"--key={tmp_path / 'none'}")
+    assert (code, json.loads(told)["error"]["reason"]) == (1, "NO_MODEL_KEY")
+    assert "COMITY_MODEL_KEY_FILE" in told
