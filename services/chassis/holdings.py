@@ -13,7 +13,7 @@ A service says in a `Holdings` what is its own; unpacking, packing, the suppress
                     count = await connection.fetchval(DELETE_STATES_SQL, list(erasure.member_ids))
                     await count_in(connection, erasure.erasure_id, step, {(POSTGRES, "member_states"): count})
 
-    app.server.add(add_HoldingsServiceServicer_to_server, HoldingsService(pool, own, forget=sealer.forget))
+    app.server.add(add_HoldingsServiceServicer_to_server, HoldingsService(pool, own, accesses, forget=sealer.forget))
 
 A step may be taken again at any time, also after it was interrupted halfway: `erase` deletes what is (still) there and
 adds to the counts with `count_in`; the answer is the sum. What is not idempotent by nature keeps a row of its own.
@@ -36,7 +36,9 @@ from services.chassis.erasure import POSTGRES, Counts, Erasure, Step, count_in, 
 from services.chassis.errors import ServiceError, invalid
 from services.chassis.events import RecordedEvent
 from services.chassis.log_rows import recorded
+from services.chassis.ports import AccessLog, Operation
 from services.chassis.postgres import Pool, acquire, transaction
+from services.chassis.reads import carry, operation_of
 from services.chassis.tracing import COMITY_ERASURE_STEP, span
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -44,6 +46,7 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 # Half of what a call may bring back is far from any limit, and a page is soon there.
 PAGE_RECORDS_MAX = 100
 PAGE_BYTES_MAX = 512 * 2**10
+EXPORT_METHOD = "comity.common.v1.HoldingsService/ExportHoldings"
 
 VALKEY = "valkey"
 
@@ -140,13 +143,20 @@ class HoldingsService(pb_grpc.HoldingsServiceServicer):
 
     Args:
         pool: of the service's database.
+        accesses: where exports are recorded; None within a service that has recorded them itself.
         forget: drops keys held in memory (Sealer.forget); None where a service holds none.
     """
 
     def __init__(
-        self, pool: Pool, holdings: Holdings, *, forget: Callable[[Iterable[str]], None] | None = None
+        self,
+        pool: Pool,
+        holdings: Holdings,
+        accesses: AccessLog | None,
+        *,
+        forget: Callable[[Iterable[str]], None] | None = None,
     ) -> None:
         self._holdings = holdings
+        self._accesses = accesses
         self._erase = Eraser(pool, holdings, forget=forget)
 
     @property
@@ -163,18 +173,28 @@ class HoldingsService(pb_grpc.HoldingsServiceServicer):
     async def ExportHoldings(  # noqa: N802
         self, request: pb.ExportHoldingsRequest, context: Context
     ) -> AsyncIterator[pb.ExportHoldingsResponse]:
-        """Everything held, page by page."""
+        """Everything held, page by page; what a page is about has been recorded before it is given."""
         page, size = pb.ExportHoldingsResponse(), 0
+        operation, told = carry(operation_of(request.operation)), set[str]()
         with span("holdings.export"):
             async for record in self._holdings.export(tuple(dict.fromkeys(request.member_ids))):
                 packed = _record_to_pb(record)
                 size += packed.ByteSize()
                 if page.records and (size > PAGE_BYTES_MAX or len(page.records) == PAGE_RECORDS_MAX):
+                    await self._record(operation, page, told)
                     yield page
                     page, size = pb.ExportHoldingsResponse(), packed.ByteSize()
                 page.records.append(packed)
             if page.records:
+                await self._record(operation, page, told)
                 yield page
+
+    async def _record(self, operation: Operation, page: pb.ExportHoldingsResponse, told: set[str]) -> None:
+        """That a page is given out, about those of whom none was before."""
+        member_ids = {record.member_id for record in page.records} - told
+        if self._accesses is not None and member_ids:
+            await self._accesses.operated(operation, EXPORT_METHOD, member_ids=sorted(member_ids))
+        told |= member_ids
 
     async def EraseHoldings(  # noqa: N802
         self, request: pb.EraseHoldingsRequest, context: Context

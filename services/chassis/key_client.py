@@ -9,11 +9,15 @@ from comity.identity.v1 import identity_service_pb2_grpc as pb_grpc
 
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.gather import Gatherer, Load
+from services.chassis.ports import Access, Operation
+from services.chassis.reads import new_operation, operation_to_pb, running
 from services.chassis.rpc_client import call
 from services.chassis.sealing import DataKey
 
 # What one request may ask for (identity_service.proto).
 MEMBERS_MAX = 512
+# As many keys as are gathered at once may be of as many operations.
+OPERATIONS_MAX = 512
 
 
 class GrpcKeyReader:
@@ -21,11 +25,18 @@ class GrpcKeyReader:
 
     Args:
         channel: of rpc_client.connect(identity's address).
+        service: whose work keys are opened for, where it is no operation that somebody began.
         load: the process's load; see chassis.gather.
         timeout_s: of one call.
     """
 
-    def __init__(self, channel: grpc.aio.Channel, load: Load | None = None, *, timeout_s: float = 1.0) -> None:
+    def __init__(
+        self, channel: grpc.aio.Channel, service: str, load: Load | None = None, *, timeout_s: float = 1.0
+    ) -> None:
+        # What a process does by itself is one operation for as long as it runs.
+        self._own = new_operation(Access(service, "what the service does by itself"))
+        # Of those whose keys wait to be asked for; a batch takes all that are there.
+        self._operations: dict[str, Operation] = {}
         self._stub = pb_grpc.KeyServiceStub(channel)
         self._timeout_s = timeout_s
         load = load or Load()
@@ -36,6 +47,9 @@ class GrpcKeyReader:
     async def keys(self, member_ids: Sequence[str], *, mint: bool) -> Mapping[str, DataKey]:
         """See sealing.KeyReader."""
         gatherer = self._mints if mint else self._reads
+        if not mint:
+            operation = running() or self._own
+            self._operations[operation.id] = operation
         found = await asyncio.gather(*(gatherer(member_id) for member_id in member_ids), return_exceptions=True)
         keys = {member_id: key for member_id, key in zip(member_ids, found, strict=True) if isinstance(key, DataKey)}
         for error in found:
@@ -55,6 +69,10 @@ class GrpcKeyReader:
         # Several callers may want the same member's key at once.
         distinct = list(dict.fromkeys(member_ids))
         request = pb.GetDataKeysRequest(member_ids=distinct, mint=mint)
+        if not mint:
+            operations, self._operations = list(self._operations.values()), {}
+            stated = [operation_to_pb(operation) for operation in operations or [self._own]]
+            request.operations.extend(stated[:OPERATIONS_MAX])
         response = await call(self._stub.GetDataKeys, request, self._timeout_s)
         keys = {key.member_id: DataKey(key.member_id, key.key_id, key.key, key.destroyed) for key in response.keys}
         if list(keys) != distinct:

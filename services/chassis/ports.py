@@ -135,6 +135,18 @@ class Access:
     reason: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """What calls that read personal data are part of.
+
+    Args:
+        id: a UUID; empty: the call is an operation of its own.
+    """
+
+    id: str
+    access: Access
+
+
 class AccessLog(Protocol):
     """Reads of personal data by people, as facts of the service that gave the data out."""
 
@@ -144,6 +156,20 @@ class AccessLog(Protocol):
         Args:
             subject_id: pseudonym (member or subject) whose data it is.
             method: the call, "comity.decision.v1.DecisionService/Explain".
+
+        Raises:
+            ServiceError: UNAVAILABLE.
+        """
+        ...
+
+    async def operated(
+        self, operation: Operation, method: str, *, member_ids: Sequence[str] = (), purpose: str = ""
+    ) -> None:
+        """Record that something was given out for an operation: once for one with an id, durably, before it is given.
+
+        Args:
+            member_ids: whose data it is, for a call that is part of none; empty: everybody's.
+            purpose: that a replay named.
 
         Raises:
             ServiceError: UNAVAILABLE.

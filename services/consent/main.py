@@ -138,7 +138,7 @@ async def build(settings: Settings, app: App) -> None:
     app.background("erasures' age", worker.watch_age)
     privacy = PrivacyHandlers(ports, drain_s=drain_s, pause=asyncio.sleep, wake=erasing.wake)
     app.server.add(add_PrivacyServiceServicer_to_server, PrivacyService(privacy))
-    app.server.add(add_HoldingsServiceServicer_to_server, HoldingsService(pool, holdings))
+    app.server.add(add_HoldingsServiceServicer_to_server, HoldingsService(pool, holdings, accesses))
 
 
 def _journal(

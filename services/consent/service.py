@@ -8,7 +8,7 @@ from comity.consent.v1 import consent_service_pb2_grpc as pb_grpc
 from comity.consent.v1 import privacy_service_pb2 as privacy_pb
 from comity.consent.v1 import privacy_service_pb2_grpc as privacy_grpc
 
-from services.chassis.access import access_of
+from services.chassis.reads import access_of, begin
 from services.consent import wire
 from services.consent.handlers.ledger import ConsentHandlers
 from services.consent.handlers.privacy import PrivacyHandlers
@@ -77,7 +77,9 @@ class PrivacyService(privacy_grpc.PrivacyServiceServicer):
         self, request: privacy_pb.ExportRequest, context: Any
     ) -> AsyncIterator[privacy_pb.ExportResponse]:
         """Hand out everything that is held."""
-        async for service, records in self._handlers.export(wire.who_of(request.subject), access_of(request.access)):
+        async for service, records in self._handlers.export(
+            wire.who_of(request.subject), begin(access_of(request.access)).access
+        ):
             yield privacy_pb.ExportResponse(service=service, records=records)
 
     async def Rectify(self, request: privacy_pb.RectifyRequest, context: Any) -> privacy_pb.RectifyResponse:  # noqa: N802
@@ -88,7 +90,7 @@ class PrivacyService(privacy_grpc.PrivacyServiceServicer):
     async def Erase(self, request: privacy_pb.EraseRequest, context: Any) -> privacy_pb.EraseResponse:  # noqa: N802
         """Begin an erasure."""
         erasure_id = await self._handlers.erase(
-            request.request_id, wire.who_of(request.subject), access_of(request.access)
+            request.request_id, wire.who_of(request.subject), begin(access_of(request.access)).access
         )
         return privacy_pb.EraseResponse(erasure_id=erasure_id)
 

@@ -148,7 +148,7 @@ class _Parts:
         self.models = PostgresModels(pool, self.clock)
         self.vetting = Vetting(self.models, OnnxLoader(), _public_keys(settings.model_public_key_file))
         self.rankers = Rankers(self.models, self.vetting)
-        self.sealer = Sealer(GrpcKeyReader(identity, self.load))
+        self.sealer = Sealer(GrpcKeyReader(identity, "decision", self.load))
         self.log = SealedDecisionLog(store, self.sealer, self.clock)
         self.accesses = PostgresAccessLog(pool, self.clock)
         self.corrections = Corrections(self.log)
@@ -208,7 +208,7 @@ class _Parts:
     def holdings(self) -> HoldingsService:
         """The face of what is held about people."""
         held = DecisionHoldings(self.pool, self.sealer, self.inspect.explained)
-        return HoldingsService(self.pool, held, forget=self.sealer.forget)
+        return HoldingsService(self.pool, held, self.accesses, forget=self.sealer.forget)
 
     def catalogs(self) -> CatalogService:
         """The face of the catalog."""

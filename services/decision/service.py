@@ -8,9 +8,10 @@ import grpc
 from comity.decision.v1 import decision_service_pb2 as pb
 from comity.decision.v1 import decision_service_pb2_grpc as pb_grpc
 
-from services.chassis.access import access_of
 from services.chassis.envelope import from_position, to_position
 from services.chassis.errors import Kind, ServiceError, invalid
+from services.chassis.ports import Access
+from services.chassis.reads import UNSTATED, access_of, begin
 from services.decision.handlers.catalog import ApplySite, DescribeSite, ListItems, UpsertItems
 from services.decision.handlers.decide import Decide
 from services.decision.handlers.inspect import InspectDecisions
@@ -64,17 +65,17 @@ class DecisionService(pb_grpc.DecisionServiceServicer):
 
     async def GetDecision(self, request: pb.GetDecisionRequest, context: Context) -> pb.GetDecisionResponse:  # noqa: N802
         """Give a decision as it was logged."""
-        record = await self._inspect.get(request.decision_id, access_of(request.access))
+        record = await self._inspect.get(request.decision_id, begin(access_of(request.access)).access)
         return pb.GetDecisionResponse(decision=record_to_pb(record))
 
     async def Explain(self, request: pb.ExplainRequest, context: Context) -> pb.ExplainResponse:  # noqa: N802
         """Say why a decision came out as it did."""
-        return explanation_to_pb(
-            *await self._inspect.explain(request.decision_id, access_of(request.access), request.item_id)
-        )
+        access = begin(access_of(request.access)).access
+        return explanation_to_pb(*await self._inspect.explain(request.decision_id, access, request.item_id))
 
     async def Replay(self, request: pb.ReplayRequest, context: Context) -> pb.ReplayResponse:  # noqa: N802
         """Decide again and compare."""
+        begin(Access(UNSTATED, "replay of a decision"))
         return replayed_to_pb(await self._inspect.replay(request.decision_id))
 
 

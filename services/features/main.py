@@ -8,6 +8,7 @@ from comity.features.v1.features_service_pb2_grpc import add_FeatureServiceServi
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from services.chassis.access import PostgresAccessLog
 from services.chassis.bus import NatsBus
 from services.chassis.cache import RedisCache
 from services.chassis.clock import SystemClock
@@ -86,7 +87,7 @@ async def build(settings: Settings, app: App) -> None:
     await states.refresh()
     items = ItemStore(pool)
     columns = ItemColumns(books, items)
-    sealer = Sealer(GrpcKeyReader(identity))
+    sealer = Sealer(GrpcKeyReader(identity, "features"))
     behavior = BehaviorIntake(books, sealer, states, settled[Source.FEEDBACK], clock)
     catalog = CatalogIntake(pool, books, states, settled[Source.DECISION])
     intakes = {
@@ -122,7 +123,7 @@ async def build(settings: Settings, app: App) -> None:
         ),
     )
     held = FeaturesHoldings(pool, cache, books, sealer, FeedbackLog(feedback))
-    holdings = HoldingsService(pool, held, forget=sealer.forget)
+    holdings = HoldingsService(pool, held, PostgresAccessLog(pool, clock), forget=sealer.forget)
     app.server.add(add_HoldingsServiceServicer_to_server, holdings)
     consent = connect(settings.consent_address)
     app.on_stop("consent", consent.close)

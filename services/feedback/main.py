@@ -14,6 +14,7 @@ from comity.feedback.v1.feedback_service_pb2_grpc import (
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from services.chassis.access import PostgresAccessLog
 from services.chassis.bus import NatsBus
 from services.chassis.clock import SystemClock
 from services.chassis.dead_letters import DeadLetters, retry_rows
@@ -119,7 +120,7 @@ async def build(settings: Settings, app: App) -> None:
     app.background("decisions' lag", intake.watch_lag)
     app.server.add(add_FeedbackServiceServicer_to_server, parts.servicer(intake))
     app.server.add(add_RectificationServiceServicer_to_server, parts.rectification(on_commit))
-    holdings = HoldingsService(pool, FeedbackHoldings(pool, parts.sealer), forget=parts.sealer.forget)
+    holdings = HoldingsService(pool, FeedbackHoldings(pool, parts.sealer), parts.accesses, forget=parts.sealer.forget)
     app.server.add(add_HoldingsServiceServicer_to_server, holdings)
     gate = ErasureGate(pool, holdings.erase, GrpcErasureLedger(consent))
     app.background("erasure ledger", gate.run)
@@ -143,8 +144,9 @@ class _Parts:
         self.token_key = read_secret(settings.token_key_file)
         # Of one key two, neither of which tells the other.
         self.blinding_key = hmac.digest(self.token_key, b"comity anonymous behavior", "sha256")
-        self.sealer = sealer = Sealer(GrpcKeyReader(identity, timeout_s=timeout_s))
+        self.sealer = sealer = Sealer(GrpcKeyReader(identity, "feedback", timeout_s=timeout_s))
         self.pool = pool
+        self.accesses = PostgresAccessLog(pool, self.clock)
         self.subjects = IdentitySubjects(identity, timeout_s=timeout_s)
         self.consents = ConsentAnswers(consent, timeout_s=timeout_s)
         self.schemas = PostgresSchemas(pool, self.clock)
@@ -191,6 +193,7 @@ class _Parts:
             track=track,
             replay=ReplayLog(archive=self.archive, subjects=self.subjects, consents=self.consents),
             publish=PublishEventSchemas(self.schemas),
+            accesses=self.accesses,
             await_joined=AwaitJoined(arrived=intake, log=self.log, decisions=self.decisions, progress=self.progress),
         )
 

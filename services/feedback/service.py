@@ -8,6 +8,8 @@ from comity.feedback.v1 import feedback_service_pb2 as pb
 from comity.feedback.v1 import feedback_service_pb2_grpc as pb_grpc
 
 from services.chassis.envelope import from_position, to_position
+from services.chassis.ports import AccessLog
+from services.chassis.reads import carry, operation_of
 from services.chassis.tracing import span
 from services.chassis.turns import TURN, in_turns
 from services.feedback.handlers.join import AwaitJoined
@@ -30,6 +32,7 @@ from services.feedback.wire import (
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
+REPLAY_METHOD = "comity.feedback.v1.FeedbackService/ReplayEvents"
 # A message of the replay stream ends with the fact that takes it past this: receivers bound what they take.
 REPLAY_BYTES = 256 * 1024
 # A caller without a deadline still gets an answer.
@@ -40,9 +43,16 @@ class FeedbackService(pb_grpc.FeedbackServiceServicer):
     """FeedbackService over the use cases."""
 
     def __init__(
-        self, *, track: TrackBehavior, replay: ReplayLog, publish: PublishEventSchemas, await_joined: AwaitJoined
+        self,
+        *,
+        track: TrackBehavior,
+        replay: ReplayLog,
+        publish: PublishEventSchemas,
+        await_joined: AwaitJoined,
+        accesses: AccessLog,
     ) -> None:
         self._track = track
+        self._accesses = accesses
         self._replay = replay
         self._publish = publish
         self._await_joined = await_joined
@@ -62,13 +72,15 @@ class FeedbackService(pb_grpc.FeedbackServiceServicer):
         request: pb.ReplayEventsRequest,
         context: Context,
     ) -> AsyncIterator[pb.ReplayEventsResponse]:
-        """Give the log out again."""
+        """Give the log out again; that it is read has been recorded before anything is given."""
+        operation, member_ids = carry(operation_of(request.operation)), tuple(dict.fromkeys(request.member_ids))
+        await self._accesses.operated(operation, REPLAY_METHOD, member_ids=member_ids, purpose=request.purpose)
         pages = self._replay(
             kinds_from_pb(request.kinds),
             range_from_pb(request),
             placement_id=request.placement_id,
             purpose=request.purpose,
-            member_ids=tuple(dict.fromkeys(request.member_ids)),
+            member_ids=member_ids,
             after=after_from_pb(request),
         )
         async for page in pages:

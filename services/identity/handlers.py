@@ -7,7 +7,7 @@ from typing import Protocol
 from services.chassis.clock import Clock
 from services.chassis.errors import Kind, ServiceError, invalid
 from services.chassis.ids import content_hash, uuid7
-from services.chassis.ports import Access, AccessLog
+from services.chassis.ports import Access, AccessLog, Operation
 from services.chassis.tracing import COMITY_BATCH_SIZE, span
 from services.chassis.uncancelled import uncancelled
 from services.identity.domain.identities import (
@@ -40,6 +40,7 @@ from services.identity.metrics import DATA_KEYS_MINTED, LINKS, PLACEHOLDERS
 # A person who was erased and came back is looked for in this many later generations at once.
 GENERATIONS_TOGETHER = 8
 RESOLVE_METHOD = "comity.identity.v1.IdentityService/Resolve"
+KEYS_METHOD = "comity.identity.v1.KeyService/GetDataKeys"
 DESCRIBE_METHOD = "comity.identity.v1.IdentityService/DescribeSubject"
 # Somebody may be linked from elsewhere while consent is asked: each try asks again, about the people of that moment.
 # Of those that race one gets through each time, so this is how many logins of one person may come at once.
@@ -377,11 +378,16 @@ def _later(pepper: bytes, sought: Sought | Contradiction, number: int) -> Sought
 class KeyHandlers:
     """GetDataKeys."""
 
-    def __init__(self, keys: KeyStore) -> None:
+    def __init__(self, keys: KeyStore, accesses: AccessLog) -> None:
         self._keys = keys
+        self._accesses = accesses
 
-    async def data_keys(self, member_ids: Sequence[str], *, mint: bool) -> list[DataKey]:
+    async def data_keys(
+        self, member_ids: Sequence[str], *, mint: bool, operations: Sequence[Operation]
+    ) -> list[DataKey]:
         """One key a member asked for, in that order; with *mint* those that never were are made.
+
+        Keys that are asked for without *mint* open what others wrote: that is recorded, once an operation.
 
         Raises:
             ServiceError: UNAVAILABLE.
@@ -394,4 +400,12 @@ class KeyHandlers:
                 # Whoever asked may be gone before it is done, and the next one needs it.
                 found |= await uncancelled(self._keys.mint(missing))
                 DATA_KEYS_MINTED.inc(len(missing))
+            opened = [member_id for member_id, key in found.items() if key.key]
+            if opened and not mint:
+                await self._record(operations, opened)
             return [found.get(member_id) or DataKey(member_id) for member_id in member_ids]
+
+    async def _record(self, operations: Sequence[Operation], opened: Sequence[str]) -> None:
+        """What keys are opened for; of a caller that names no operation, whose they are."""
+        for operation in operations:
+            await self._accesses.operated(operation, KEYS_METHOD, member_ids=opened)

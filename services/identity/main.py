@@ -85,20 +85,21 @@ async def build(settings: Settings, app: App) -> None:
     placeholders = PostgresPlaceholders(pool)
     await placeholders.load()
     app.background("placeholders", placeholders.run)
+    accesses = PostgresAccessLog(pool, clock)
     handlers = IdentityHandlers(
         PostgresSubjects(pool),
         PostgresLinks(pool),
         GrpcConsentReader(channel),
-        PostgresAccessLog(pool, clock),
+        accesses,
         placeholders,
         clock,
         pepper=pepper,
         holdout_salt=settings.holdout_salt,
     )
     app.server.add(add_IdentityServiceServicer_to_server, IdentityService(handlers))
-    keys = KeyHandlers(PostgresKeys(pool, Wrapping(kek), clock))
+    keys = KeyHandlers(PostgresKeys(pool, Wrapping(kek), clock), accesses)
     app.server.add(add_KeyServiceServicer_to_server, KeyService(keys))
-    holdings = HoldingsService(pool, IdentityHoldings(pool, clock))
+    holdings = HoldingsService(pool, IdentityHoldings(pool, clock), accesses)
     app.server.add(add_HoldingsServiceServicer_to_server, holdings)
     # Waits for consent where the database was restored, and only there.
     gate = ErasureGate(pool, holdings.erase, GrpcErasureLedger(channel))

@@ -2,10 +2,11 @@
 
 from typing import Any
 
+from comity.common.v1 import types_pb2 as types_pb
 from comity.identity.v1 import identity_service_pb2 as pb
 from comity.identity.v1 import identity_service_pb2_grpc as pb_grpc
 
-from services.chassis.access import access_of
+from services.chassis.reads import access_of, operation_of
 from services.identity import wire
 from services.identity.handlers import IdentityHandlers, KeyHandlers
 
@@ -66,5 +67,6 @@ class KeyService(pb_grpc.KeyServiceServicer):
 
     async def GetDataKeys(self, request: pb.GetDataKeysRequest, context: Any) -> pb.GetDataKeysResponse:  # noqa: N802
         """The data keys of members."""
-        keys = await self._handlers.data_keys(request.member_ids, mint=request.mint)
+        operations = [operation_of(operation) for operation in request.operations or [types_pb.Operation()]]
+        keys = await self._handlers.data_keys(request.member_ids, mint=request.mint, operations=operations)
         return pb.GetDataKeysResponse(keys=[wire.data_key(key) for key in keys])

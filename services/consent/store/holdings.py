@@ -128,7 +128,7 @@ class OwnParticipant:
     """handlers.privacy_ports.Participant: consent itself, without a call over the network."""
 
     def __init__(self, pool: Pool, holdings: ConsentHoldings) -> None:
-        self._service = HoldingsService(pool, holdings)
+        self._service = HoldingsService(pool, holdings, None)
 
     async def take(self, step: DomainStep, erasure_id: str, member_ids: Sequence[str]) -> Counts:
         """See handlers.privacy_ports.Participant."""

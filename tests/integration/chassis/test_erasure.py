@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import asyncpg
@@ -10,7 +10,9 @@ import pytest
 from comity.common.v1 import holdings_pb2 as pb
 
 from services.chassis import envelope
+from services.chassis.access import PostgresAccessLog, stream_of
 from services.chassis.bus import NatsBus
+from services.chassis.clock import SystemClock
 from services.chassis.erasure import (
     Erasure,
     Step,
@@ -27,7 +29,9 @@ from services.chassis.holdings import HeldRecord, Holding, HoldingsService
 from services.chassis.inbox import FRESH_SQL, Subscription
 from services.chassis.memory import MemoryBus
 from services.chassis.migrations import CHASSIS
+from services.chassis.ports import Access
 from services.chassis.postgres import Connection, Pool, acquire, create_pool, transaction
+from services.chassis.reads import new_operation, operation_to_pb
 from tests.conftest import MakeDatabase
 from tests.contract.samples import new_event
 from tests.waiting import eventually
@@ -271,7 +275,7 @@ class OneTable:
 async def test_a_step_taken_again_answers_the_same(pool: Pool) -> None:
     """The servicer suppresses, deletes and answers the same counts however often it is asked; keys are forgotten."""
     forgotten: list[str] = []
-    service = HoldingsService(pool, OneTable(pool), forget=forgotten.extend)
+    service = HoldingsService(pool, OneTable(pool), None, forget=forgotten.extend)
     store = PostgresEventStore(pool)
     await store.append(Append("gone", 0, (new_event(subject_id=GONE),)))
     context: Any = None
@@ -323,7 +327,7 @@ async def test_nobody_on_the_list_is_taken_off_by_the_update(pool: Pool) -> None
 
 async def test_export_comes_in_pages(pool: Pool) -> None:
     """Every record comes once, in order, in pages of a bounded size; the record of processing tells of them."""
-    service = HoldingsService(pool, OneTable(pool))
+    service = HoldingsService(pool, OneTable(pool), PostgresAccessLog(pool, SystemClock()))
     context: Any = None
     request = pb.ExportHoldingsRequest(member_ids=[KEPT])
     pages = [page async for page in service.ExportHoldings(request, context)]
@@ -334,3 +338,18 @@ async def test_export_comes_in_pages(pool: Pool) -> None:
     assert [(one.name, one.sealed, list(one.purposes)) for one in described.holdings] == [
         ("events", True, ["measurement"])
     ]
+
+
+async def test_export_leaves_a_fact_about_whom_it_gives_out(pool: Pool) -> None:
+    """Once a call, or once an operation; of whom nothing is held nothing is recorded either, or that would be held."""
+    service = HoldingsService(pool, OneTable(pool), PostgresAccessLog(pool, SystemClock()))
+    store, context = PostgresEventStore(pool), cast(Any, None)
+    unnamed = pb.ExportHoldingsRequest(member_ids=[KEPT, GONE])
+    operation = new_operation(Access("officer", "a request of the person"))
+    named = pb.ExportHoldingsRequest(member_ids=[GONE], operation=operation_to_pb(operation))
+    for request in (unnamed, named, named):
+        assert [page async for page in service.ExportHoldings(request, context)]
+    assert [event.subject_id for event in await store.read_stream(stream_of(KEPT))] == [KEPT]
+    assert await store.read_stream(stream_of(GONE)) == []
+    (once,) = await store.read_stream(f"access-op-{operation.id}")
+    assert once.subject_id == ""

@@ -12,6 +12,8 @@ from comity.identity.v1 import identity_service_pb2_grpc as pb_grpc
 from services.chassis.errors import ServiceError
 from services.chassis.key_client import GrpcKeyReader
 from services.chassis.memory import MemoryKeys
+from services.chassis.ports import Access
+from services.chassis.reads import begin
 from services.chassis.rpc_client import connect, warm
 
 
@@ -47,7 +49,7 @@ async def service() -> AsyncIterator[tuple[Keys, GrpcKeyReader]]:
     await server.start()
     channel = connect(f"127.0.0.1:{port}")
     await warm(channel)
-    yield keys, GrpcKeyReader(channel, timeout_s=10.0)
+    yield keys, GrpcKeyReader(channel, "features", timeout_s=10.0)
     await channel.close()
     await server.stop(None)
 
@@ -89,3 +91,24 @@ async def test_who_is_no_member_costs_the_others_no_key(service: tuple[Keys, Grp
     keys.nobody = "not a member"
     found = await reader.keys(["a", "not a member", "b"], mint=True)
     assert found.keys() == {"a", "b"}
+
+
+async def test_what_keys_are_opened_for_is_told(service: tuple[Keys, GrpcKeyReader]) -> None:
+    """An operation by its own name, also where several leave together; the rest as the service's own, all its life."""
+    keys, reader = service
+
+    async def opened_for(reason: str) -> str:
+        operation = begin(Access("officer", reason))
+        await reader.keys([reason], mint=False)
+        return operation.id
+
+    began = await asyncio.gather(*(asyncio.create_task(opened_for(reason)) for reason in ("one", "two")))
+    told = {one.id: one.access.accessor for request in keys.requests for one in request.operations}
+    assert told == dict.fromkeys(began, "officer")
+    keys.requests.clear()
+    for member in ("a", "b"):
+        await reader.keys([member], mint=False)
+    await reader.keys(["c"], mint=True)
+    (first,), (second,), sealing = (request.operations for request in keys.requests)
+    assert (first.id, first.access.accessor) == (second.id, "features")
+    assert not sealing

@@ -242,7 +242,7 @@ async def deciding(pool: Pool, nats_url: str, keys_address: str) -> AsyncIterato
     relay = Relay(pool, log, bus, "decision")
     task = asyncio.create_task(relay.run())
     try:
-        yield Decisions(log, Sealer(GrpcKeyReader(channel)), relay, bus)
+        yield Decisions(log, Sealer(GrpcKeyReader(channel, "decision")), relay, bus)
     finally:
         task.cancel()
         await asyncio.wait({task})

@@ -4,11 +4,15 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from comity.common.v1 import holdings_pb2
 from comity.decision.v1 import decision_events_pb2 as decision_pb2
 from comity.feedback.v1 import feedback_service_pb2 as pb
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from services.chassis.access import PERSONAL_DATA_ACCESSED
 from services.chassis.events import LogPosition
+from services.chassis.ports import Access
+from services.chassis.reads import new_operation, operation_to_pb
 from services.chassis.sealing import Sealer
 from services.feedback.domain.replay import Kind, Range
 from services.feedback.store import PostgresArchive
@@ -196,6 +200,22 @@ async def test_replay_goes_on_where_an_earlier_one_ended(feedback: Feedback, mem
         assert [event_id for page, _ in await ids(end) for event_id in page] == rest
     assert told >= 3
     assert whole[-1][1].HasField("position")
+
+
+async def test_a_replay_is_a_fact_with_its_purpose(feedback: Feedback) -> None:
+    """Recorded before anything is given, once an operation, however often it is taken up again."""
+    operation = operation_to_pb(new_operation(Access("trainer", "training")))
+    for _ in range(2):
+        await feedback.replay(pb.REPLAY_KIND_BEHAVIOR, purpose="measurement", operation=operation)
+    await feedback.replay(pb.REPLAY_KIND_BEHAVIOR)
+    rows = await feedback.pool.fetch(
+        "SELECT stream_id, payload FROM events WHERE type = $1 ORDER BY position", PERSONAL_DATA_ACCESSED
+    )
+    told = [(row["stream_id"], holdings_pb2.PersonalDataAccessed.FromString(row["payload"])) for row in rows]
+    assert [(stream, fact.access.accessor, fact.purpose) for stream, fact in told] == [
+        (f"access-op-{operation.id}", "trainer", "measurement"),
+        ("access-everybody", "unstated", ""),
+    ]
 
 
 @pytest.mark.parametrize("kinds", [[], [DECISION]])

@@ -150,10 +150,12 @@ async def identity(database: Callable[[str], Awaitable[str]]) -> AsyncIterator[I
         holdout_salt="salt",
     )
     server.add(pb_grpc.add_IdentityServiceServicer_to_server, IdentityService(handlers))
-    keys = KeyHandlers(PostgresKeys(pool, Wrapping(KEK), clock))
+    accesses = PostgresAccessLog(pool, clock)
+    keys = KeyHandlers(PostgresKeys(pool, Wrapping(KEK), clock), accesses)
     server.add(pb_grpc.add_KeyServiceServicer_to_server, KeyService(keys))
     server.add(
-        holdings_pb_grpc.add_HoldingsServiceServicer_to_server, HoldingsService(pool, IdentityHoldings(pool, clock))
+        holdings_pb_grpc.add_HoldingsServiceServicer_to_server,
+        HoldingsService(pool, IdentityHoldings(pool, clock), accesses),
     )
     channel: grpc.aio.Channel = connect(f"127.0.0.1:{await server.start()}")
     stub, key_stub = pb_grpc.IdentityServiceStub(channel), pb_grpc.KeyServiceStub(channel)

@@ -5,11 +5,15 @@ from typing import Any
 
 import grpc
 import pytest
+from comity.common.v1 import holdings_pb2 as holdings_pb
 from comity.identity.v1 import identity_service_pb2 as pb
 
+from services.chassis.access import PERSONAL_DATA_ACCESSED, PostgresAccessLog
 from services.chassis.clock import SystemClock
 from services.chassis.errors import Kind, ServiceError
+from services.chassis.ports import Access
 from services.chassis.postgres import create_pool
+from services.chassis.reads import UNSTATED, new_operation, operation_to_pb
 from services.chassis.status import from_call_error
 from services.identity.handlers import KeyHandlers
 from services.identity.store.keys import PostgresKeys, Wrapping
@@ -62,11 +66,12 @@ async def test_minters_that_race_get_the_same_key(identity: Any) -> None:
 
 async def test_a_key_is_minted_although_its_caller_left(identity: Any) -> None:
     """A Decide waits for milliseconds: where minting takes longer the next one finds the key."""
-    handlers = KeyHandlers(PostgresKeys(identity.pool, Wrapping(KEK), SystemClock()))
+    accesses = PostgresAccessLog(identity.pool, SystemClock())
+    handlers = KeyHandlers(PostgresKeys(identity.pool, Wrapping(KEK), SystemClock()), accesses)
     async with identity.pool.acquire() as blocker, blocker.transaction():
         # Reads go on, writes wait.
         await blocker.execute("LOCK TABLE data_keys IN SHARE ROW EXCLUSIVE MODE")
-        minting = asyncio.create_task(handlers.data_keys(MEMBERS[:1], mint=True))
+        minting = asyncio.create_task(handlers.data_keys(MEMBERS[:1], mint=True, operations=()))
 
         async def waits() -> bool:
             return bool(await identity.pool.fetchval(WAITING_SQL))
@@ -134,3 +139,34 @@ async def test_key_that_does_not_open_costs_the_others_nothing(identity: Any) ->
         assert [one.key for one in found] == [minted[0].key, b"", minted[2].key]
     letters = await identity.pool.fetch("SELECT subject_id, reason FROM dead_letters")
     assert [tuple(letter) for letter in letters] == [(MEMBERS[1], "DATA_KEY_BROKEN")]
+
+
+async def test_keys_that_are_opened_leave_a_fact_and_those_to_seal_with_none(identity: Any) -> None:
+    """Once an operation, not once a key; of a caller that names none, about each whose key it was given."""
+    await keys(identity, MEMBERS, mint=True)
+    await keys(identity, MEMBERS, mint=True)
+    assert await accessed(identity) == {}
+    operation = operation_to_pb(new_operation(Access("officer", "an export")))
+    for some in (MEMBERS[:2], MEMBERS[2:]):
+        await identity.keys.GetDataKeys(pb.GetDataKeysRequest(member_ids=some, operations=[operation]), timeout=10)
+    assert await accessed(identity) == {f"access-op-{operation.id}": ("officer", "")}
+    await keys(identity, [MEMBERS[0], "d" * 26], mint=False)
+    about = f"access-{MEMBERS[0]}"
+    assert (await accessed(identity))[about] == (UNSTATED, MEMBERS[0])
+    assert len(await accessed(identity)) == 2
+
+
+async def accessed(identity: Any) -> dict[str, tuple[str, str]]:
+    """Who opened keys, and whom the fact is about, by its stream; one a stream."""
+    rows = await identity.pool.fetch(
+        "SELECT stream_id, subject_id, payload FROM events WHERE type = $1", PERSONAL_DATA_ACCESSED
+    )
+    found = {
+        row["stream_id"]: (
+            holdings_pb.PersonalDataAccessed.FromString(row["payload"]).access.accessor,
+            row["subject_id"],
+        )
+        for row in rows
+    }
+    assert len(found) == len(rows)
+    return found

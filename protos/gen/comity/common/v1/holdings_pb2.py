@@ -28,7 +28,7 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x63omity/common/v1/holdings.proto\x12\x10\x63omity.common.v1\x1a\x1e\x63omity/common/v1/options.proto\x1a\x1c\x63omity/common/v1/types.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x19\n\x17\x44\x65scribeHoldingsRequest\"Q\n\x18\x44\x65scribeHoldingsResponse\x12\x35\n\x08holdings\x18\x01 \x03(\x0b\x32\x19.comity.common.v1.HoldingR\x08holdings\"\xdb\x01\n\x07Holding\x12\x14\n\x05store\x18\x01 \x01(\tR\x05store\x12\x12\n\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n\x07\x63ontent\x18\x03 \x01(\tR\x07\x63ontent\x12\x16\n\x06sealed\x18\x04 \x01(\x08R\x06sealed\x12\x1a\n\x08purposes\x18\x05 \x03(\tR\x08purposes\x12%\n\x0eretention_days\x18\x06 \x01(\rR\rretentionDays\x12\x17\n\x07read_by\x18\x07 \x03(\tR\x06readBy\x12\x18\n\x07\x65rasure\x18\x08 \x01(\tR\x07\x65rasure\"O\n\x15\x45xportHoldingsRequest\x12\x36\n\nmember_ids\x18\x01 \x03(\tB\x17\x8a\xb5\x18\x13\x08\x01\x18\x80\x02\"\x0c[a-z2-7]{26}R\tmemberIds\"P\n\x16\x45xportHoldingsResponse\x12\x36\n\x07records\x18\x01 \x03(\x0b\x32\x1c.comity.common.v1.HeldRecordR\x07records\"\xdb\x01\n\nHeldRecord\x12\x14\n\x05store\x18\x01 \x01(\tR\x05store\x12\x12\n\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n\x06schema\x18\x03 \x01(\tR\x06schema\x12\x1b\n\tmember_id\x18\x04 \x01(\tR\x08memberId\x12;\n\x0boccurred_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\noccurredAt\x12\x31\n\x07\x63ontent\x18\x06 \x01(\x0b\x32\x17.google.protobuf.StructR\x07\x63ontent\"\xb2\x01\n\x14\x45raseHoldingsRequest\x12\'\n\nerasure_id\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x10@R\terasureId\x12\x36\n\nmember_ids\x18\x02 \x03(\tB\x17\x8a\xb5\x18\x13\x08\x01\x18\x80\x02\"\x0c[a-z2-7]{26}R\tmemberIds\x12\x39\n\x04step\x18\x03 \x01(\x0e\x32\x1d.comity.common.v1.ErasureStepB\x06\x8a\xb5\x18\x02\x08\x01R\x04step\"N\n\x15\x45raseHoldingsResponse\x12\x35\n\x06\x63ounts\x18\x01 \x03(\x0b\x32\x1d.comity.common.v1.ErasedCountR\x06\x63ounts\"M\n\x0b\x45rasedCount\x12\x14\n\x05store\x18\x01 \x01(\tR\x05store\x12\x12\n\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n\x05\x63ount\x18\x03 \x01(\x04R\x05\x63ount\"`\n\x14PersonalDataAccessed\x12\x30\n\x06\x61\x63\x63\x65ss\x18\x01 \x01(\x0b\x32\x18.comity.common.v1.AccessR\x06\x61\x63\x63\x65ss\x12\x16\n\x06method\x18\x02 \x01(\tR\x06method*\x99\x01\n\x0b\x45rasureStep\x12\x1c\n\x18\x45RASURE_STEP_UNSPECIFIED\x10\x00\x12\x19\n\x15\x45RASURE_STEP_SUPPRESS\x10\x01\x12\x19\n\x15\x45RASURE_STEP_WITHDRAW\x10\x02\x12\x1d\n\x19\x45RASURE_STEP_DESTROY_KEYS\x10\x03\x12\x17\n\x13\x45RASURE_STEP_DELETE\x10\x04\x32\xd2\x02\n\x0fHoldingsService\x12i\n\x10\x44\x65scribeHoldings\x12).comity.common.v1.DescribeHoldingsRequest\x1a*.comity.common.v1.DescribeHoldingsResponse\x12r\n\x0e\x45xportHoldings\x12\'.comity.common.v1.ExportHoldingsRequest\x1a(.comity.common.v1.ExportHoldingsResponse\"\x0b\x92\xb5\x18\x07 \x08(\x1e\x30\xac\x02\x30\x01\x12`\n\rEraseHoldings\x12&.comity.common.v1.EraseHoldingsRequest\x1a\'.comity.common.v1.EraseHoldingsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x63omity/common/v1/holdings.proto\x12\x10\x63omity.common.v1\x1a\x1e\x63omity/common/v1/options.proto\x1a\x1c\x63omity/common/v1/types.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x19\n\x17\x44\x65scribeHoldingsRequest\"Q\n\x18\x44\x65scribeHoldingsResponse\x12\x35\n\x08holdings\x18\x01 \x03(\x0b\x32\x19.comity.common.v1.HoldingR\x08holdings\"\xdb\x01\n\x07Holding\x12\x14\n\x05store\x18\x01 \x01(\tR\x05store\x12\x12\n\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n\x07\x63ontent\x18\x03 \x01(\tR\x07\x63ontent\x12\x16\n\x06sealed\x18\x04 \x01(\x08R\x06sealed\x12\x1a\n\x08purposes\x18\x05 \x03(\tR\x08purposes\x12%\n\x0eretention_days\x18\x06 \x01(\rR\rretentionDays\x12\x17\n\x07read_by\x18\x07 \x03(\tR\x06readBy\x12\x18\n\x07\x65rasure\x18\x08 \x01(\tR\x07\x65rasure\"\x8a\x01\n\x15\x45xportHoldingsRequest\x12\x36\n\nmember_ids\x18\x01 \x03(\tB\x17\x8a\xb5\x18\x13\x08\x01\x18\x80\x02\"\x0c[a-z2-7]{26}R\tmemberIds\x12\x39\n\toperation\x18\x02 \x01(\x0b\x32\x1b.comity.common.v1.OperationR\toperation\"P\n\x16\x45xportHoldingsResponse\x12\x36\n\x07records\x18\x01 \x03(\x0b\x32\x1c.comity.common.v1.HeldRecordR\x07records\"\xdb\x01\n\nHeldRecord\x12\x14\n\x05store\x18\x01 \x01(\tR\x05store\x12\x12\n\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n\x06schema\x18\x03 \x01(\tR\x06schema\x12\x1b\n\tmember_id\x18\x04 \x01(\tR\x08memberId\x12;\n\x0boccurred_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\noccurredAt\x12\x31\n\x07\x63ontent\x18\x06 \x01(\x0b\x32\x17.google.protobuf.StructR\x07\x63ontent\"\xb2\x01\n\x14\x45raseHoldingsRequest\x12\'\n\nerasure_id\x18\x01 \x01(\tB\x08\x8a\xb5\x18\x04\x08\x01\x10@R\terasureId\x12\x36\n\nmember_ids\x18\x02 \x03(\tB\x17\x8a\xb5\x18\x13\x08\x01\x18\x80\x02\"\x0c[a-z2-7]{26}R\tmemberIds\x12\x39\n\x04step\x18\x03 \x01(\x0e\x32\x1d.comity.common.v1.ErasureStepB\x06\x8a\xb5\x18\x02\x08\x01R\x04step\"N\n\x15\x45raseHoldingsResponse\x12\x35\n\x06\x63ounts\x18\x01 \x03(\x0b\x32\x1d.comity.common.v1.ErasedCountR\x06\x63ounts\"M\n\x0b\x45rasedCount\x12\x14\n\x05store\x18\x01 \x01(\tR\x05store\x12\x12\n\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n\x05\x63ount\x18\x03 \x01(\x04R\x05\x63ount\"z\n\x14PersonalDataAccessed\x12\x30\n\x06\x61\x63\x63\x65ss\x18\x01 \x01(\x0b\x32\x18.comity.common.v1.AccessR\x06\x61\x63\x63\x65ss\x12\x16\n\x06method\x18\x02 \x01(\tR\x06method\x12\x18\n\x07purpose\x18\x03 \x01(\tR\x07purpose*\x99\x01\n\x0b\x45rasureStep\x12\x1c\n\x18\x45RASURE_STEP_UNSPECIFIED\x10\x00\x12\x19\n\x15\x45RASURE_STEP_SUPPRESS\x10\x01\x12\x19\n\x15\x45RASURE_STEP_WITHDRAW\x10\x02\x12\x1d\n\x19\x45RASURE_STEP_DESTROY_KEYS\x10\x03\x12\x17\n\x13\x45RASURE_STEP_DELETE\x10\x04\x32\xd2\x02\n\x0fHoldingsService\x12i\n\x10\x44\x65scribeHoldings\x12).comity.common.v1.DescribeHoldingsRequest\x1a*.comity.common.v1.DescribeHoldingsResponse\x12r\n\x0e\x45xportHoldings\x12\'.comity.common.v1.ExportHoldingsRequest\x1a(.comity.common.v1.ExportHoldingsResponse\"\x0b\x92\xb5\x18\x07 \x08(\x1e\x30\xac\x02\x30\x01\x12`\n\rEraseHoldings\x12&.comity.common.v1.EraseHoldingsRequest\x1a\'.comity.common.v1.EraseHoldingsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,28 +45,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ERASEHOLDINGSREQUEST'].fields_by_name['step']._serialized_options = b'\212\265\030\002\010\001'
   _globals['_HOLDINGSSERVICE'].methods_by_name['ExportHoldings']._loaded_options = None
   _globals['_HOLDINGSSERVICE'].methods_by_name['ExportHoldings']._serialized_options = b'\222\265\030\007 \010(\0360\254\002'
-  _globals['_ERASURESTEP']._serialized_start=1334
-  _globals['_ERASURESTEP']._serialized_end=1487
+  _globals['_ERASURESTEP']._serialized_start=1420
+  _globals['_ERASURESTEP']._serialized_end=1573
   _globals['_DESCRIBEHOLDINGSREQUEST']._serialized_start=178
   _globals['_DESCRIBEHOLDINGSREQUEST']._serialized_end=203
   _globals['_DESCRIBEHOLDINGSRESPONSE']._serialized_start=205
   _globals['_DESCRIBEHOLDINGSRESPONSE']._serialized_end=286
   _globals['_HOLDING']._serialized_start=289
   _globals['_HOLDING']._serialized_end=508
-  _globals['_EXPORTHOLDINGSREQUEST']._serialized_start=510
-  _globals['_EXPORTHOLDINGSREQUEST']._serialized_end=589
-  _globals['_EXPORTHOLDINGSRESPONSE']._serialized_start=591
-  _globals['_EXPORTHOLDINGSRESPONSE']._serialized_end=671
-  _globals['_HELDRECORD']._serialized_start=674
-  _globals['_HELDRECORD']._serialized_end=893
-  _globals['_ERASEHOLDINGSREQUEST']._serialized_start=896
-  _globals['_ERASEHOLDINGSREQUEST']._serialized_end=1074
-  _globals['_ERASEHOLDINGSRESPONSE']._serialized_start=1076
-  _globals['_ERASEHOLDINGSRESPONSE']._serialized_end=1154
-  _globals['_ERASEDCOUNT']._serialized_start=1156
-  _globals['_ERASEDCOUNT']._serialized_end=1233
-  _globals['_PERSONALDATAACCESSED']._serialized_start=1235
-  _globals['_PERSONALDATAACCESSED']._serialized_end=1331
-  _globals['_HOLDINGSSERVICE']._serialized_start=1490
-  _globals['_HOLDINGSSERVICE']._serialized_end=1828
+  _globals['_EXPORTHOLDINGSREQUEST']._serialized_start=511
+  _globals['_EXPORTHOLDINGSREQUEST']._serialized_end=649
+  _globals['_EXPORTHOLDINGSRESPONSE']._serialized_start=651
+  _globals['_EXPORTHOLDINGSRESPONSE']._serialized_end=731
+  _globals['_HELDRECORD']._serialized_start=734
+  _globals['_HELDRECORD']._serialized_end=953
+  _globals['_ERASEHOLDINGSREQUEST']._serialized_start=956
+  _globals['_ERASEHOLDINGSREQUEST']._serialized_end=1134
+  _globals['_ERASEHOLDINGSRESPONSE']._serialized_start=1136
+  _globals['_ERASEHOLDINGSRESPONSE']._serialized_end=1214
+  _globals['_ERASEDCOUNT']._serialized_start=1216
+  _globals['_ERASEDCOUNT']._serialized_end=1293
+  _globals['_PERSONALDATAACCESSED']._serialized_start=1295
+  _globals['_PERSONALDATAACCESSED']._serialized_end=1417
+  _globals['_HOLDINGSSERVICE']._serialized_start=1576
+  _globals['_HOLDINGSSERVICE']._serialized_end=1914
 # @@protoc_insertion_point(module_scope)

@@ -145,16 +145,22 @@ class ExportHoldingsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MEMBER_IDS_FIELD_NUMBER: _builtins.int
+    OPERATION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def member_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def operation(self) -> _types_pb2.Operation:
+        """What this is part of; recorded."""
+
     def __init__(
         self,
         *,
         member_ids: _abc.Iterable[_builtins.str] | None = ...,
+        operation: _types_pb2.Operation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["member_ids", b"member_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["member_ids", b"member_ids", "operation", b"operation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -297,8 +303,11 @@ class PersonalDataAccessed(_message.Message):
 
     ACCESS_FIELD_NUMBER: _builtins.int
     METHOD_FIELD_NUMBER: _builtins.int
+    PURPOSE_FIELD_NUMBER: _builtins.int
     method: _builtins.str
     """The call, e.g. "comity.decision.v1.DecisionService/Explain"."""
+    purpose: _builtins.str
+    """Of a replay: what its reader named; empty: nothing was withheld."""
     @_builtins.property
     def access(self) -> _types_pb2.Access: ...
     def __init__(
@@ -306,10 +315,11 @@ class PersonalDataAccessed(_message.Message):
         *,
         access: _types_pb2.Access | None = ...,
         method: _builtins.str = ...,
+        purpose: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["access", b"access"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "method", b"method"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "method", b"method", "purpose", b"purpose"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,7 +26,7 @@ from comity.common.v1 import options_pb2 as comity_dot_common_dot_v1_dot_options
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63omity/common/v1/types.proto\x12\x10\x63omity.common.v1\x1a\x1e\x63omity/common/v1/options.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"a\n\x08Identity\x12\x37\n\tnamespace\x18\x01 \x01(\tB\x19\x8a\xb5\x18\x15\x08\x01\x10 \"\x0f[a-z][a-z0-9_]*R\tnamespace\x12\x1c\n\x05value\x18\x02 \x01(\tB\x06\x8a\xb5\x18\x02H\x01R\x05value\"\x83\x01\n\nSubjectRef\x12\x31\n\nsubject_id\x18\x01 \x01(\tB\x12\x8a\xb5\x18\x0e\"\x0c[a-z2-7]{26}R\tsubjectId\x12\x42\n\nidentities\x18\x02 \x03(\x0b\x32\x1a.comity.common.v1.IdentityB\x06\x8a\xb5\x18\x02\x18\x08R\nidentities\"v\n\x06Member\x12\x33\n\nsubject_id\x18\x01 \x01(\tB\x14\x8a\xb5\x18\x10\x08\x01\"\x0c[a-z2-7]{26}R\tsubjectId\x12\x37\n\tmerged_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x08mergedAt\"P\n\x06\x41\x63\x63\x65ss\x12#\n\x08\x61\x63\x63\x65ssor\x18\x01 \x01(\tB\x07\x8a\xb5\x18\x03\x10\x80\x01R\x08\x61\x63\x63\x65ssor\x12!\n\x06reason\x18\x02 \x01(\tB\t\x8a\xb5\x18\x05\x10\x80\x02P\x01R\x06reason\"\xdd\x01\n\x0e\x43onsentSignals\x12\x18\n\x03gpc\x18\x01 \x01(\tB\x06\x8a\xb5\x18\x02H\x01R\x03gpc\x12#\n\ttc_string\x18\x02 \x01(\tB\x06\x8a\xb5\x18\x02H\x01R\x08tcString\x12\x18\n\x03gpp\x18\x03 \x01(\tB\x06\x8a\xb5\x18\x02H\x01R\x03gpp\x12\x18\n\x03usp\x18\x04 \x01(\tB\x06\x8a\xb5\x18\x02H\x01R\x03usp\x12*\n\x0cjurisdiction\x18\x05 \x01(\tB\x06\x8a\xb5\x18\x02H\x01R\x0cjurisdiction\x12,\n\x12\x64o_not_personalize\x18\x06 \x01(\x08R\x10\x64oNotPersonalize\"o\n\x0bLogPosition\x12\x14\n\x05\x65poch\x18\x01 \x01(\rR\x05\x65poch\x12\x1f\n\x03xid\x18\x02 \x01(\x04\x42\r\x8a\xb5\x18\t9\x00\x00\x00\x00\x00\x00@CR\x03xid\x12)\n\x08position\x18\x03 \x01(\x04\x42\r\x8a\xb5\x18\t9\x00\x00\x00\x00\x00\x00@CR\x08position*\x83\x01\n\x0cSubjectLevel\x12\x1d\n\x19SUBJECT_LEVEL_UNSPECIFIED\x10\x00\x12\x1b\n\x17SUBJECT_LEVEL_ANONYMOUS\x10\x01\x12\x1e\n\x1aSUBJECT_LEVEL_PSEUDONYMOUS\x10\x02\x12\x17\n\x13SUBJECT_LEVEL_KNOWN\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63omity/common/v1/types.proto\x12\x10\x63omity.common.v1\x1a\x1e\x63omity/common/v1/options.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"a\n\x08Identity\x12\x37\n\tnamespace\x18\x01 \x01(\tB\x19\x8a\xb5\x18\x15\x08\x01\x10 \"\x0f[a-z][a-z0-9_]*R\tnamespace\x12\x1c\n\x05value\x18\x02 \x01(\tB\x06\x8a\xb5\x18\x02H\x01R\x05value\"\x83\x01\n\nSubjectRef\x12\x31\n\nsubject_id\x18\x01 \x01(\tB\x12\x8a\xb5\x18\x0e\"\x0c[a-z2-7]{26}R\tsubjectId\x12\x42\n\nidentities\x18\x02 \x03(\x0b\x32\x1a.comity.common.v1.IdentityB\x06\x8a\xb5\x18\x02\x18\x08R\nidentities\"v\n\x06Member\x12\x33\n\nsubject_id\x18\x01 \x01(\tB\x14\x8a\xb5\x18\x10\x08\x01\"\x0c[a-z2-7]{26}R\tsubjectId\x12\x37\n\tmerged_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x08mergedAt\"P\n\x06\x41\x63\x63\x65ss\x12#\n\x08\x61\x63\x63\x65ssor\x18\x01 \x01(\tB\x07\x8a\xb5\x18\x03\x10\x80\x01R\x08\x61\x63\x63\x65ssor\x12!\n\x06reason\x18\x02 \x01(\tB\t\x8a\xb5\x18\x05\x10\x80\x02P\x01R\x06reason\"~\n\tOperation\x12?\n\x02id\x18\x01 \x01(\tB/\x8a\xb5\x18+\")[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}R\x02id\x12\x30\n\x06\x61\x63\x63\x65ss\x18\x02 \x01(\x0b\x32\x18.comity.common.v1.AccessR\x06\x61\x63\x63\x65ss\"\xdd\x01\n\x0e\x43onsentSignals\x12\x18\n\x03gpc\x18\x01 \x01(\tB\x06\x8a\xb5\x18\x02H\x01R\x03gpc\x12#\n\ttc_string\x18\x02 \x01(\tB\x06\x8a\xb5\x18\x02H\x01R\x08tcString\x12\x18\n\x03gpp\x18\x03 \x01(\tB\x06\x8a\xb5\x18\x02H\x01R\x03gpp\x12\x18\n\x03usp\x18\x04 \x01(\tB\x06\x8a\xb5\x18\x02H\x01R\x03usp\x12*\n\x0cjurisdiction\x18\x05 \x01(\tB\x06\x8a\xb5\x18\x02H\x01R\x0cjurisdiction\x12,\n\x12\x64o_not_personalize\x18\x06 \x01(\x08R\x10\x64oNotPersonalize\"o\n\x0bLogPosition\x12\x14\n\x05\x65poch\x18\x01 \x01(\rR\x05\x65poch\x12\x1f\n\x03xid\x18\x02 \x01(\x04\x42\r\x8a\xb5\x18\t9\x00\x00\x00\x00\x00\x00@CR\x03xid\x12)\n\x08position\x18\x03 \x01(\x04\x42\r\x8a\xb5\x18\t9\x00\x00\x00\x00\x00\x00@CR\x08position*\x83\x01\n\x0cSubjectLevel\x12\x1d\n\x19SUBJECT_LEVEL_UNSPECIFIED\x10\x00\x12\x1b\n\x17SUBJECT_LEVEL_ANONYMOUS\x10\x01\x12\x1e\n\x1aSUBJECT_LEVEL_PSEUDONYMOUS\x10\x02\x12\x17\n\x13SUBJECT_LEVEL_KNOWN\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -47,6 +47,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ACCESS'].fields_by_name['accessor']._serialized_options = b'\212\265\030\003\020\200\001'
   _globals['_ACCESS'].fields_by_name['reason']._loaded_options = None
   _globals['_ACCESS'].fields_by_name['reason']._serialized_options = b'\212\265\030\005\020\200\002P\001'
+  _globals['_OPERATION'].fields_by_name['id']._loaded_options = None
+  _globals['_OPERATION'].fields_by_name['id']._serialized_options = b'\212\265\030+\")[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}'
   _globals['_CONSENTSIGNALS'].fields_by_name['gpc']._loaded_options = None
   _globals['_CONSENTSIGNALS'].fields_by_name['gpc']._serialized_options = b'\212\265\030\002H\001'
   _globals['_CONSENTSIGNALS'].fields_by_name['tc_string']._loaded_options = None
@@ -61,8 +63,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LOGPOSITION'].fields_by_name['xid']._serialized_options = b'\212\265\030\t9\000\000\000\000\000\000@C'
   _globals['_LOGPOSITION'].fields_by_name['position']._loaded_options = None
   _globals['_LOGPOSITION'].fields_by_name['position']._serialized_options = b'\212\265\030\t9\000\000\000\000\000\000@C'
-  _globals['_SUBJECTLEVEL']._serialized_start=888
-  _globals['_SUBJECTLEVEL']._serialized_end=1019
+  _globals['_SUBJECTLEVEL']._serialized_start=1016
+  _globals['_SUBJECTLEVEL']._serialized_end=1147
   _globals['_IDENTITY']._serialized_start=115
   _globals['_IDENTITY']._serialized_end=212
   _globals['_SUBJECTREF']._serialized_start=215
@@ -71,8 +73,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MEMBER']._serialized_end=466
   _globals['_ACCESS']._serialized_start=468
   _globals['_ACCESS']._serialized_end=548
-  _globals['_CONSENTSIGNALS']._serialized_start=551
-  _globals['_CONSENTSIGNALS']._serialized_end=772
-  _globals['_LOGPOSITION']._serialized_start=774
-  _globals['_LOGPOSITION']._serialized_end=885
+  _globals['_OPERATION']._serialized_start=550
+  _globals['_OPERATION']._serialized_end=676
+  _globals['_CONSENTSIGNALS']._serialized_start=679
+  _globals['_CONSENTSIGNALS']._serialized_end=900
+  _globals['_LOGPOSITION']._serialized_start=902
+  _globals['_LOGPOSITION']._serialized_end=1013
 # @@protoc_insertion_point(module_scope)

@@ -150,6 +150,34 @@ class Access(_message.Message):
 Global___Access: _TypeAlias = Access  # noqa: Y015
 
 @_typing.final
+class Operation(_message.Message):
+    """A replay, an export, an explanation: what a call that reads personal data is part of. It is recorded once by each
+    service that gives something out for it, however many calls it makes and keys it opens.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    ACCESS_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Drawn for the operation. Without one the call is an operation of its own, recorded about each person it reads."""
+    @_builtins.property
+    def access(self) -> Global___Access: ...
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        access: Global___Access | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["access", b"access"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Operation: _TypeAlias = Operation  # noqa: Y015
+
+@_typing.final
 class ConsentSignals(_message.Message):
     """What the person's browser or consent platform says with this very request. What is malformed grants nothing, and
     never fails the call: it is the decoder that judges it.

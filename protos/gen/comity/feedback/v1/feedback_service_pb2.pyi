@@ -397,9 +397,12 @@ class ReplayEventsRequest(_message.Message):
     PURPOSE_FIELD_NUMBER: _builtins.int
     MEMBER_IDS_FIELD_NUMBER: _builtins.int
     AFTER_FIELD_NUMBER: _builtins.int
+    OPERATION_FIELD_NUMBER: _builtins.int
     placement_id: _builtins.str
     purpose: _builtins.str
-    """Events of subjects who do not allow this purpose now are withheld; empty: none are."""
+    """Events of subjects who do not allow this purpose now are withheld; empty: none are, as the services themselves,
+    operators' tools and proofs ask, on the internal port.
+    """
     @_builtins.property
     def kinds(self) -> _containers.RepeatedScalarFieldContainer[Global___ReplayKind.ValueType]: ...
     @_builtins.property
@@ -418,6 +421,10 @@ class ReplayEventsRequest(_message.Message):
         replica of the release before gives everything, and no `end`.
         """
 
+    @_builtins.property
+    def operation(self) -> _types_pb2.Operation:
+        """What this is part of; recorded, with the purpose."""
+
     def __init__(
         self,
         *,
@@ -428,10 +435,11 @@ class ReplayEventsRequest(_message.Message):
         purpose: _builtins.str = ...,
         member_ids: _abc.Iterable[_builtins.str] | None = ...,
         after: Global___ReplayPlace | None = ...,
+        operation: _types_pb2.Operation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "since", b"since", "until", b"until"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "operation", b"operation", "since", b"since", "until", b"until"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "kinds", b"kinds", "member_ids", b"member_ids", "placement_id", b"placement_id", "purpose", b"purpose", "since", b"since", "until", b"until"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "kinds", b"kinds", "member_ids", b"member_ids", "operation", b"operation", "placement_id", b"placement_id", "purpose", b"purpose", "since", b"since", "until", b"until"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -394,19 +394,27 @@ class GetDataKeysRequest(_message.Message):
 
     MEMBER_IDS_FIELD_NUMBER: _builtins.int
     MINT_FIELD_NUMBER: _builtins.int
+    OPERATIONS_FIELD_NUMBER: _builtins.int
     mint: _builtins.bool
     """Mint the keys that do not exist yet: only a caller that is about to store a personal payload asks for it."""
     @_builtins.property
     def member_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def operations(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Operation]:
+        """What the keys are opened for, of each caller that is asked for at once; recorded, where nothing is minted: a key to
+        seal one's own write with is no access.
+        """
+
     def __init__(
         self,
         *,
         member_ids: _abc.Iterable[_builtins.str] | None = ...,
         mint: _builtins.bool = ...,
+        operations: _abc.Iterable[_types_pb2.Operation] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["member_ids", b"member_ids", "mint", b"mint"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["member_ids", b"member_ids", "mint", b"mint", "operations", b"operations"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
