@@ -6,6 +6,7 @@ says each line as soon as it is true, so that what ended the child is known by w
 
 import os
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -39,8 +40,9 @@ def in_child(module: str, *arguments: str, data: bytes, timeout_s: float, reason
     It is told no setting of this process: what goes wrong in it must not know where the data is.
 
     Raises:
-        ServiceError: UNAVAILABLE with this *reason*: no process could be had, or it took longer than *timeout_s*. That
-            says something of the machine, and nothing of the data.
+        ServiceError: UNAVAILABLE with this *reason*: no process could be had, it took longer than *timeout_s*, or it
+            was killed, as by a machine without memory. That says something of the machine, and nothing of the data:
+            what exceeds the child's own limits gets a MemoryError, or SIGXCPU.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("COMITY_")}
     # One thread: the address space that libraries reserve for each would count as the child's own.
@@ -60,6 +62,8 @@ def in_child(module: str, *arguments: str, data: bytes, timeout_s: float, reason
     started, *lines = child.stdout.decode(errors="replace").splitlines() or [""]
     if started != _STARTED:
         raise ServiceError(Kind.UNAVAILABLE, reason, "the process that tries it did not start; try again")
+    if -child.returncode == signal.SIGKILL:
+        raise ServiceError(Kind.UNAVAILABLE, reason, "the process that tries it was killed; see that there is memory")
     return Said(lines, child.returncode)
 
 

@@ -65,6 +65,7 @@ class Settings(ServiceSettings):
         token_key_file: the key that exposure tokens are signed with; feedback has the same.
         model_public_key_file: keys that models may be signed with, 64 hex digits a line as `comity models key` prints
             them; without it no model is taken in, and only those are served that were kept before models were signed.
+            Old keys stay for as long as decisions of their models are replayed.
         budget_ms_max: most time of a Decide, whatever the caller would wait. Consent's Revoke must wait as long, and
             is asked whether it does: where it does not, no profile is used.
         inline_cost_us: scoring estimated above this goes to a thread, and so does a model that took far longer once.

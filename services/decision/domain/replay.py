@@ -144,7 +144,8 @@ def _score_again(record: DecisionRecord, plan: Plan, pinned: Pinned) -> tuple[In
         return inputs, []
     if record.versions.model:
         if pinned.scorer is None:
-            return inputs, [f"versions.model: {record.versions.model} is not kept, or its bytes are not those pinned"]
+            why = "it is not kept, not signed by a key that decision knows, or refused; see `comity models`"
+            return inputs, [f"versions.model: {record.versions.model} cannot be loaded: {why}"]
         scores = pinned.scorer(inputs.matrix)
     else:
         scores = score_by_column(plan, inputs.matrix)

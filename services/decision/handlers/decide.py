@@ -82,7 +82,9 @@ class Decide:
                 FAILED_PRECONDITION (SITE_NOT_APPLIED); EXHAUSTED (OVERLOADED) where there is too much to do even for
                 answers that are.
         """
-        return await self._admit(request, caller, self._decide)
+        answers = await self._admit(request, caller, self._decide)
+        _tell(answers.decisions, self._falling_back)
+        return answers
 
     async def preview(self, request: DecideRequest, caller: str = "") -> Answers:
         """What would be answered now; nothing is recorded, counted or minted, and the answers prove nothing.
@@ -113,7 +115,6 @@ class Decide:
             answers = [await self._conclude(drafts[0], call)]
         else:
             answers = list(await asyncio.gather(*(self._conclude(draft, call) for draft in drafts)))
-        _tell(answers, self._falling_back)
         return drafts, answers
 
     async def _show(self, request: DecideRequest, budget: Budget) -> tuple[list[Draft], list[Answer]]:
@@ -122,7 +123,7 @@ class Decide:
         return drafts, [replace(answer, decision_id="", layer=record.layer) for record, answer in shown]
 
     def _overloaded(self, request: DecideRequest, budget: Budget) -> Answers:
-        """The answers where there is too much to do: counted, and not logged, which would be more to do.
+        """The answers where there is too much to do: they are not logged, which would be more to do.
 
         So they have no decision_id: the log will never know one.
         """
@@ -152,7 +153,6 @@ class Decide:
                 )
         finally:
             self._allowance.spend(budget.spent_s())
-        _tell(answers, self._falling_back)
         return _answers(answers, budget)
 
     async def _draft(self, request: DecideRequest, budget: Budget, *, recorded: bool) -> tuple[Call, list[Draft]]:

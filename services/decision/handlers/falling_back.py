@@ -17,7 +17,6 @@ OUTAGES = frozenset(
         FallbackReason.CONSENT_UNAVAILABLE,
         FallbackReason.IDENTITY_UNAVAILABLE,
         FallbackReason.FEATURES_UNAVAILABLE,
-        FallbackReason.OVERLOADED,
         FallbackReason.LOG_UNAVAILABLE,
         FallbackReason.OVERLOADED,
     }

@@ -18,9 +18,11 @@ from services.decision.domain.release import Model, NewModel, Standing, refused,
 from services.decision.domain.serving import Ranker
 from services.decision.handlers.ports import ModelLoader, ModelStore
 
-# A start and a change wait so long for their models. One that was tried before is loaded in a fraction of this; one
-# that was not is tried beside.
+# A start waits so long for its models. One that was tried before is loaded in a fraction of this; one that was not is
+# tried beside.
 WAIT_S = 5.0
+# So long where something decides meanwhile: whatever else is applied, a kill switch say, waits behind it.
+HELD_WAIT_S = 0.3
 # So soon what could not be tried for want of a process, or of the database, is tried again.
 AGAIN_S = 10.0
 
@@ -69,16 +71,22 @@ class Vetting:
         Raises:
             ServiceError: INVALID (MODEL_REFUSED); UNAVAILABLE (MODEL_NOT_TRIED).
         """
-        model.require_whole()
-        checker = self._loader.checker
-        problem = await self._models.verdict(model, checker)
+        # What was tried before does not wait for what was not.
+        problem = await self._models.verdict(model, self._loader.checker)
         if problem is None or (problem and again):
-            # What was tried before does not wait for what was not.
             async with self._turn:
-                problem = await asyncio.to_thread(self._loader.try_out, model)
-                await self._models.remember_verdict(model, checker, problem)
+                problem = await self._tried(model, again=again)
         if problem:
             raise refused(problem)
+
+    async def _tried(self, model: NewModel, *, again: bool) -> str:
+        """What is wrong with the file: as somebody found while this waited for its turn, else as a trial finds now."""
+        checker = self._loader.checker
+        found = None if again else await self._models.verdict(model, checker)
+        if found is None:
+            found = await asyncio.to_thread(self._loader.try_out, model)
+            await self._models.remember_verdict(model, checker, found)
+        return found
 
     async def require_fit(self, model: NewModel, *, again: bool = False) -> None:
         """Returns when a kept model may decide: one of before models had to be signed is trusted for being that.
@@ -88,6 +96,8 @@ class Vetting:
         """
         if model.signature or not model.registered_unsigned:
             self.require_signed(model)
+        # A large file takes longer to hash than a Decide may.
+        await asyncio.to_thread(model.require_whole)
         await self.require_sound(model, again=again)
 
     async def load(self, model: NewModel) -> Ranker:
@@ -145,10 +155,11 @@ class Rankers:
         found: dict[str, Ranker] = {}
         stood_in = False
         self._asked.clear()
-        self._until_s = time.monotonic() + WAIT_S
+        wait_s = HELD_WAIT_S if held.keys() >= {name for name, _ in now.active_models} else WAIT_S
+        self._until_s = time.monotonic() + wait_s
         begun = [self._begin(name, sha256, now, held.get(name)) for name, sha256 in now.active_models]
         if tasks := [task for task in begun if task is not None]:
-            await asyncio.wait(tasks, timeout=WAIT_S)
+            await asyncio.wait(tasks, timeout=wait_s)
         for name, sha256 in sorted(now.active_models):
             ranker = await self._one(name, sha256, now, held.get(name))
             if ranker is not None:

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import BinaryIO, TypeAlias
@@ -12,8 +13,8 @@ from services.decision.domain.plan import CompiledSite
 from services.decision.domain.release import MODEL_BYTES_MAX, Model, NewModel
 from services.decision.domain.training_members import fingerprint
 from services.decision.handlers.ports import ModelStore
-from services.decision.handlers.rankers import Rankers, Vetting
-from services.decision.handlers.refresh import Refresher
+from services.decision.handlers.rankers import WAIT_S, Rankers, Vetting
+from services.decision.handlers.refresh import AWAIT_POLL_S, Refresher
 
 # A set of them takes some hundred megabytes while a model is registered.
 TRAINING_MEMBERS_MAX = 2_000_000
@@ -76,7 +77,7 @@ class ActivateModel:
         self._refresher = refresher
 
     async def __call__(self, name: str, sha256: str) -> str:
-        """The model's version; when this returns this replica decides with it, the others follow within a second.
+        """The model's version. This replica decides with it then, unless loading takes very long; the others follow.
 
         One that was taken off, or refused when it was loaded, is tried anew.
 
@@ -89,8 +90,19 @@ class ActivateModel:
         if model is not None:
             await self._vetting.require_fit(model, again=True)
         await self._models.activate(name, sha256, site.layout.feature_set.version)
-        await self._refresher.refresh()
+        await self._until_decides(name, f"{name}@{sha256}")
         return f"{name}@{sha256}"
+
+    async def _until_decides(self, name: str, version: str) -> None:
+        """Returns once this replica decides with the model, or has had the time for it."""
+        until_s = time.monotonic() + WAIT_S
+        await self._refresher.refresh()
+        while time.monotonic() < until_s:
+            ranker = self._refresher.serving().rankers.get(name)
+            if ranker is not None and ranker.version == version:
+                return
+            await asyncio.sleep(AWAIT_POLL_S)
+            await self._refresher.refresh()
 
 
 class GetModel:

@@ -53,6 +53,10 @@ RAISES = "failed to score, again and again"
 WRONG = "gave scores that are no finite numbers, again and again"
 
 
+class _WrongScoresError(Exception):
+    """Another number of scores than rows, or scores that are no finite numbers."""
+
+
 @dataclass(slots=True, eq=False)
 class _Run:
     """A scoring that is under way.
@@ -127,18 +131,18 @@ class Scoring:
                 scores = await self._score_in_thread(ranker, matrix, until_s)
         except TimeoutError:
             return StageOutcome.LATE, None
+        except _WrongScoresError:
+            return StageOutcome.REFUSED, None
         except Exception as error:
             # A model that breaks costs its decisions the ranking, never the answer.
             tell_later("model failed", error, stage="score")
             return StageOutcome.UNAVAILABLE, None
         if scores is None:
             return StageOutcome.LATE, None
-        if _is_wrong(scores, matrix):
-            return StageOutcome.REFUSED, None
         return StageOutcome.OK, scores
 
     async def close(self) -> None:
-        """Let the threads end."""
+        """Let the threads end. One that is stuck in a model cannot: Python waits for it when the process ends."""
         self._closed.set()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
@@ -187,7 +191,11 @@ class Scoring:
             raise
         finally:
             self._runs.discard(run)
-        self._tell(ranker, SLOW if took_s > RUN_S_MAX else WRONG if _is_wrong(scores, matrix) else "")
+        if _is_wrong(scores, matrix):
+            self._tell(ranker, WRONG)
+            raise _WrongScoresError
+        # One that was ended may have come back all the same; it will not score again.
+        self._tell(ranker, HANGS if run.ended else SLOW if took_s > RUN_S_MAX else "")
         return scores, took_s
 
     def _tell(self, ranker: Ranker, problem: str) -> None:

@@ -69,7 +69,7 @@ def try_out(model: NewModel) -> str:
         problem: str = json.loads(last)["problem"]
         return problem
     step = last if last in (_READ, _LOADED, _SCORED) else _READ
-    if -said.status in (signal.SIGXCPU, signal.SIGKILL):
+    if -said.status == signal.SIGXCPU:
         return f"takes more time or memory than a model may while it is {step}; train a smaller one"
     return f"ends the process in which it is {step}; export it anew, or train a smaller one"
 

@@ -26,7 +26,7 @@ BEFORE_MAX = 8
 
 LOCK_SQL = "SELECT site_version, site_stream_version FROM standing FOR UPDATE"
 INSERT_SQL = """
-INSERT INTO sites AS s (site_version, site, feature_set) VALUES ($1, $2, $3)
+INSERT INTO sites (site_version, site, feature_set) VALUES ($1, $2, $3)
 ON CONFLICT (site_version) DO UPDATE
 SET site = excluded.site, feature_set = excluded.feature_set, applied_at = now()
 """

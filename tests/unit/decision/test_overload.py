@@ -61,14 +61,14 @@ def counted(reason: str) -> float:
 
 @pytest.mark.parametrize("preview", [False, True])
 async def test_overloaded_decide_answers_the_default_and_asks_nobody(preview: bool) -> None:
-    """No consent is read, so no profile is; nothing proves it, and the log does not know it. It is counted."""
+    """No consent is read, so no profile is; nothing proves it, the log does not know it. A Decide is counted."""
     harness, before = full(), counted("DEFAULT")
     answers = await (harness.decide.preview if preview else harness.decide)(request())
     (answer,) = answers.decisions
     assert (answer.choice.reason, list(answer.choice.slate.item_ids)) == (Reason.DEFAULT, DEFAULT)
     assert told(answer) == SHED
     assert asked(harness) == [0, 0, 0, 0, 0]
-    assert counted("DEFAULT") == before + 1
+    assert counted("DEFAULT") == before + (not preview)
     message = answers_to_pb(answers).decisions[0]
     assert [entry.item_id for entry in message.fallback.entries] == DEFAULT
     assert not message.HasField("slate")

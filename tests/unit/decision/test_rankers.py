@@ -1,6 +1,7 @@
 """Which models decide: signed, tried once, taken off where they are wrong, and the one before in their place."""
 
 import asyncio
+import threading
 from dataclasses import replace
 
 import pytest
@@ -186,6 +187,37 @@ async def test_a_trial_that_takes_long_holds_up_nothing(world: World, monkeypatc
         return await world.replica.follow() == await fresh.follow() == {"ranker": NEW.version}
 
     await eventually(decides)
+
+
+async def test_running_replica_waits_shortly_for_a_model(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Something decides meanwhile, and what is applied next must not stand behind a trial; a start may wait longer."""
+    monkeypatch.setattr(rankers, "WAIT_S", 3600.0)
+    world.registry.decides(OLD)
+    await world.replica.follow()
+    world.loader.may_end.clear()
+    world.registry.decides(NEW)
+    try:
+        async with asyncio.timeout(60):
+            assert await world.replica.follow() == {"ranker": OLD.version}
+    finally:
+        world.loader.may_end.set()
+
+
+async def test_model_that_several_wait_for_is_tried_once(world: World) -> None:
+    """A refresh, an activation and a replay of a new model come at once; the second finds what the first found."""
+    vetting = Vetting(world.registry, world.loader, [PUBLIC_KEY])
+    await asyncio.gather(*(vetting.require_fit(NEW) for _ in range(3)))
+    assert world.loader.tried == [NEW.onnx]
+
+
+async def test_file_of_a_model_is_hashed_beside_the_loop(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large one takes longer than a Decide may."""
+    hashed_in: list[threading.Thread] = []
+    monkeypatch.setattr(NewModel, "require_whole", lambda _: hashed_in.append(threading.current_thread()))
+    world.registry.decides(NEW)
+    assert await world.replica.follow() == {"ranker": NEW.version}
+    assert hashed_in
+    assert threading.current_thread() not in hashed_in
 
 
 async def test_a_model_that_could_not_be_tried_is_tried_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

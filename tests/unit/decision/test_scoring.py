@@ -7,6 +7,7 @@ import math
 import threading
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -73,6 +74,15 @@ class Stuck(Endless):
 
     def stop(self) -> None:
         return None
+
+
+class Returning(Endless):
+    """Computes until it is told to stop, and then gives scores all the same: it was in its last operator."""
+
+    def score(self, matrix: Floats) -> Floats:
+        with suppress(RuntimeError):
+            super().score(matrix)
+        return np.zeros(len(matrix), dtype=np.float32)
 
 
 class Wrong(Ranker):
@@ -202,6 +212,18 @@ async def test_a_ranker_that_does_not_come_back_is_ended_and_taken_off(
     await eventually(is_off)
     assert (await scoring.score(ranker, MATRIX, 0.0))[0] is StageOutcome.UNAVAILABLE
     await score(scoring, Ranker(cost_s=cost_s))
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_ranker_that_was_ended_is_off_though_it_came_back(scoring: Scoring, taken_off: TakenOff) -> None:
+    """It will not score again: without this it would fail a hundred times before anybody is told."""
+    ranker = Returning(cost_s=1.0)
+    await score(scoring, ranker)
+
+    async def is_off() -> bool:
+        return taken_off == [(ranker, HANGS)]
+
+    await eventually(is_off)
 
 
 @pytest.mark.usefixtures("impatient")
