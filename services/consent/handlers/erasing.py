@@ -5,6 +5,7 @@ effect was not recorded is taken again, and services answer the same counts.
 """
 
 import asyncio
+import math
 from functools import partial
 
 import structlog
@@ -60,7 +61,8 @@ class EraseWorker:
             ERASURES.labels("running").set(len(running))
             return max(((now - one.requested_at).total_seconds() for one in running), default=0.0)
 
-        await Lag(ERASURE_OLDEST_S).watch(oldest_age_s)
+        # While the ledger is away the oldest that runs ages; where none runs, none does.
+        await Lag(ERASURE_OLDEST_S, stale_s=math.inf).watch(oldest_age_s)
 
     async def _continue_or_note(self, erasure: Erasure) -> bool:
         """Continue an erasure; one that cannot be is tried again later, and keeps no other waiting.
