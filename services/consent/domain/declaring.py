@@ -50,11 +50,12 @@ def declare(policy: Policy, declared: Declaration, hash_of: Callable[[bytes], st
         jurisdictions={**policy.jurisdictions, **{one.id: one for one in declared.jurisdictions}},
         controller=declared.controller or policy.controller,
     )
+    after = replace(after, version=hash_of(content(after)))
     found = [FieldProblem(field, problem) for field, problem in _problems(policy, declared, after)]
     if found:
         message = f"{found[0].field}: {found[0].problem}"
         raise ServiceError(Kind.INVALID, "PURPOSES_INVALID", message, problems=tuple(found))
-    return replace(after, version=hash_of(content(after)))
+    return after
 
 
 def content(policy: Policy) -> bytes:
@@ -103,6 +104,7 @@ def _problems(policy: Policy, declared: Declaration, after: Policy) -> _Found:
         for name, problem in _jurisdiction_problems(declared.jurisdictions[:index], place, after):
             yield f"jurisdictions[{index}].{name}", problem
     yield from _sum_problems(after)
+    yield from _unread_problems(policy, after)
 
 
 def _sum_problems(after: Policy) -> _Found:
@@ -119,10 +121,20 @@ def _sum_problems(after: Policy) -> _Found:
         yield "jurisdictions", f"{' and '.join(defaults)} are default; declare all but one of them without is_default"
 
 
+def _unread_problems(policy: Policy, after: Policy) -> _Found:
+    """What would be lost, because it cannot be read now and was not declared again."""
+    if lost := sorted(policy.unread_purposes.keys() - after.purposes.keys()):
+        yield "purposes", f"lack {', '.join(lost)}, which cannot be read now; declare them again"
+    if policy.unread_notices and after.version != policy.version:
+        # Their text is not known: only that of the version as it was published is surely the same.
+        names = ", ".join(sorted(policy.unread_notices))
+        yield "notices", f"{names} cannot be read now; declare the policy as it was first, or mend the rows"
+
+
 def _purpose_problems(policy: Policy, earlier: Sequence[Purpose], one: Purpose) -> _Found:
     if any(other.id == one.id for other in earlier):
         yield "id", "is declared twice; remove one"
-    known = policy.purposes.get(one.id)
+    known = policy.purposes.get(one.id) or policy.unread_purposes.get(one.id)
     if known is not None and one.version < known.version:
         yield "version", f"is below {known.version}, which is declared; versions only rise"
     if known is not None and one.version <= known.version and one.legal_basis != known.legal_basis:

@@ -16,6 +16,8 @@ class Policy:
     Args:
         version: the hash of its content, empty before the first.
         controller: who answers to people for what is held about them; empty: not declared yet.
+        unread_purposes: whose terms cannot be read now. They allow nothing, and are still checked against.
+        unread_notices: versions of notices that cannot be read now.
     """
 
     version: str = ""
@@ -23,6 +25,8 @@ class Policy:
     notices: Mapping[str, Notice] = field(default_factory=lambda: MappingProxyType({}))
     jurisdictions: Mapping[str, Jurisdiction] = field(default_factory=lambda: MappingProxyType({}))
     controller: str = ""
+    unread_purposes: Mapping[str, Purpose] = field(default_factory=lambda: MappingProxyType({}))
+    unread_notices: frozenset[str] = frozenset()
 
     @property
     def names(self) -> str:

@@ -158,13 +158,13 @@ class PostgresPolicies:
         }
         unruled = {row["purpose"] for row in told}.difference(rules)
         declared = await connection.fetch(PURPOSES_SQL, version)
-        purposes = {
-            row["purpose"]: _purpose(row, *rules.get(row["purpose"], (None, None)))
-            for row in declared
-            if row["purpose"] not in unruled
-        }
+        all_purposes = {row["purpose"]: _purpose(row, *rules.get(row["purpose"], (None, None))) for row in declared}
+        purposes = {name: one for name, one in all_purposes.items() if name not in unruled}
         noted = await connection.fetch(NOTICES_SQL, version)
-        notices = [notice for _, notice in await of_notices.read(noted, _notice_of, again=_of(version, of_notices))]
+        notices = {
+            notice.version: notice
+            for _, notice in await of_notices.read(noted, _notice_of, again=_of(version, of_notices))
+        }
         placed = await connection.fetch(JURISDICTIONS_SQL, version)
         places = {
             row["jurisdiction"]: place
@@ -175,9 +175,11 @@ class PostgresPolicies:
         policy = Policy(
             version,
             MappingProxyType(purposes),
-            MappingProxyType({one.version: one for one in notices}),
+            MappingProxyType(notices),
             MappingProxyType(places),
             await connection.fetchval(CONTROLLER_SQL, version) or self._controller,
+            MappingProxyType({name: all_purposes[name] for name in unruled & all_purposes.keys()}),
+            frozenset(row["notice_version"] for row in noted).difference(notices),
         )
         return policy, bool(declared) and not unruled and len(notices) == len(noted) and not unplaced
 

@@ -107,6 +107,42 @@ def test_a_declaration_that_contradicts_itself_or_what_people_agreed_to(
     assert caught.value.problems[0].field == field
 
 
+UNREAD = replace(
+    FULL,
+    version=content_hash(content(FULL)),
+    purposes={"ads": FULL.purposes["ads"]},
+    unread_purposes={"measurement": FULL.purposes["measurement"]},
+    notices={},
+    unread_notices=frozenset({"n1"}),
+)
+MEASUREMENT = FULL.purposes["measurement"]
+
+
+@pytest.mark.parametrize(
+    ("declared", "field", "text"),
+    [
+        (Declaration([replace(MEASUREMENT, version=1)], [NOTICE]), "purposes[0].version", "below 2"),
+        (Declaration([replace(MEASUREMENT, legal_basis=LEGITIMATE_INTEREST)], [NOTICE]), "purposes[0].legal_basis",
+         "raise the version"),
+        (Declaration([], [NOTICE]), "purposes", "lack measurement"),
+        (Declaration([MEASUREMENT], []), "notices", "n1 cannot be read"),
+        (Declaration([MEASUREMENT], [replace(NOTICE, purposes=("ads", "measurement"))]), "notices", "as it was first"),
+        (Declaration([MEASUREMENT, purpose("fun")], [NOTICE]), "notices", "as it was first"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_read_is_neither_lost_nor_changed(declared: Declaration, field: str, text: str) -> None:
+    """While its row is broken a purpose keeps its version and basis, and a notice what it told."""
+    with pytest.raises(ServiceError, match=text) as caught:
+        declared_on(UNREAD, declared)
+    assert caught.value.problems[0].field == field
+
+
+def test_what_cannot_be_read_can_be_declared_as_it_was() -> None:
+    """Then the version is the same, and holds all of it."""
+    after = declared_on(UNREAD, Declaration([MEASUREMENT], [NOTICE]))
+    assert after == replace(FULL, version=UNREAD.version)
+
+
 def test_a_notice_can_be_retired() -> None:
     """That nobody is shown it any more changes nothing for those who were."""
     after = declared_on(FULL, Declaration([], [replace(NOTICE, retired_at=RETIRED_AT)]))
