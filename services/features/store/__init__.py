@@ -68,7 +68,8 @@ INSERT INTO active_feature_set (version) VALUES ($1) ON CONFLICT (one) DO UPDATE
 # Raised when the cache did not take what it should have: of the states it holds only those of this generation are read.
 GENERATION_SQL = "SELECT coalesce(max(generation), 0) FROM cache_generation"
 NEXT_GENERATION_SQL = """
-INSERT INTO cache_generation AS c (generation) VALUES (1) ON CONFLICT (one) DO UPDATE SET generation = c.generation + 1
+INSERT INTO cache_generation AS c (generation) VALUES ($1)
+ON CONFLICT (one) DO UPDATE SET generation = greatest(c.generation + 1, excluded.generation)
 RETURNING generation
 """
 # Of somebody who was erased no state is read, and none is to be kept in the cache.
@@ -248,12 +249,13 @@ class Books:
         again = self.rows.unread
         rows = await connection.fetch(BOOK_SQL, self._sequence, [version for (version,) in again])
         active = await connection.fetchval(ACTIVE_SQL) or ""
-        if not rows and active == self.book.active:
+        if not rows and not again and active == self.book.active:
             return self.book
         found = {row["sequence"]: feature_set for row, feature_set in await self.rows.read(rows, _set_of, again=again)}
-        broken = [row for row in rows if row["sequence"] not in found]
+        broken = [row for row in rows if row["sequence"] not in found and row["sequence"] not in self._sets]
         recovered = await _recovered(connection, broken) if broken else {}
-        self._missing = self._missing.difference(row["version"] for row in rows)
+        # A row that was asked for again and is not there any more was taken away: nothing is missing.
+        self._missing = self._missing.difference([version for (version,) in again], [row["version"] for row in rows])
         self._missing |= {row["version"] for row in broken if row["sequence"] not in recovered}
         # Another task may have read them meanwhile.
         self._sequence = max([self._sequence, *(row["sequence"] for row in rows)])
@@ -334,7 +336,7 @@ class MemberStates:
             # Stands until a write succeeds: from now on every reader tries one.
             set_alarm(Alarm.CACHE_TAKES_NO_WRITES, True)
             async with acquire(self._pool) as connection:
-                self._now_at(await connection.fetchval(NEXT_GENERATION_SQL))
+                self._now_at(await connection.fetchval(NEXT_GENERATION_SQL, self._generation + 1))
 
     async def close(self) -> None:
         """Give up what is still to be put into the cache."""
@@ -377,9 +379,11 @@ class MemberStates:
         The generation is read with the states: one that was raised since, for a fold that this has not seen, makes
         what is put into the cache here count for nothing.
         """
+        known = self._generation
         async with acquire(self._pool) as connection:
             rows = await connection.fetch(STATES_TO_CACHE_SQL, list(member_ids))
-        generation = rows[0]["generation"]
+        # What was known before the read was raised before it: it is seen here, even if the row was lost since.
+        generation = max(known, rows[0]["generation"])
         self._now_at(generation)
         states = {row["member_id"]: row["state"] for row in rows if row["member_id"] is not None}
         fill = {

@@ -153,6 +153,25 @@ async def test_a_cache_that_a_bug_left_behind_is_passed_over(
     assert (await features.clicks(), (await other.read(book, [MEMBER]))[MEMBER].counts.sum()) == (2.0, 2.0)
 
 
+@pytest.mark.parametrize("takes_writes", [True, False])
+async def test_lost_generation_brings_back_no_older_state(
+    features: Features, other: MemberStates, monkeypatch: pytest.MonkeyPatch, takes_writes: bool
+) -> None:
+    """Whoever knew a generation goes on above it, though the table that it stood in was emptied."""
+    await features.pool.execute("UPDATE cache_generation SET generation = 7")
+    await features.take(await features.click(1))
+    await other.refresh()
+    await features.pool.execute("DELETE FROM cache_generation")
+    with monkeypatch.context() as outage:
+        if not takes_writes:
+            failure = ServiceError(Kind.UNAVAILABLE, "DOWN", "nobody answers")
+            outage.setattr(RedisCache, "set_newer_many", _raising(failure))
+        await features.take(await features.click(2))
+    await other.refresh()
+    book = features.books.book
+    assert (await features.clicks(), (await other.read(book, [MEMBER]))[MEMBER].counts.sum()) == (2.0, 2.0)
+
+
 async def test_an_effect_whose_end_fails_for_good_is_waited_for_by_nobody(
     features: Features, monkeypatch: pytest.MonkeyPatch
 ) -> None:
