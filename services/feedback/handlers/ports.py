@@ -18,7 +18,7 @@ from services.feedback.domain.behavior import (
     Subject,
 )
 from services.feedback.domain.rectification import Rectification
-from services.feedback.domain.replay import BEGINNING, Kind, Place, Range, Replayed
+from services.feedback.domain.replay import Kind, Place, Range, Replayed
 from services.feedback.domain.schemas import EventSchema, SchemaBook
 
 
@@ -163,12 +163,12 @@ class Archive(Protocol):
         within: Range,
         *,
         placement_id: str,
-        member_ids: Sequence[str] = (),
-        after: Place = BEGINNING,
+        member_ids: Sequence[str],
+        after: Place,
     ) -> AsyncIterator[tuple[list[Replayed], Place]]:
         """The facts of kinds that share a log, in its order, a bounded page at a time, with where the page ends.
 
-        It ends where the log ended when it began. What cannot be opened (erased people) is left out.
+        It ends where the log's readers could go when it began. What cannot be opened (erased people) is left out.
 
         Args:
             member_ids: only what is recorded under these; empty: everything.

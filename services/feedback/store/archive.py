@@ -5,13 +5,11 @@ from datetime import UTC, datetime
 
 from services.chassis.dead_letters import put_aside, read_each
 from services.chassis.events import ORIGIN, LogPosition, RecordedEvent
-from services.chassis.eventstore import recorded
+from services.chassis.log_rows import HEAD_SQL, recorded
 from services.chassis.postgres import Pool, acquire
 from services.chassis.sealing import Sealer
 from services.chassis.turns import TURN, in_turns
-from services.feedback.domain.replay import BEGINNING, Kind, Place, Range, Replayed
-from services.feedback.store.behavior import NEWEST_SQL
-from services.feedback.store.decisions import NEWEST_ARRIVAL_SQL
+from services.feedback.domain.replay import Kind, Place, Range, Replayed
 from services.feedback.store.rows import DECISION_COLUMNS, EVENT_COLUMNS, decision_of, position_of
 from services.feedback.wire import DECISION_MADE, KIND_OF, TYPE_OF, decode_decided, placement_of
 
@@ -22,11 +20,15 @@ EVENTS_PAGE = 2000
 _FIRST = datetime(1, 1, 1, tzinfo=UTC)
 _LAST = datetime(9999, 12, 31, tzinfo=UTC)
 
+# By its arrival a decision could not be bounded: corrected after the call began it would be left out.
+LAST_DECISION_SQL = """
+SELECT decided_at, decision_id FROM decision_facts ORDER BY decided_at DESC, decision_id DESC LIMIT 1
+"""
 DECISIONS_SQL = f"""
 SELECT {DECISION_COLUMNS} FROM decision_facts
-WHERE (decided_at, decision_id) > ($1, $2) AND decided_at >= $3 AND decided_at < $4
-  AND (arrival_epoch, arrival_xid, arrival) <= ($5, $6::xid8, $7)
-ORDER BY decided_at, decision_id LIMIT $8
+WHERE (decided_at, decision_id) > ($1, $2) AND (decided_at, decision_id) <= ($3, $4)
+  AND decided_at >= $5 AND decided_at < $6
+ORDER BY decided_at, decision_id LIMIT $7
 """
 EVENTS_SQL = f"""
 SELECT {EVENT_COLUMNS} FROM events
@@ -51,6 +53,7 @@ SELECT event_id FROM events
 WHERE subject_id = ANY($1::text[]) AND subject_id <> ''
   AND type = ANY($2::text[]) AND occurred_at >= $3 AND occurred_at < $4
   AND (epoch, xid, position) > ($5, $6::xid8, $7)
+  AND (epoch < (SELECT epoch FROM log_epoch) OR xid < pg_snapshot_xmin(pg_current_snapshot()))
 ORDER BY epoch, xid, position
 """
 EVENTS_BY_ID_SQL = f"""
@@ -71,8 +74,8 @@ class PostgresArchive:
         within: Range,
         *,
         placement_id: str,
-        member_ids: Sequence[str] = (),
-        after: Place = BEGINNING,
+        member_ids: Sequence[str],
+        after: Place,
     ) -> AsyncIterator[tuple[list[Replayed], Place]]:
         """See handlers.ports.Archive. No connection is held while the reader of a page takes its time."""
         if Kind.DECISION in kinds:
@@ -86,22 +89,24 @@ class PostgresArchive:
             yield await self._opened(events, placement_id), _end_of(events)
 
     async def _decisions(self, within: Range, after: Place) -> AsyncIterator[list[RecordedEvent]]:
-        end = await self._end(NEWEST_ARRIVAL_SQL)
-        moment, decision_id = after.decided_at or _FIRST, after.decision_id
-        while True:
+        start = after.decided_at or _FIRST, after.decision_id
+        async with acquire(self._pool) as connection:
+            end = await connection.fetchrow(LAST_DECISION_SQL)
+        while end is not None:
             async with acquire(self._pool) as connection:
-                rows = await connection.fetch(
-                    DECISIONS_SQL, moment, decision_id, *_bounds(within), *_parts(end), DECISIONS_PAGE
-                )
+                rows = await connection.fetch(DECISIONS_SQL, *start, *end, *_bounds(within), DECISIONS_PAGE)
             if not rows:
                 return
             yield [decision_of(row) for row in rows]
-            moment, decision_id = rows[-1]["decided_at"], rows[-1]["decision_id"]
+            start = rows[-1]["decided_at"], rows[-1]["decision_id"]
 
     async def _events(
         self, kinds: frozenset[Kind], within: Range, after: LogPosition
     ) -> AsyncIterator[list[RecordedEvent]]:
-        end = await self._end(NEWEST_SQL)
+        # Only what readers of the log can pass: of what lies beyond, some may still be committed before the rest.
+        async with acquire(self._pool) as connection:
+            head = await connection.fetchrow(HEAD_SQL)
+        end = ORIGIN if head is None else position_of(head)
         types = sorted(TYPE_OF[kind] for kind in kinds)
         while True:
             async with acquire(self._pool) as connection:
@@ -138,11 +143,6 @@ class PostgresArchive:
                 page = await connection.fetch(EVENTS_BY_ID_SQL, ids[start : start + EVENTS_PAGE])
             if page:
                 yield [recorded(row) for row in page]
-
-    async def _end(self, newest_sql: str) -> LogPosition:
-        async with acquire(self._pool) as connection:
-            row = await connection.fetchrow(newest_sql)
-        return LogPosition(*row) if row is not None else ORIGIN
 
     async def _opened(self, events: Sequence[RecordedEvent], placement_id: str) -> list[Replayed]:
         """Those that can be read, of the placement where one is named; one that cannot costs the others nothing."""

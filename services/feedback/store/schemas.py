@@ -65,7 +65,8 @@ class PostgresSchemas:
         """What was declared since, up to which publication; a type that cannot be read is as if undeclared."""
         again = self.rows.unread
         rows = await connection.fetch(NEWER_SQL, publication, [type_ for (type_,) in again])
-        newest = max((row["publication"] for row in rows), default=publication)
+        # A row that was mended is of its own publication, which may be an earlier one.
+        newest = max([publication, *(row["publication"] for row in rows)])
         return {row["type"]: schema for row, schema in await self.rows.read(rows, _schema_of, again=again)}, newest
 
 

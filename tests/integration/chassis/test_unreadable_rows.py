@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from comity.decision.v1 import site_pb2
@@ -31,6 +33,7 @@ from services.consent.store.policies import PostgresPolicies
 from services.decision.domain.release import DeclaredItem, DeclaredSite
 from services.decision.store import PostgresCatalog, PostgresSites, PostgresStanding
 from services.decision.wire.site import compiled_from_pb, item_from_pb
+from services.features import store as features_store
 from services.features.handlers import checked_set
 from services.features.store import Books
 from services.features.wire import feature_set_to_pb, features_from_pb
@@ -185,6 +188,35 @@ async def test_feature_set_that_is_lost_everywhere_makes_counting_wait(database:
 
 
 @pytest.mark.usefixtures("none_stands")
+async def test_lost_feature_set_that_is_taken_away_makes_nothing_wait(database: MakeDatabase) -> None:
+    """An operator who has no more than a broken row deletes it, and counting goes on by itself."""
+    async with pool_of(database, "features") as pool:
+        versions = [await published(Books(pool, CLOCK), features) for features in FEATURES]
+        await pool.execute("UPDATE feature_sets SET feature_set = 'no set', declared = NULL WHERE sequence = 1")
+        await pool.execute("ALTER TABLE events DISABLE TRIGGER events_append_only")
+        await pool.execute("UPDATE events SET payload = 'no event'")
+        books = Books(pool, CLOCK)
+        assert not (await books.refresh()).is_whole
+        await pool.execute("DELETE FROM feature_sets WHERE sequence = 1")
+        async with pool.acquire() as connection:
+            assert list((await books.whole(connection)).sets) == versions[1:]
+        assert not stands()
+
+
+async def test_feature_set_is_looked_for_in_the_log_once(database: MakeDatabase) -> None:
+    """What was found there is held: whoever counts does not read all that was ever published, message by message."""
+    async with pool_of(database, "features") as pool:
+        version = await published(Books(pool, CLOCK), FEATURES[0])
+        await pool.execute("UPDATE feature_sets SET feature_set = 'no set', declared = NULL")
+        books, asked = Books(pool, CLOCK), list[str]()
+        async with pool.acquire() as connection:
+            connection.add_query_logger(lambda record: asked.append(record.query))
+            for _ in range(3):
+                assert list((await books.whole(connection)).sets) == [version]
+        assert asked.count(features_store.PUBLISHED_SQL) == 1
+
+
+@pytest.mark.usefixtures("none_stands")
 @pytest.mark.parametrize(
     ("table", "column"),
     [("policy_terms", "signals"), ("policy_notices", "notice"), ("policy_jurisdictions", "declared")],
@@ -215,6 +247,30 @@ async def test_policy_that_cannot_be_read_allows_nothing_more(
 
 
 @pytest.mark.usefixtures("none_stands")
+@pytest.mark.parametrize(
+    ("table", "change", "field"),
+    [
+        ("policy_terms", {"purposes": [replace(one, legal_basis="contract") for one in PURPOSES]}, "purposes[1]"),
+        ("policy_notices", {"notices": [replace(DECLARED.notices[0], purposes=("analytics",))]}, "notices"),
+    ],
+)
+async def test_policy_that_cannot_be_read_is_still_checked_against(
+    database: MakeDatabase, table: str, change: dict[str, Any], field: str
+) -> None:
+    """What people agreed to, or were told, is not changed under them because a row is broken just then."""
+    async with pool_of(database, "consent") as pool:
+        await PostgresPolicies(pool, CLOCK).publish(lambda now: declare(now, DECLARED, lambda _: "v1"))
+        column = "signals" if table == "policy_terms" else "notice"
+        await pool.execute(f"UPDATE {table} SET {column} = '\\xff' WHERE {column} IS NOT NULL")
+        policies = PostgresPolicies(pool, CLOCK)
+        changed = replace(DECLARED, **change)
+        with pytest.raises(ServiceError) as refused:
+            await policies.publish(lambda now: declare(now, changed, lambda _: "v2"))
+        assert refused.value.reason == "PURPOSES_INVALID"
+        assert any(one.field.startswith(field) for one in refused.value.problems)
+
+
+@pytest.mark.usefixtures("none_stands")
 async def test_policy_without_its_rows_is_told(database: MakeDatabase) -> None:
     """It allows nothing, and would pass for a site that asks nobody."""
     async with pool_of(database, "consent") as pool:
@@ -239,6 +295,24 @@ async def test_mended_event_schema_is_read_again(database: MakeDatabase) -> None
         assert await places(pool) == ["event_schemas/a"]
         await pool.execute("UPDATE event_schemas SET schema = $1 WHERE type = 'a'", encode_schema(schemas[0]))
         assert set(await fresh.book()) == {"a", "b"}
+        assert not stands()
+
+
+@pytest.mark.usefixtures("none_stands")
+async def test_event_schema_that_is_mended_after_a_later_publication_is_read_again(database: MakeDatabase) -> None:
+    """Of an earlier publication than the newest, it is no older than what is held."""
+    async with pool_of(database, "feedback") as pool:
+        schemas = {
+            name: EventSchema(type=name, description="", purposes=(), owner="o", reason="r", retention_days=1)
+            for name in "ab"
+        }
+        assert await PostgresSchemas(pool, CLOCK).publish([schemas["a"]], version="1", before={})
+        assert await PostgresSchemas(pool, CLOCK).publish([schemas["b"]], version="2", before={"a": schemas["a"]})
+        await pool.execute("UPDATE event_schemas SET schema = $1 WHERE type = 'a'", encode_schema(schemas["b"]))
+        fresh = PostgresSchemas(pool, CLOCK)
+        assert set(await fresh.book()) == {"b"}
+        await pool.execute("UPDATE event_schemas SET schema = $1 WHERE type = 'a'", encode_schema(schemas["a"]))
+        assert await fresh.book() == schemas
         assert not stands()
 
 

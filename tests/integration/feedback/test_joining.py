@@ -1,6 +1,7 @@
 """Decisions come in, behavior is joined to them, the log goes out again: over real Postgres and JetStream."""
 
 import asyncio
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -14,13 +15,22 @@ from services.chassis.events import LogPosition
 from services.chassis.ports import Access
 from services.chassis.reads import new_operation, operation_to_pb
 from services.chassis.sealing import Sealer
-from services.feedback.domain.replay import Kind, Range
+from services.feedback.domain.replay import BEGINNING, Kind, Range, Replayed
 from services.feedback.store import PostgresArchive
+from services.feedback.store.archive import DECISIONS_PAGE
 from tests.integration.feedback.conftest import Feedback, event, made, member
+from tests.waiting import eventually
 
 DECISION = pb.REPLAY_KIND_DECISION
 BEHAVIOR = pb.REPLAY_KIND_BEHAVIOR
 OUTCOME = pb.REPLAY_KIND_OUTCOME
+# The recorded event under another id and in another stream.
+RECORD_AGAIN_SQL = """
+INSERT INTO events (epoch, event_id, stream_id, version, type, subject_id, occurred_at, key_id, nonce, payload,
+                    traceparent)
+SELECT epoch, gen_random_uuid(), 'late', version, type, subject_id, occurred_at, key_id, nonce, payload, traceparent
+FROM events WHERE type = 'comity.feedback.v1.BehaviorRecorded' RETURNING event_id
+"""
 
 
 async def test_a_click_after_its_decision_becomes_an_outcome(feedback: Feedback) -> None:
@@ -154,7 +164,7 @@ async def test_an_erased_persons_facts_cannot_be_given_out(feedback: Feedback) -
     feedback.identity.keys.destroy([member("bob")])
     archive = PostgresArchive(feedback.pool, Sealer(feedback.identity.keys))
     for kind in (Kind.DECISION, Kind.BEHAVIOR):
-        pages = archive.pages(frozenset({kind}), Range(), placement_id="")
+        pages = archive.pages(frozenset({kind}), Range(), placement_id="", member_ids=(), after=BEGINNING)
         assert [fact.member_id async for page, _ in pages for fact in page] == [member("ann")]
 
 
@@ -200,6 +210,49 @@ async def test_replay_goes_on_where_an_earlier_one_ended(feedback: Feedback, mem
         assert [event_id for page, _ in await ids(end) for event_id in page] == rest
     assert told >= 3
     assert whole[-1][1].HasField("position")
+
+
+@pytest.mark.parametrize("members", [[], ["ann"]])
+async def test_replay_passes_over_nothing_that_is_still_being_recorded(feedback: Feedback, members: list[str]) -> None:
+    """What a transaction records that began before others and ends after them is given by whoever goes on."""
+    await feedback.track(event("1"))
+
+    async def ids(after: pb.ReplayPlace | None) -> tuple[list[str], pb.ReplayPlace]:
+        asked = pb.ReplayEventsRequest(kinds=[BEHAVIOR], member_ids=[member(name) for name in members], after=after)
+        pages = [page async for page in feedback.stub.ReplayEvents(asked, timeout=60)]
+        return [one.event_id for page in pages for one in page.events], pages[-1].end if pages else pb.ReplayPlace()
+
+    async def first_is_given() -> bool:
+        return len((await ids(None))[0]) == 1
+
+    await eventually(first_is_given)
+    async with feedback.pool.acquire() as connection, connection.transaction():
+        late = str(await connection.fetchval(RECORD_AGAIN_SQL))
+        await feedback.track(event("2"))
+        before, end = await ids(None)
+        assert len(before) == 1
+
+    async def rest_is_given() -> bool:
+        rest, _ = await ids(end)
+        return len(rest) == 2 and rest[0] == late
+
+    await eventually(rest_is_given)
+
+
+def ids_of(page: Sequence[Replayed]) -> set[str]:
+    return {decision_pb2.DecisionMade.FromString(one.payload).decision_id for one in page}
+
+
+async def test_decision_that_is_corrected_during_a_replay_is_given(feedback: Feedback) -> None:
+    """It was there when the call began, and has its place in time still, though it arrived anew."""
+    decisions = {f"{n:032x}": made(f"{n:032x}") for n in range(DECISIONS_PAGE + 2)}
+    await feedback.joined(await feedback.decisions.make(list(decisions.values())))
+    archive = PostgresArchive(feedback.pool, Sealer(feedback.identity.keys))
+    pages = archive.pages(frozenset({Kind.DECISION}), Range(), placement_id="", member_ids=(), after=BEGINNING)
+    first, _ = await anext(pages)
+    left = decisions.keys() - ids_of(first)
+    await feedback.joined(await feedback.decisions.make([decisions[min(left)]], version=2))
+    assert {decision_id async for page, _ in pages for decision_id in ids_of(page)} == left
 
 
 async def test_a_replay_is_a_fact_with_its_purpose(feedback: Feedback) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from services.chassis.errors import ServiceError
 from services.chassis.events import LogPosition
-from services.feedback.domain.replay import BEGINNING, Kind, Place, Range, Replayed
+from services.feedback.domain.replay import Kind, Place, Range, Replayed
 from services.feedback.handlers.replay import ReplayLog
 from tests.unit.feedback.world import NOW, FakeConsents, FakeSubjects, member
 
@@ -25,8 +25,8 @@ class FakeArchive:
         within: Range,
         *,
         placement_id: str,
-        member_ids: Sequence[str] = (),
-        after: Place = BEGINNING,
+        member_ids: Sequence[str],
+        after: Place,
     ) -> AsyncIterator[tuple[list[Replayed], Place]]:
         """See handlers.ports.Archive."""
         facts = [

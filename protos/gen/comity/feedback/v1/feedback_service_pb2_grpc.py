@@ -70,7 +70,8 @@ class FeedbackServiceServicer:
 
     def ReplayEvents(self, request, context):
         """The retained log: decisions first (by time), then behavior and outcomes (by position). A long one takes more than one
-        call: `after` goes on where an earlier one ended.
+        call: `after` goes on where an earlier one ended, to finish one replay. It does not follow the log: behind a place
+        past the decisions there is none that was made later.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -20,7 +20,8 @@ class FeedbackServiceStub:
     """Takes events; each is answered on its own, so that one bad event never costs the others."""
     ReplayEvents: _aio.UnaryStreamMultiCallable[_feedback_service_pb2.ReplayEventsRequest, _feedback_service_pb2.ReplayEventsResponse]
     """The retained log: decisions first (by time), then behavior and outcomes (by position). A long one takes more than one
-    call: `after` goes on where an earlier one ended.
+    call: `after` goes on where an earlier one ended, to finish one replay. It does not follow the log: behind a place
+    past the decisions there is none that was made later.
     """
     PublishEventSchemas: _aio.UnaryUnaryMultiCallable[_feedback_service_pb2.PublishEventSchemasRequest, _feedback_service_pb2.PublishEventSchemasResponse]
     AwaitPosition: _aio.UnaryUnaryMultiCallable[_feedback_service_pb2.AwaitPositionRequest, _feedback_service_pb2.AwaitPositionResponse]
@@ -44,7 +45,8 @@ class FeedbackServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_feedback_service_pb2.ReplayEventsRequest, _abc.AsyncIterator[_feedback_service_pb2.ReplayEventsResponse]],
     ) -> _abc.AsyncIterator[_feedback_service_pb2.ReplayEventsResponse]:
         """The retained log: decisions first (by time), then behavior and outcomes (by position). A long one takes more than one
-        call: `after` goes on where an earlier one ended.
+        call: `after` goes on where an earlier one ended, to finish one replay. It does not follow the log: behind a place
+        past the decisions there is none that was made later.
         """
 
     @_abc_1.abstractmethod
