@@ -166,13 +166,13 @@ async def _bite(ready: World) -> dict[str, int]:
     """How often each wrong variant is caught."""
     stack, services = ready.stack, ready.services
     site, caught = await site_of(services), {}
-    await stack.become("decision", "unlisted")
+    await _become(ready, "unlisted")
     caught["without_operator_list"] = len(await sent(services, site, ("loop", "random")))
-    await stack.become("decision", "untried")
+    await _become(ready, "untried")
     caught["without_child_trial"] = len(await sent(services, site, ("infinite", "fails_for_most_counts")))
-    await stack.become("decision", "unsigned")
+    await _become(ready, "unsigned")
     caught["without_signature"] = len(await sent_unsigned(services, site))
-    await stack.become("decision", "unwatched")
+    await _become(ready, "unwatched")
     onnx = endless(len(site.columns), column=site.hour)
     # Another file than before, which was taken off for good.
     onnx += b"\x32\x01x"
@@ -182,6 +182,12 @@ async def _bite(ready: World) -> dict[str, int]:
     caught["without_watch"] = int(not await is_serving(stack.address("decision"), timeout_s=HEALTH_TIMEOUT_S))
     await stack.kill("decision")
     return caught
+
+
+async def _become(ready: World, variant: str) -> None:
+    """Start decision as this variant; one that answered nobody would be caught by anything."""
+    await ready.stack.become("decision", variant)
+    await _ranking(ready)
 
 
 async def site_of(services: Services) -> Site:
@@ -246,7 +252,7 @@ def _messages(
 
 
 async def _uploads_at_once(services: Services, site: Site) -> int:
-    """Open as many uploads of large files as once cost 250 MB, all but finished; how many but one were let go on."""
+    """Open as many uploads of large files as once cost 250 MB, all but finished; how many but one go on."""
     onnx, done = b"\x00" * UPLOAD_BYTES, asyncio.Event()
 
     async def unfinished() -> AsyncIterator[pb.RegisterModelRequest]:
@@ -265,7 +271,8 @@ async def _uploads_at_once(services: Services, site: Site) -> int:
     uploads = [asyncio.create_task(upload()) for _ in range(UPLOADS_COUNT)]
     ended = await asyncio.gather(*uploads)
     done.set()
-    return sum("REGISTRATION_UNDER_WAY" not in error and "another model is being" not in error for error in ended) - 1
+    let = sum("REGISTRATION_UNDER_WAY" not in error and "another model is being" not in error for error in ended)
+    return abs(let - 1)
 
 
 def forged_lines(stack: Stack) -> int:
@@ -357,7 +364,9 @@ async def _witnessed(ready: World, witness: Witness) -> AsyncIterator[None]:
         yield
     finally:
         looking.cancel()
-        await asyncio.wait({looking})
+        # Of nothing else may it have ended: it would have seen nothing since.
+        with suppress(asyncio.CancelledError):
+            await looking
 
 
 @asynccontextmanager

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.prove.hostile import beside
-from bench.prove.open_loop import Clients, Seen, clients
+from bench.prove.open_loop import GOOD_ALONE_MIN, Clients, Seen, clients
 from bench.prove.proof import Proof
 from bench.ranker import activate_noise
 from bench.world import Requests, World, world
@@ -58,7 +58,8 @@ async def prove(folder: Path, *, laps: int, duration_s: float) -> Proof:
         for variant, kind in TEETH.items():
             await ready.stack.become("decision", variant)
             compared = (await _compare(ready, (kind,), laps=1, duration_s=duration_s))[kind]
-            teeth[variant] = int(compared.share < SHARE_MIN)
+            # What answers nobody is caught by anything, and would show nothing.
+            teeth[variant] = int(_good_share(compared.alone) > GOOD_ALONE_MIN and compared.share < SHARE_MIN)
     return Proof(
         trials=sum(seen.sent for one in found.values() for seen in one.beside),
         failures=sum(one.share < SHARE_MIN for one in found.values())

@@ -26,6 +26,8 @@ HEALTH_TIMEOUT_S = 2.0
 # Of psutil's, where the system has them.
 BUSY = ("user", "nice", "system", "irq", "softirq", "steal")
 GOOD = ("RANKED", "EXPLORED")
+# A wrong variant answers more of the calls well that it gets alone: else nothing is learned from it beside others.
+GOOD_ALONE_MIN = 0.5
 
 RequestOf = Callable[[int], decision_pb.DecideRequest]
 
@@ -54,6 +56,11 @@ class Seen:
     def good(self) -> int:
         """Answers in time that were aimed for."""
         return sum(self.answers.get(label, 0) for label in GOOD)
+
+    @property
+    def good_share(self) -> float:
+        """The same of all calls."""
+        return self.good / self.sent if self.sent else 0.0
 
     @property
     def good_per_cpu_s(self) -> float:

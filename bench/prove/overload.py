@@ -12,13 +12,13 @@ import statistics
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from bench.prove.hostile import beside
-from bench.prove.open_loop import Clients, Seen, Spared, clients
+from bench.prove.open_loop import GOOD_ALONE_MIN, Clients, Seen, Spared, clients
 from bench.prove.proof import Proof
 from bench.ranker import activate_noise
 from bench.world import Requests, World, world
@@ -79,10 +79,12 @@ async def prove(folder: Path, *, laps: int, duration_s: float) -> Proof:
         await ready.stack.become("decision", "unlimited")
         capacity = statistics.median(lap.capacity_per_s for lap in found)
         async with trial.clients() as backends:
+            alone = await backends.closed(IN_FLIGHT[0], duration_s / 2)
             unlimited = await trial.loaded(partial(backends.poisson, 4 * capacity, duration_s, trial.rng), backends)
         peak = statistics.median(lap.peak.good_per_cpu_s for lap in found)
     ratios = {name: statistics.median(lap.ratio(name) for lap in found) for name in RATIOS_MIN}
-    caught = int(unlimited.good_per_cpu_s < RATIOS_MIN["4x"] * peak)
+    # What answers nobody is caught by anything, and would show nothing.
+    caught = int(alone.good_share > GOOD_ALONE_MIN and unlimited.good_per_cpu_s < RATIOS_MIN["4x"] * peak)
     return Proof(
         trials=sum(seen.sent for lap in found for seen in (lap.peak, *lap.loaded.values())),
         failures=sum(lap.wrong for lap in found) + sum(ratios[name] < least for name, least in RATIOS_MIN.items()),
@@ -146,6 +148,8 @@ class _Trial:
         watching = asyncio.create_task(backends.watch_health(health))
         seen = await load()
         watching.cancel()
+        with suppress(asyncio.CancelledError):
+            await watching
         seen.unhealthy, seen.cpu_left_s = health.unhealthy, spared.so_far_s()
         return seen
 

@@ -4,7 +4,7 @@ from unittest.mock import patch
 
 import services.decision.main as wiring
 from services.chassis.lifecycle import run
-from services.decision.domain.admission import Admission
+from services.decision.domain.admission import Admission, Seat
 
 # So long that everything is ready in time.
 EVER_S = 1e9
@@ -13,7 +13,7 @@ EVER_S = 1e9
 class Unlimited(Admission):
     """Stands where domain.admission.Admission stands, and sends nobody away."""
 
-    def admit(self, caller: str, left_s: float):  # type: ignore[no-untyped-def]
+    def admit(self, caller: str, left_s: float) -> Seat | None:
         """See Admission."""
         return super().admit(caller, EVER_S)
 
