@@ -39,8 +39,9 @@ from services.chassis.rpc_client import call, connect
 from services.consent.store.ledger import PostgresLedger
 from services.consent.store.policies import PostgresPolicies
 from services.decision import clients
-from services.features import store as features_store
 from services.features.domain import members
+from services.features.store import states as features_states
+from services.features.store.books import Books
 
 PEOPLE_COUNT = 16
 READERS_COUNT = 32
@@ -271,7 +272,7 @@ async def _pool(stack: AsyncExitStack, trial: Trial, service: str) -> Pool:
 
 async def _fill(trial: Trial, pool: Pool, cache: Any) -> None:
     """Bring everybody's state into the cache: what is not there is not read from there."""
-    await features_store.MemberStates(pool, cache).write_through([one.subject_id for one in trial.people])
+    await features_states.MemberStates(pool, cache).write_through([one.subject_id for one in trial.people])
 
 
 def _methods(trial: Trial) -> list[Reader]:
@@ -350,7 +351,7 @@ async def _cached(cache: Any, person: Somebody) -> Hashable:
 
 
 def _states(name: str, pool: Pool, cache: Any) -> Reader:
-    books, states = features_store.Books(pool, SystemClock()), features_store.MemberStates(pool, cache)
+    books, states = Books(pool, SystemClock()), features_states.MemberStates(pool, cache)
 
     async def read(person: Somebody) -> Hashable:
         book = books.book if books.book.active else await books.refresh()
@@ -388,7 +389,7 @@ async def teeth(trial: Trial, *, cancels: int, seed: int) -> dict[str, int]:
     async with _mixing(trial) as (shared, _):
         found["shared_connection"] = await _mixed(trial, shared, cancels=cancels, seed=seed)
     async with _mixing(trial) as (_, unchecked):
-        with patch.object(features_store, "decode", _decode_anybody):
+        with patch.object(features_states, "decode", _decode_anybody):
             found["subject_check_off"] = await _mixed(trial, unchecked, cancels=cancels, seed=seed)
     async with AsyncExitStack() as stack:
         with patch.object(clients, "Gatherer", ClosingRanks):

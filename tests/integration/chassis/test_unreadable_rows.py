@@ -33,9 +33,8 @@ from services.consent.store.policies import PostgresPolicies
 from services.decision.domain.release import DeclaredItem, DeclaredSite
 from services.decision.store import PostgresCatalog, PostgresSites, PostgresStanding
 from services.decision.wire.site import compiled_from_pb, item_from_pb
-from services.features import store as features_store
 from services.features.handlers import checked_set
-from services.features.store import Books
+from services.features.store.books import PUBLISHED_SQL, Books
 from services.features.wire import feature_set_to_pb, features_from_pb
 from services.feedback.domain.schemas import EventSchema
 from services.feedback.handlers.join import ANSWERS, ARRIVALS
@@ -213,7 +212,7 @@ async def test_feature_set_is_looked_for_in_the_log_once(database: MakeDatabase)
             connection.add_query_logger(lambda record: asked.append(record.query))
             for _ in range(3):
                 assert list((await books.whole(connection)).sets) == [version]
-        assert asked.count(features_store.PUBLISHED_SQL) == 1
+        assert asked.count(PUBLISHED_SQL) == 1
 
 
 @pytest.mark.usefixtures("none_stands")

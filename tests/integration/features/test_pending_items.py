@@ -14,9 +14,8 @@ from services.chassis.cache import RedisCache
 from services.chassis.erasure import Step
 from services.chassis.events import RecordedEvent
 from services.chassis.postgres import create_pool, transaction
-from services.features import store
 from services.features.domain.catalog import bucket_of
-from services.features.store import PENDING_S_MAX
+from services.features.store import PENDING_S_MAX, items
 from tests.conftest import MakeDatabase
 from tests.integration.features.test_holdings import ANN, BOB, Site
 from tests.integration.features.test_serving import MEMBER, START, Features
@@ -118,7 +117,7 @@ async def test_what_never_comes_is_forgotten_in_time(features: Site) -> None:
 
 async def test_what_waits_is_bounded(features: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """Above the bound behavior counts without categories, and the rest waits on."""
-    monkeypatch.setattr(store, "PENDING_MAX", 2)
+    monkeypatch.setattr(items, "PENDING_MAX", 2)
     for place in range(1, 5):
         await features.take(await features.click(place, f"ghost-{place}"))
     assert await features.pool.fetchval(COUNT_SQL) == 2
