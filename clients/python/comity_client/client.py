@@ -3,6 +3,7 @@
 import asyncio
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 
@@ -15,11 +16,11 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from comity_client import wire, wire_people
 from comity_client.consent import Consent
-from comity_client.errors import FieldError, FieldProblem, InvalidRequestError, MissingDefaultError
+from comity_client.errors import FieldError, FieldProblem, ForkedError, InvalidRequestError, MissingDefaultError
 from comity_client.failures import Failure, Failures
 from comity_client.incoming import Fact
 from comity_client.results import ConsentSignals, Decision, Entry, Happening, Identified, Page, Placement, Tracked
-from comity_client.transport import Outcome, Transport, check_address
+from comity_client.transport import Outcome, Transport, check_address, unsent
 
 DEADLINE_S = 0.1
 TRACK_DEADLINE_S = 1.0
@@ -98,7 +99,6 @@ class ComityClient:
             self._transport,
             consent_address or address,
             deadline_s=people_deadline_s,
-            raise_on_invalid=raise_on_invalid,
             failures=self._failures,
         )
 
@@ -109,8 +109,10 @@ class ComityClient:
 
     async def __aenter__(self) -> "ComityClient":
         # Connect now, so that the first call of a page need not; a login or an answer can wait for its connection.
-        for address in {self._address, self._feedback_address}:
-            self._transport.connect(address)
+        # After a fork, where mistakes do not raise, each call tells of it.
+        with suppress(*(() if self._raise_on_invalid else (ForkedError,))):
+            for address in {self._address, self._feedback_address}:
+                self._transport.connect(address)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -176,9 +178,7 @@ class ComityClient:
                 template_version=template_version,
             )
         except FieldError as error:
-            if self._raise_on_invalid and not error.from_visitor:
-                raise error.as_invalid_request() from None
-            outcome = Outcome(why="CLIENT_REFUSED", cause=str(error))
+            outcome = self._transport.refuse(error)
         else:
             outcome = await self._transport.ask(
                 self._address,
@@ -214,15 +214,14 @@ class ComityClient:
         try:
             request = wire_people.link_request(request_id, identities, consent_signals)
         except FieldError as error:
-            if self._raise_on_invalid and not error.from_visitor:
-                raise error.as_invalid_request() from None
-            return Identified(request_id=request_id, status="REFUSED", reason="NOT_A_REQUEST", problem=str(error))
-        outcome = await self._transport.ask(
-            self._identity_address,
-            lambda channel: identity_grpc.IdentityServiceStub(channel).Link,
-            request,
-            deadline_at,
-        )
+            outcome = self._transport.refuse(error)
+        else:
+            outcome = await self._transport.ask(
+                self._identity_address,
+                lambda channel: identity_grpc.IdentityServiceStub(channel).Link,
+                request,
+                deadline_at,
+            )
         identified = wire_people.identified_of(outcome, request_id=request_id)
         self._failures.ended("Link", outcome, is_sound=identified.status != "NOT_DELIVERED")
         return identified
@@ -264,8 +263,8 @@ class ComityClient:
             consent_signals,
         )
         event = _written(happened)
-        if isinstance(event, FieldError) and self._raise_on_invalid and not event.from_visitor:
-            raise event.as_invalid_request()
+        if isinstance(event, FieldError):
+            self._transport.refuse(event)
         (tracked,) = await self._deliver([happened], [event], deadline_s)
         is_ours = not tracked.field.startswith(_FROM_VISITORS)
         if tracked.status == "REFUSED" and is_ours and self._raise_on_invalid:
@@ -292,8 +291,7 @@ class ComityClient:
         try:
             stamp = None if sent_at is None else wire.moment_of("sent_at", sent_at)
         except FieldError as error:
-            if self._raise_on_invalid:
-                raise error.as_invalid_request() from None
+            self._failures.ended("Track", self._transport.refuse(error))
             return [_refused(happening, error) for happening in happenings]
         return await self._deliver(happenings, events, deadline_s, stamp)
 
@@ -307,8 +305,10 @@ class ComityClient:
         """Send the events that could be written; what became of each happening, in order."""
         deadline_at = _after(self._track_deadline_s if deadline_s is None else deadline_s)
         sent = [event for event in events if isinstance(event, feedback_pb.TrackedEvent)]
+        unfit = [event for event in events if isinstance(event, FieldError)]
         results: list[feedback_pb.TrackResult] = []
-        outcome = Outcome()
+        # Of events none of which can be sent a mistake in the program is told before what a visitor's browser sent.
+        outcome = unsent(min(unfit, key=lambda error: error.from_visitor)) if unfit else Outcome()
         if sent:
             outcome = await self._transport.ask(
                 self._feedback_address,
@@ -324,7 +324,7 @@ class ComityClient:
             else _tracked(next(answered), happening, event.event_id, outcome)
             for happening, event in zip(happenings, events, strict=True)
         ]
-        if sent:
+        if events:
             self._failures.ended("Track", outcome, is_sound=all(one.status != "NOT_DELIVERED" for one in tracked))
         return tracked
 

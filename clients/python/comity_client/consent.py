@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-import grpc
 from comity.consent.v1 import consent_service_pb2_grpc as consent_grpc
 
 from comity_client import wire_people
@@ -29,14 +28,12 @@ class Consent:
         address: str,
         *,
         deadline_s: float,
-        raise_on_invalid: bool,
         failures: Failures,
     ) -> None:
         self._transport = transport
         self._failures = failures
         self._address = address
         self._deadline_s = deadline_s
-        self._raise_on_invalid = raise_on_invalid
 
     async def record(
         self,
@@ -83,7 +80,7 @@ class Consent:
                 source_hash=source_hash,
                 jurisdiction=jurisdiction,
             ),
-            _record,
+            "Record",
             deadline_s,
         )
 
@@ -107,7 +104,7 @@ class Consent:
         return await self._change(
             request_id,
             lambda own_id: wire_people.revoke_request(own_id, wire_people.subject_of(identities, subject_id), purposes),
-            lambda channel: consent_grpc.ConsentServiceStub(channel).Revoke,
+            "Revoke",
             deadline_s,
         )
 
@@ -140,7 +137,7 @@ class Consent:
                 jurisdiction=jurisdiction,
                 do_not_personalize=not purposes,
             ),
-            _record,
+            "Record",
             deadline_s,
         )
 
@@ -165,9 +162,9 @@ class Consent:
         try:
             request = wire_people.history_request(wire_people.subject_of(identities, subject_id), accessor, reason)
         except FieldError as error:
-            self._raise_mistake(error)
-            return ConsentHistory(status="REFUSED", reason="NOT_A_REQUEST", problem=str(error))
-        outcome = await self._ask(lambda channel: consent_grpc.ConsentServiceStub(channel).History, request, deadline_s)
+            outcome = self._transport.refuse(error)
+        else:
+            outcome = await self._ask("History", request, deadline_s)
         self._failures.ended("History", outcome)
         return wire_people.history_of(outcome)
 
@@ -175,29 +172,25 @@ class Consent:
         self,
         request_id: str | None,
         write: Callable[[str], Any],
-        method: Callable[[grpc.aio.Channel], Any],
+        method: str,
         deadline_s: float | None,
     ) -> ConsentChange:
         own_id = request_id or uuid.uuid4().hex
         try:
             request = write(own_id)
         except FieldError as error:
-            self._raise_mistake(error)
-            return ConsentChange(request_id=own_id, status="REFUSED", reason="NOT_A_REQUEST", problem=str(error))
-        outcome = await self._ask(method, request, deadline_s)
+            outcome = self._transport.refuse(error)
+        else:
+            outcome = await self._ask(method, request, deadline_s)
         change = wire_people.change_of(outcome, request_id=own_id)
-        name = request.DESCRIPTOR.name.removesuffix("Request")
-        self._failures.ended(name, outcome, is_sound=change.status != "NOT_DELIVERED")
+        self._failures.ended(method, outcome, is_sound=change.status != "NOT_DELIVERED")
         return change
 
-    async def _ask(self, method: Callable[[grpc.aio.Channel], Any], request: Any, deadline_s: float | None) -> Outcome:
+    async def _ask(self, method: str, request: Any, deadline_s: float | None) -> Outcome:
         deadline_at = asyncio.get_running_loop().time() + (self._deadline_s if deadline_s is None else deadline_s)
-        return await self._transport.ask(self._address, method, request, deadline_at)
-
-    def _raise_mistake(self, error: FieldError) -> None:
-        if self._raise_on_invalid and not error.from_visitor:
-            raise error.as_invalid_request() from None
-
-
-def _record(channel: grpc.aio.Channel) -> Any:
-    return consent_grpc.ConsentServiceStub(channel).Record
+        return await self._transport.ask(
+            self._address,
+            lambda channel: getattr(consent_grpc.ConsentServiceStub(channel), method),
+            request,
+            deadline_at,
+        )

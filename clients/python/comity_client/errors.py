@@ -90,8 +90,9 @@ def retry_delay_s(error: grpc.aio.AioRpcError) -> float | None:
     """How long the server asks to wait before the call is made again; None where it does not say."""
     for detail in _details(error):
         retry = error_details_pb2.RetryInfo()
-        if detail.Unpack(retry):
-            return float(retry.retry_delay.ToNanoseconds() / 1e9)
+        with suppress(DecodeError):
+            if detail.Unpack(retry):
+                return float(retry.retry_delay.ToNanoseconds() / 1e9)
     return None
 
 
@@ -110,8 +111,9 @@ def invalid_request(error: grpc.aio.AioRpcError) -> InvalidRequestError:
     problems: tuple[FieldProblem, ...] = ()
     for detail in _details(error):
         info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
-        if detail.Unpack(info):
-            reason = info.reason
-        elif detail.Unpack(bad):
-            problems = tuple(FieldProblem(v.field, v.description) for v in bad.field_violations)
+        with suppress(DecodeError):
+            if detail.Unpack(info):
+                reason = info.reason
+            elif detail.Unpack(bad):
+                problems = tuple(FieldProblem(v.field, v.description) for v in bad.field_violations)
     return InvalidRequestError(error.details() or "the request is not valid", reason=reason, problems=problems)

@@ -6,9 +6,11 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from comity_client.reasons import PeopleReason
 from comity_client.transport import Outcome
 
 WARNING_PAUSE_S = 60.0
+_OF_PEOPLE = frozenset(one.value for one in PeopleReason)
 
 _log = logging.getLogger("comity_client")
 
@@ -49,7 +51,8 @@ class Failures:
         Args:
             is_sound: whether the answer, where there is one, could be used.
         """
-        is_answer = outcome.refusal is not None and not outcome.is_mistake
+        refusal = outcome.refusal
+        is_answer = refusal is not None and not outcome.is_mistake and refusal.reason in _OF_PEOPLE
         reason = "" if is_answer else outcome.why or ("" if is_sound else "CLIENT_INVALID_ANSWER")
         self.counts[method, reason] += 1
         if not reason:

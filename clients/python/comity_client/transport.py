@@ -15,15 +15,13 @@ try:
 except ImportError:  # the caller traces nothing, or not with it
     trace = None  # type: ignore[assignment]
 
-from comity_client.errors import ForkedError, InvalidAddressError, InvalidRequestError, invalid_request
+from comity_client.errors import FieldError, ForkedError, InvalidAddressError, InvalidRequestError, invalid_request
 from comity_client.timing import with_retries, within
 
 # What the way back to the caller takes: the server must be done by then.
 SHAVE_S = 0.002
 TIMEOUT_S_MIN = 0.001
 CAUSE_CHARACTERS_MAX = 300
-# Event loops with channels of their own at one time; of more, the first one's are closed.
-LOOPS_MAX = 16
 _HOST_AND_PORT = re.compile(r"(?:dns:(?:///)?)?(?:[\w.-]+|\[[\da-fA-F:.%]+\]):(\d{1,5})", re.ASCII)
 # gRPC's other ways to name a server.
 _TARGETS = ("unix:", "unix-abstract:", "ipv4:", "ipv6:", "xds:")
@@ -64,7 +62,7 @@ class Outcome:
         answer: None where there is none.
         why: the word for why there is none.
         cause: the same for people: where, what and, as far as it can be told, what to do.
-        refusal: what the server refused it for; None where it did not refuse.
+        refusal: what it was refused for, by the server or here; None where it was not.
         is_mistake: the refusal tells of a mistake in the program.
     """
 
@@ -123,13 +121,21 @@ class Transport:
         return channel
 
     def _of_loop(self, loop: asyncio.AbstractEventLoop) -> dict[str, grpc.aio.Channel]:
-        channels = self._channels.get(loop)
-        if channels is None:
-            # gRPC closes a channel that nobody holds any more; close() itself would need the loop that is gone.
-            kept = [(one, its) for one, its in self._channels.items() if not one.is_closed()]
-            channels = {}
-            self._channels = dict([*kept[1 - LOOPS_MAX :], (loop, channels)])
-        return channels
+        # gRPC closes a channel that nobody holds any more; close() itself would need the loop that is gone. Each step
+        # is one of the dictionary's own, because other threads are here, too.
+        for ended in [one for one in list(self._channels) if one.is_closed()]:
+            self._channels.pop(ended, None)
+        return self._channels.setdefault(loop, {})
+
+    def refuse(self, error: FieldError) -> Outcome:
+        """How a call ends whose request cannot be sent.
+
+        Raises:
+            InvalidRequestError: a mistake in the program is why (unless raise_on_invalid is off).
+        """
+        if self._raise_on_invalid and not error.from_visitor:
+            raise error.as_invalid_request() from None
+        return unsent(error)
 
     async def close(self) -> None:
         """Close the channels; calls in flight end without an answer."""
@@ -202,6 +208,12 @@ def check_address(field: str, address: object) -> None:
         if address.startswith(_TARGETS) or (found is not None and 0 < int(found[1]) < 65536):
             return
     raise InvalidAddressError(field, is_url=isinstance(address, str) and "://" in address)
+
+
+def unsent(error: FieldError) -> Outcome:
+    """How a call ends whose request cannot be sent."""
+    mistake = error.as_invalid_request()
+    return Outcome(why="CLIENT_REFUSED", cause=str(error), refusal=mistake, is_mistake=not error.from_visitor)
 
 
 def _failed(error: grpc.aio.AioRpcError, address: str) -> Outcome:

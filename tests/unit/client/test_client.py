@@ -366,6 +366,32 @@ async def test_a_refused_request_gives_the_default_where_the_caller_wants_that()
     assert (hero.source, hero.fallback_reason) == ("client_default", "CLIENT_REFUSED")
 
 
+@pytest.mark.parametrize(
+    ("code", "kind", "why"),
+    [
+        (code_pb2.INVALID_ARGUMENT, "ErrorInfo", "CLIENT_REFUSED"),
+        (code_pb2.FAILED_PRECONDITION, "BadRequest", "CLIENT_ERROR"),
+        (code_pb2.RESOURCE_EXHAUSTED, "RetryInfo", "CLIENT_OVERLOADED"),
+    ],
+)
+async def test_details_that_are_malformed_are_passed_over(code: int, kind: str, why: str) -> None:
+    """Whoever answers may be anybody; what its status says beside them holds."""
+
+    async def malformed(request: Any, context: Any) -> decision_pb.DecideResponse:
+        detail = any_pb2.Any(type_url=f"type.googleapis.com/google.rpc.{kind}", value=b"\xff")
+        await context.abort_with_status(
+            rpc_status.to_status(status_pb2.Status(code=code, message="no", details=[detail]))
+        )
+        raise AssertionError
+
+    async with (
+        served(Decisions(malformed)) as address,
+        ComityClient(address, defaults=DEFAULTS, raise_on_invalid=False, deadline_s=10) as comity,
+    ):
+        hero = (await comity.decide(identities=ALICE, placements=["home_hero"]))["home_hero"]
+    assert hero.fallback_reason == why
+
+
 async def test_what_cannot_be_written_as_a_request_is_told_as_one() -> None:
     """A number as user id is the program's mistake: said in words, or answered by the default where that is wanted."""
     wrong: Any = {"user_id": 42}

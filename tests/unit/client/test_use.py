@@ -3,6 +3,8 @@
 import asyncio
 import inspect
 import sys
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,11 +34,14 @@ from comity_client.transport import Outcome
 from google.protobuf.descriptor import EnumDescriptor
 from opentelemetry import trace
 
+from services.chassis.errors import Kind, ServiceError
+from services.chassis.status import to_status
 from tests.arch.code import ROOT
 from tests.unit.client.test_client import ALICE, DEFAULTS, Decisions, Feedback, answer, dead_address, ranked, served
 
 ADDRESSES = ("address", "feedback_address", "consent_address", "identity_address")
 PEOPLE_S = 0.1
+LOOPS = 24
 LATE = Outcome(why="CLIENT_DEADLINE_EXCEEDED", cause="host:1: no answer")
 
 
@@ -108,6 +113,35 @@ async def test_unsound_answer_is_counted_as_a_failure() -> None:
     assert client.counts == {("Decide", "CLIENT_INVALID_ANSWER"): 1}
 
 
+async def test_site_that_is_not_set_up_is_counted_and_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    """It gives defaults until somebody applies one, and no person is why; FAILED_PRECONDITION tells of both."""
+
+    async def not_applied(request: Any, context: Any) -> decision_pb.DecideResponse:
+        error = ServiceError(Kind.FAILED_PRECONDITION, "SITE_NOT_APPLIED", "no site was applied yet")
+        await context.abort_with_status(to_status(error))
+        raise AssertionError
+
+    async with served(Decisions(not_applied)) as address, ComityClient(address, defaults=DEFAULTS) as client:
+        await client.decide(identities=ALICE, placements=["home_hero"], deadline_s=10)
+    assert client.counts == {("Decide", "CLIENT_ERROR"): 1}
+    assert "no site was applied yet" in caplog.text
+
+
+@pytest.mark.parametrize(("who", "why"), [({"user_id": 42}, "CLIENT_REFUSED"), ({"user_id": "\ud800"}, "")], ids=ascii)
+async def test_mistake_found_before_sending_is_counted_of_every_call(who: Any, why: str) -> None:
+    """Where none raises, a program would never learn of it; what a visitor's browser sent is no mistake."""
+    client = ComityClient(dead_address(), defaults=DEFAULTS, raise_on_invalid=False)
+    await client.decide(identities=who, placements=["home_hero"])
+    await client.track("click", identities=who)
+    await client.track_many([Happening("click", {"user_id": "\ud800"}), Happening("click", who)])
+    await client.identify(identities=who)
+    await client.consent.record(identities=who, answers={"ads": True})
+    await client.consent.revoke(identities=who)
+    await client.consent.history(identities=who, accessor="tests", reason="a test")
+    methods = ["Decide", "Track", "Track", "Link", "Record", "Revoke", "History"]
+    assert client.counts == Counter((method, why) for method in methods)
+
+
 def test_failures_are_warned_of_once_a_minute_with_how_many_there_were(caplog: pytest.LogCaptureFixture) -> None:
     """At once for the first; those in between are told with the next."""
     now_s = 100.0
@@ -156,6 +190,24 @@ async def test_one_event_loop_a_request_is_answered_each_time() -> None:
         await client.close()
 
 
+async def test_many_event_loops_at_once_have_a_connection_each() -> None:
+    """In a thread each, as a server with threads has: none costs another its own while that one waits."""
+    all_ask, held = asyncio.Barrier(LOOPS), set()
+
+    async def together(request: Any, context: Any) -> decision_pb.DecideResponse:
+        await all_ask.wait()
+        held.add(len(client._transport._channels))
+        return answer("kite")
+
+    async with served(Decisions(together)) as address:
+        client = ComityClient(address, defaults=DEFAULTS)
+        with ThreadPoolExecutor(LOOPS) as threads:
+            loop = asyncio.get_running_loop()
+            sources = await asyncio.gather(*(loop.run_in_executor(threads, ask, client) for _ in range(LOOPS)))
+        await client.close()
+    assert (sources, held) == (["slate"] * LOOPS, {LOOPS})
+
+
 async def test_sync_client_asks_and_tracks() -> None:
     """From several threads at once, without an event loop of theirs."""
     feedback = Feedback(feedback_pb.TrackResult(status=feedback_pb.TRACK_STATUS_ACCEPTED))
@@ -193,7 +245,7 @@ import asyncio, gc, os, signal, sys
 from comity_client import ComityClient, Entry, ForkedError, SyncComityClient
 
 signal.alarm(60)
-address, sync, connected = sys.argv[1], sys.argv[2] == "sync", sys.argv[3] == "connected"
+address, sync, connected = sys.argv[1], sys.argv[2].startswith("sync"), sys.argv[3] == "connected"
 own, raises = {"home_hero": [Entry("own")]}, sys.argv[4] == "raise"
 client = ComityClient(address, defaults=own, deadline_s=30, raise_on_invalid=raises)
 client = SyncComityClient(client) if sync else client
@@ -203,13 +255,24 @@ def ask():
     hero = (page if sync else asyncio.run(page))["home_hero"]
     return hero.fallback_reason or hero.source
 
+async def enter_and_ask():
+    async with client:
+        page = await client.decide(identities={"user_id": "alice"}, placements=["home_hero"])
+    return page["home_hero"].fallback_reason or page["home_hero"].source
+
+def enter():
+    if not sync:
+        return asyncio.run(enter_and_ask())
+    with client:
+        return ask()
+
 if connected:
     ask()
 child = os.fork()
 if not child:
     signal.alarm(60)
     try:
-        print(ask(), flush=True)
+        print(enter() if "with" in sys.argv[2] else ask(), flush=True)
     except ForkedError:
         print("ForkedError", flush=True)
     del client
@@ -219,7 +282,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), ask(), flush=True)
 """
 
 
-@pytest.mark.parametrize("kind", ["async", "sync"])
+@pytest.mark.parametrize("kind", ["async", "sync", "async with", "sync with"])
 @pytest.mark.parametrize(
     ("connected", "mistakes", "in_child"),
     [("not yet", "raise", "slate"), ("connected", "raise", "ForkedError"), ("connected", "tell", "CLIENT_FORKED")],
