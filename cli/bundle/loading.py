@@ -37,6 +37,8 @@ FILES = (
     "never.yaml",
 )
 EVENTS_FOLDER = "events"
+# A site may have none of these, and its file says so: `[]`.
+_MAY_BE_NONE = ("features.yaml", "placements.yaml", "policies.yaml")
 # A feed line that is longer is no item; it bounds what one line can make us hold.
 FEED_LINE_BYTES_MAX = 65_536
 FEED_PROBLEMS_MAX = 20
@@ -93,7 +95,8 @@ class Loader:
         return replace(problem, name=names[number]) if number < len(names) else problem
 
     def _head(self) -> Declared[site_pb.Site]:
-        declared = next(iter(self._list("site.yaml", site_pb.Site, skip=("placements", "policies"))), None)
+        found = self._list("site.yaml", site_pb.Site, skip=("placements", "policies"))
+        declared = self._only(found, "write name, holdout_share, placeholders and controller once")
         if declared is None:
             return Declared(site_pb.Site(), "site.yaml", "")
         for descriptor, _ in declared.message.ListFields():
@@ -105,9 +108,13 @@ class Loader:
     def _never(self) -> Declared[never_pb.NeverList]:
         """What never.yaml holds: one NeverList, not a list of them."""
         found = self._list("never.yaml", never_pb.NeverList, required=False)
-        for more in found[1:]:
-            self.problems.append(more.problem("", "is a second list", "write `rules:` and `allow:` once"))
-        return found[0] if found else Declared(never_pb.NeverList(), "never.yaml", "")
+        only = self._only(found, "write `rules:` and `allow:` once")
+        return only or Declared(never_pb.NeverList(), "never.yaml", "")
+
+    def _only(self, found: tuple[Declared[M], ...], remedy: str) -> Declared[M] | None:
+        """What a file holds one of."""
+        self.problems += [more.problem("", "is a second one", remedy) for more in found[1:]]
+        return found[0] if found else None
 
     def _events(self) -> tuple[Declared[feedback_pb.EventSchema], ...]:
         files = sorted((self._folder / EVENTS_FOLDER).glob("*.yaml"))
@@ -126,12 +133,12 @@ class Loader:
         if not self._has(file):
             if required:
                 self._lack(file, "is missing", f"write it: it holds {kind.DESCRIPTOR.name}")
-                self.has_read_all = False
             return ()
         document, problems = read_document(self._folder / file, file=file)
         self.problems += problems
-        self.has_read_all = self.has_read_all and document.root is not None
-        if document.root is None:
+        is_empty = document.root is None or (required and file not in _MAY_BE_NONE and not document.root.value)
+        self.has_read_all = self.has_read_all and not is_empty
+        if document.root is None or is_empty:
             if not problems:
                 self._lack(file, "is empty", f"write {kind.DESCRIPTOR.name} into it")
             return ()
@@ -185,6 +192,7 @@ class Loader:
         return os.path.lexists(self._folder / file)
 
     def _lack(self, file: str, problem: str, remedy: str) -> None:
+        self.has_read_all = False
         self.problems.append(Problem(file, 0, 0, "", problem, remedy))
 
 
@@ -198,7 +206,8 @@ def _bounded_lines(lines: BinaryIO) -> Iterator[bytes]:
 
 def _name_of(node: yaml.Node) -> str:
     """What people call an entry; empty where it says nothing that could be printed."""
-    given = {key.value: value.value for key, value in node.value} if isinstance(node, yaml.MappingNode) else {}
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    given = {key.value: value.value for key, value in pairs if isinstance(key, yaml.ScalarNode)}
     name = next((given[key] for key in _NAMING_KEYS if key in given), "")
     return name if isinstance(name, str) and _PRINTABLE.fullmatch(name) else ""
 

@@ -231,6 +231,7 @@ ALIASES = "".join(f"{key}: &{key} [{', '.join([f'*{before}'] * 9)}]\n" for befor
         ("a: &a [x, x]\n" + ALIASES, "", ""),
         ("- &i {id: x}\n" + "- *i\n" * 3, "is declared already", "remove one"),
         (f"- {{{', '.join(f'k{k}: 1' for k in range(500))}}}", "is no key that is known here", "known keys"),
+        ("- {[a]: b}", "is no key", ""),
     ],
 )
 def test_a_hostile_file_ends_in_a_problem(shop: Path, text: str, says: str, remedy: str) -> None:
@@ -289,10 +290,34 @@ def test_what_is_printed_is_what_is_meant(shop: Path, edit: Edit) -> None:
     assert "policies.yaml:100:" in "".join(CliRunner().invoke(app, ["check", str(shop)]).output.split())
 
 
-def test_an_event_file_that_would_be_passed_over_is_named(shop: Path) -> None:
-    """Only .yaml is read."""
+def test_event_file_that_would_be_passed_over_is_one_problem(shop: Path) -> None:
+    """Only .yaml is read; what refers to the event is not wrong."""
     (shop / "events/click.yaml").rename(shop / "events/click.yml")
-    assert any("rename it" in problem.remedy for problem in problems_of(shop))
+    (problem,) = problems_of(shop)
+    assert (problem.file, problem.remedy) == ("events/click.yml", "rename it to end with .yaml")
+
+
+def test_bundle_without_events_is_one_problem(shop: Path) -> None:
+    """The features that count them are not wrong."""
+    shutil.rmtree(shop / "events")
+    assert [problem.file for problem in problems_of(shop)] == ["events"]
+
+
+@pytest.mark.parametrize("file", ["site.yaml", "purposes.yaml", "events/click.yaml"])
+def test_list_of_nothing_is_empty_where_something_is_needed(shop: Path, file: str) -> None:
+    """Of features, placements and policies a site may have none, and `[]` says so."""
+    for may_be_none in ("features.yaml", "placements.yaml", "policies.yaml"):
+        (shop / may_be_none).write_text("[]\n")
+    assert problems_of(shop) == []
+    (shop / file).write_text("[]\n")
+    assert [(problem.file, problem.problem) for problem in problems_of(shop)] == [(file, "is empty")]
+
+
+def test_site_is_declared_once(shop: Path) -> None:
+    """A second one would be passed over without a word."""
+    (shop / "site.yaml").write_text("- {name: first, controller: A}\n- {name: second, controller: B}\n")
+    (problem,) = problems_of(shop)
+    assert (problem.file, problem.line, problem.problem) == ("site.yaml", 2, "is a second one")
 
 
 def test_a_line_of_a_feed_is_bounded_before_it_is_held(shop: Path, tmp_path: Path) -> None:

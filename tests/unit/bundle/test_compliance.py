@@ -265,7 +265,7 @@ def test_an_exception_that_is_none_is_refused(shop: Path) -> None:
 def test_a_second_list_is_refused(shop: Path) -> None:
     """never.yaml holds one list: of two one would be read without the other."""
     (shop / "never.yaml").write_text("- rules: []\n- rules: []\n")
-    assert only_problem(shop).problem == "is a second list"
+    assert only_problem(shop).problem == "is a second one"
 
 
 def test_without_a_list_of_its_own_a_site_has_the_built_in_one(shop: Path, edit: Edit) -> None:
