@@ -35,6 +35,7 @@ WRONG: Mapping[str, tuple[str, str]] = {
     "crashed": ("it ended without being asked to", "see the end of its log in {logs}; `comity up` starts it again"),
     "silent": ("it runs and does not answer", "see the end of its log in {logs}; `comity up` starts it anew"),
     "unreachable": ("nothing answers at {address}", "start that server, or correct the variable that names it"),
+    "refused": ("it answers and does not let the services work", "correct what its alarm names"),
 }
 
 

@@ -87,7 +87,7 @@ def _check_connections(data_dir: Path, *, as_json: bool, alone: bool) -> None:
                 console.print(styled("[green]ok[/]: {}", server), soft_wrap=True)
         if not found:
             console.print(
-                styled("no server to try: nothing was started in {}, and no variable names one", str(data_dir))
+                styled("no server to try: {} has none that is known here, and no variable names one", str(data_dir))
             )
     if fails:
         raise typer.Exit(1)

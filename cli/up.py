@@ -52,7 +52,8 @@ def up(
     it began on: where these variables name others, or none any more, it is not started.
 
     What runs with other settings than those of this shell, or with other code than is installed, is started again, one
-    after the other. Where no folder is named, later commands mean this one.
+    after the other; not beside a supervisor in the foreground, which has settings of its own. Where no folder is named,
+    later commands mean this one.
     """
     started_s = time.monotonic()
     require_known_of_services()
@@ -63,7 +64,7 @@ def up(
         telling.close()
         if source_of(context, "data_dir") != "ENVIRONMENT":
             remember(data_dir)
-        notes = [f"{name} was started again: {why}" for name, why in stack.renewed.items()]
+        notes = [f"{name} was started again: {why}" for name, why in stack.renewed.items()] + stack.notes
         show(found, as_json=as_json, figures=figures, notes=notes)
         if not as_json:
             for line in moved(found):

@@ -3,7 +3,7 @@
 import asyncio
 from pathlib import Path
 
-from cli.stack.external import external_urls, server_problems, shown
+from cli.stack.external import external_urls, is_known_here, server_problems, shown
 from cli.stack.state import DataDir, State
 
 
@@ -17,6 +17,7 @@ async def try_connections(data_dir: Path) -> dict[str, list[str]]:
         ServiceError: FAILED_PRECONDITION when the stack's state cannot be read.
     """
     state = DataDir(data_dir).read() or State(stack_id="")
-    urls = {**state.urls, **external_urls()}
+    named = {**state.urls, **external_urls()}
+    urls = {name: url for name, url in named.items() if is_known_here(name, url, state.external)}
     found = await asyncio.gather(*(server_problems(name, url, state.databases) for name, url in urls.items()))
     return {f"{name} at {shown(url)}": problems for (name, url), problems in zip(urls.items(), found, strict=True)}

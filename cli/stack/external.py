@@ -38,6 +38,17 @@ async def reachable(name: str, url: str) -> bool:
     return False
 
 
+def is_known_here(name: str, url: str, external: Collection[str]) -> bool:
+    """Whether it is known here with what the services ask the server at the address.
+
+    The certificates and credentials for a NATS that somebody else runs are named beside its address, so in that shell.
+
+    Args:
+        external: names of the stack's servers that somebody else runs.
+    """
+    return name != "nats" or name not in external or external_urls().get(name) == url
+
+
 def nats_files() -> dict[str, Path]:
     """Certificates and credentials for the NATS that somebody else runs, by setting; the services run elsewhere."""
     if not os.environ.get(VARIABLES["nats"]):
@@ -65,7 +76,8 @@ async def server_problems(name: str, url: str, databases: Mapping[str, str]) -> 
         return [problem.replace("DATABASE_URL", who) for who, problem in zip(asked, found, strict=True) if problem]
     if name == "valkey":
         return list(filter(None, [await _problem(try_cache(url, prefix="features:"))]))
-    files = NatsFiles(**{NATS_FILES[setting]: path for setting, path in nats_files().items()})
+    given = nats_files() if external_urls().get(name) == url else {}
+    files = NatsFiles(**{NATS_FILES[setting]: path for setting, path in given.items()})
     return list(filter(None, [await _problem(try_bus(url, files))]))
 
 

@@ -44,10 +44,11 @@ class Figures:
     Args:
         memory_bytes: by process; what several share counts for each in part, where the system says so (Linux).
         disk_bytes: by store: postgres, nats, valkey, logs, traces, journal. Of a Postgres that somebody else runs, its
-            databases; of other servers that somebody else runs nothing is known.
+            databases, and nothing where one does not answer; other servers that somebody else runs are left out.
         decision_log_bytes: of the log of decision in Postgres, with its indexes.
         decisions_count: of those in it.
-        growth_bytes_per_minute: of all that is on disk, since *since*; None: nothing was measured a while ago.
+        growth_bytes_per_minute: of all that is on disk, since *since*; None: nothing was measured a while ago, or
+            not all of it can be measured now.
         since: UTC, ISO 8601; empty: nothing was.
     """
 
@@ -72,12 +73,15 @@ async def measure(data_dir: Path, *, now_s: float) -> Figures:
     state = folder.read() or State(stack_id="")
     memory = {name: _memory(Process(name, record=record)) for name, record in state.processes.items()}
     disk = await asyncio.to_thread(_disk, folder, state)
+    is_whole = True
     if "postgres" in state.external:
         sizes = await asyncio.gather(*(_asked(url, _database_size) for url in state.databases.values()))
-        disk["postgres"] = sum(size or 0 for size in sizes)
+        known = [size for size in sizes if size is not None]
+        if is_whole := len(known) == len(sizes):
+            disk["postgres"] = sum(known)
     log = await _asked(state.databases["decision"], _decision_log) if "decision" in state.databases else None
     log_bytes, count = log or (None, None)
-    growth, since_s = growth_since(folder.path / FILE, sum(disk.values()), now_s)
+    growth, since_s = growth_since(folder.path / FILE, sum(disk.values()), now_s) if is_whole else (None, None)
     since = "" if since_s is None else iso(since_s)
     return Figures({name: size for name, size in memory.items() if size}, disk, log_bytes, count, growth, since)
 
@@ -104,7 +108,7 @@ def _disk(folder: DataDir, state: State) -> dict[str, int]:
         "traces": folder.traces,
         "journal": folder.journal(),
     }
-    return {name: disk_bytes(path) for name, path in stores.items()}
+    return {name: disk_bytes(path) for name, path in stores.items() if name not in state.external}
 
 
 def disk_bytes(root: Path) -> int:

@@ -152,7 +152,12 @@ class Parts:
         """
         record = self.state.processes[name]
         was = self._started.of(name, record)
-        return [] if was is not None and was.foreground else differences(was, started_with(name, record, env))
+        return [] if self.is_foreground(name) else differences(was, started_with(name, record, env))
+
+    def is_foreground(self, name: str) -> bool:
+        """Whether somebody started the process that is written down in a terminal or a unit of their own."""
+        was = self._started.of(name, self.state.processes[name])
+        return was is not None and was.foreground
 
     def record(
         self, name: str, record: ProcessRecord, *, env: Mapping[str, str] | None = None, foreground: bool = False

@@ -11,7 +11,7 @@ import asyncpg
 
 from cli.stack.binaries import UNPRIVILEGED_UID
 from cli.stack.disk import disk_alarms
-from cli.stack.external import reachable, server_problems, shown
+from cli.stack.external import is_known_here, reachable, server_problems, shown
 from cli.stack.postgres import accepts
 from cli.stack.probe import JournalStatus, StandingAlarm, is_serving, journal_status, standing_alarms
 from cli.stack.processes import Process
@@ -182,7 +182,10 @@ async def _tried(state: State, part: Part) -> Part:
     """A server that answers, tried as the services use it."""
     if part.name not in SERVERS or not part.works:
         return part
-    problems = await server_problems(part.name, state.urls[part.name], state.databases)
+    url = state.urls[part.name]
+    if not is_known_here(part.name, url, state.external):
+        return part
+    problems = await server_problems(part.name, url, state.databases)
     alarms = tuple(StandingAlarm("refused", problem, "", "") for problem in problems)
     return replace(part, state="refused", alarms=alarms) if problems else part
 

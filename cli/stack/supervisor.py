@@ -93,6 +93,8 @@ class Stack:
         self._parts = Parts(self.data_dir, self._wanted, tied=tied, disposable=disposable)
         # What start() started again and why, by name: it ran, with another version or other settings.
         self.renewed: dict[str, str] = {}
+        # What else is to be known of the start, a sentence each.
+        self.notes: list[str] = []
         # Length of each service's log when it was started last.
         self._log_begins: dict[str, int] = {}
 
@@ -381,11 +383,21 @@ class Stack:
         await together(*(self._wait_service(name) for name in names))
 
     async def _renew(self, names: Collection[str]) -> None:
-        """Start again, one after the other, what runs with other code or other settings than it would have now."""
-        for name in names:
-            if why := self._parts.outdated(name, self._command(name).env):
-                self.renewed[name] = "; ".join(why)
-                await self.restart(name)
+        """Start again, one after the other, what runs with other code or other settings than it would have now.
+
+        Not beside a supervisor in the foreground, such as a unit's: it keeps its settings, and would undo that.
+        """
+        outdated = {name: why for name in names if (why := self._parts.outdated(name, self._command(name).env))}
+        pid = self._watching_pid()
+        if outdated and pid is not None and self._parts.is_foreground(SUPERVISOR):
+            self.notes.append(
+                f"process {pid} supervises the stack with its own settings and code, and {', '.join(outdated)} run "
+                "with others than this shell's; restart it to change that (a unit: `systemctl --user restart comity`)"
+            )
+            return
+        for name, why in outdated.items():
+            self.renewed[name] = "; ".join(why)
+            await self.restart(name)
 
     async def _provision(self, names: Collection[str]) -> None:
         """Give each of the services its role, its database and the tables in it."""
@@ -415,8 +427,9 @@ class Stack:
             ServiceError: UNAVAILABLE, with the end of its log, when it ends or stays silent.
         """
         waiting = asyncio.create_task(wait_serving(self.address(name), timeout_s=SERVICE_READY_S))
+        until_s = time.monotonic() + SERVICE_READY_S
         try:
-            while self._parts.processes[name].alive():
+            while self._parts.processes[name].alive() and time.monotonic() < until_s:
                 if not waiting.done():
                     await asyncio.wait({waiting}, timeout=PROBE_EVERY_S)
                 elif waiting.exception() is not None:
@@ -428,7 +441,11 @@ class Stack:
         finally:
             waiting.cancel()
         tail = log_tail(self.log(name), since_bytes=self._log_begins.get(name, 0))
-        what = "is not ready after 60 s" if self._parts.processes[name].alive() else "ended while it started"
+        what = (
+            f"is not ready after {SERVICE_READY_S:.0f} s"
+            if self._parts.processes[name].alive()
+            else "ended while it started"
+        )
         raise ServiceError(
             Kind.UNAVAILABLE,
             "SERVICE_DID_NOT_START",

@@ -47,6 +47,8 @@ async def test_burst_beside_idle_streams_is_answered_and_passes(stack: Stack, se
             stream.cancel()
         await beside.close()
     shed = [answer for answer in answers if reason(answer) == "DEFAULT/OVERLOADED"]
+    assert answers
+    assert {reason(answer) for answer in answers if answer.fallback_reason} <= {"DEFAULT/OVERLOADED"}
     assert all(item_ids(answer) == DEFAULTS["home_hero"] for answer in shed)
     assert not any(answer.decision_id or answer.exposure_token or answer.learnable for answer in shed)
     assert all(answer.exposure_token for answer in answers if reason(answer) == "RANKED")

@@ -7,7 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from cli.main import app
-from cli.stack.external import require_reachable, shown
+from cli.stack.connecting import try_connections
+from cli.stack.external import require_reachable, server_problems, shown
 from cli.stack.servers import Servers
 from cli.stack.state import DataDir, State
 from cli.stack.status import Part, look
@@ -45,19 +46,40 @@ def test_check_connect_tries_what_the_services_will_do(servers: Servers, data_di
     assert not any(server.password in text or "wrong@" in text for server in servers.by_name.values())
 
 
-async def test_status_tells_a_server_that_refuses(servers: Servers, data_dir: Path) -> None:
+async def test_status_tells_a_server_that_refuses(
+    servers: Servers, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A wrong password is not up: the part says refused, which setting, and status fails."""
     folder = DataDir(data_dir)
     folder.create()
     parts: dict[bool, dict[str, Part]] = {}
     for right, told in ((True, urls(servers)), (False, wrong(servers))):
         folder.write(State(stack_id="told", external=sorted(told), urls=dict(told)))
+        monkeypatch.setenv(VARIABLES["nats"], told["nats"])
         parts[right] = {part.name: part for part in (await look(data_dir)).parts if part.name in told}
     assert {part.state for part in parts[True].values()} == {"external"}
     for part in parts[False].values():
         assert (part.state, part.works) == ("refused", False)
         (alarm,) = part.alarms
         assert "password in" in alarm.sentence
+
+
+async def test_nats_that_another_shell_names_is_not_said_to_refuse(servers: Servers, data_dir: Path) -> None:
+    """Its certificates and credentials are named there: here nobody knows with what the services ask it."""
+    DataDir(data_dir).create()
+    DataDir(data_dir).write(State(stack_id="told", external=["nats"], urls={"nats": wrong(servers)["nats"]}))
+    (nats,) = [part for part in (await look(data_dir)).parts if part.name == "nats"]
+    assert (nats.state, nats.alarms) == ("external", ())
+    assert await try_connections(data_dir) == {}
+
+
+async def test_embedded_nats_is_not_asked_with_what_another_one_needs(
+    servers: Servers, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shell may name a server of another stack, with its credentials."""
+    monkeypatch.setenv(VARIABLES["nats"], "nats://elsewhere:4222")
+    monkeypatch.setenv("COMITY_NATS_CREDENTIALS_FILE", str(data_dir / "none"))
+    assert await server_problems("nats", servers.nats.url, {}) == []
 
 
 async def test_up_says_what_an_external_server_refuses(servers: Servers) -> None:

@@ -1,5 +1,6 @@
 """States that a stack can be found in after something went wrong: repaired, or explained."""
 
+import asyncio
 import os
 import shutil
 import signal
@@ -14,9 +15,10 @@ import psutil
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from cli.stack import Stack, discard, look, programs
+from cli.stack import Stack, discard, look, programs, supervisor
 from cli.stack.ports import free_port, is_free
 from cli.stack.probe import is_serving
+from cli.stack.processes import Command
 from cli.stack.state import DataDir
 from services.chassis.errors import ServiceError
 
@@ -131,6 +133,25 @@ async def test_service_of_another_stack_is_never_taken_for_ones_own(data_dir: Pa
     finally:
         assert others, "nothing took the port, so nothing was shown"
         others[0].stop(None)
+
+
+async def test_service_that_does_not_listen_is_given_up(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where somebody else's service answers at its address all the while."""
+    monkeypatch.setattr(supervisor, "SERVICE_READY_S", 0.5)
+    stack = Stack(data_dir, services=("identity",), disposable=True)
+    stack.data_dir.create()
+    stack._parts.load()
+    stack._parts.take_ports(["identity"])
+    idle = (sys.executable, "-c", "import signal; signal.pause()")
+    other = serve_health(stack.address("identity"))
+    stack._parts.spawn(Command("identity", idle, os.environ, stack.log("identity"), data_dir))
+    try:
+        async with asyncio.timeout(30):
+            with pytest.raises(ServiceError, match="identity is not ready"):
+                await stack._wait_service("identity")
+    finally:
+        await stack.stop()
+        other.stop(None)
 
 
 def serve_health(address: str) -> grpc.Server:

@@ -111,6 +111,21 @@ async def test_crash_loop_waits_longer_and_longer_and_is_told(
     assert "identity.log" in alarm.remedy
 
 
+async def test_up_leaves_what_runs_to_a_supervisor_in_the_foreground(
+    supervised: Supervised, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes on with its own settings, and with them would start the services again; what is missing is started."""
+    pid = supervised.pid("identity")
+    monkeypatch.setenv("COMITY_IDENTITY_LOG_LEVEL", "debug")
+    up = Stack(supervised.data_dir, services=("identity", "consent"), tied=False, disposable=True, watched=True)
+    await up.start()
+    assert (supervised.pid("identity"), up.renewed) == (pid, {})
+    assert (await supervised.part("consent")).works
+    (note,) = up.notes
+    assert note.startswith(f"process {os.getpid()} supervises")
+    assert "identity" in note
+
+
 async def test_what_was_stopped_stays_down(supervised: Supervised) -> None:
     """Down takes the names out of the state: the supervisor starts nothing, and is no longer needed."""
     await Stack(supervised.data_dir, tied=False).stop()

@@ -1,6 +1,7 @@
 """What a stack takes of the machine, measured."""
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -61,6 +62,17 @@ def test_memory_of_what_runs_is_measured(tmp_path: Path) -> None:
     assert figures.memory_bytes.keys() == {"decision"}
     assert 1_000_000 < figures.memory_bytes["decision"] < 1_000_000_000
     assert (figures.decision_bytes, figures.growth_bytes_per_minute) == (None, None)
+
+
+def test_disk_of_others_servers_is_left_out_where_it_is_not_known(tmp_path: Path) -> None:
+    """A database that is silent for a while has not shrunk, and does not grow when it answers again."""
+    gone = {"decision": "postgresql://u:p@127.0.0.1:1/decision"}
+    DataDir(tmp_path).write(State("a", external=["nats", "postgres", "valkey"], databases=gone))
+    (tmp_path / FILE).write_text(json.dumps([[AT_S - 2 * BASELINE_S_MIN, 1_000_000]]))
+    figures = asyncio.run(measure(tmp_path, now_s=AT_S))
+    assert figures.disk_bytes.keys() == {"logs", "traces", "journal"}
+    assert (figures.growth_bytes_per_minute, figures.since) == (None, "")
+    assert len(json.loads((tmp_path / FILE).read_text())) == 1
 
 
 def test_disk_without_room_is_an_alarm_with_the_place(tmp_path: Path) -> None:

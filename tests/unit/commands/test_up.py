@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from cli.commands_doctor import WRONG
 from cli.main import app
 from cli.stack.figures import Figures
 from cli.stack.probe import StandingAlarm
@@ -46,6 +47,11 @@ def test_alarm_that_stands_is_shown_with_its_service_and_remedy(
         (line,) = [line for line in shown.splitlines() if "dead_letters" in line]
         assert line.startswith("feedback: dead_letters since 2026-01-02T03:04:05Z: Something was put aside.")
         assert "Look at it." in shown
+
+
+def test_doctor_has_a_remedy_for_every_state_that_does_not_work() -> None:
+    """One that it does not know would end it, when it is needed."""
+    assert WRONG.keys() == {state for state in COLORS if not Part("nats", state, "").works}
 
 
 @pytest.mark.parametrize("state", sorted(COLORS))
