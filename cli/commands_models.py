@@ -16,6 +16,7 @@ from cli.connections import (
     Address,
     Services,
     model_key_of,
+    model_secret,
     model_signer,
     resolve_addresses,
 )
@@ -167,14 +168,12 @@ def sign(
 
 def key(key_file: Key = None, data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJson = False) -> None:
     """Print the public half of the model key: what COMITY_DECISION_MODEL_PUBLIC_KEY_FILE holds, one key a line."""
-    from services.chassis.settings import read_secret
-    from services.chassis.signing import signing_key
+    from services.chassis.signing import public_hex
 
     try:
-        secret = read_secret(key_file or model_key_of(data_dir) or Path())
-    except ValueError as error:
-        fail(_refused("NO_MODEL_KEY", str(error)), as_json=as_json)
-    public = signing_key("models", secret).public_key().public_bytes_raw().hex()
+        public = public_hex("models", model_secret(key_file or model_key_of(data_dir)))
+    except ServiceError as error:
+        fail(error, as_json=as_json)
     if as_json:
         print_json({"public_key": public})
     else:

@@ -20,6 +20,7 @@ from cli.options import MODEL_KEY_VARIABLE
 from cli.stack import SERVICES, DataDir, addresses
 from services.chassis.errors import Kind, ServiceError, invalid
 from services.chassis.rpc_client import connect, warm
+from services.chassis.settings import read_secret
 
 if TYPE_CHECKING:
     from learning.register import Sign
@@ -76,10 +77,19 @@ def model_signer(key_file: Path | None) -> "Sign":
     """
     from learning.register import signer
 
+    return signer(model_secret(key_file))
+
+
+def model_secret(key_file: Path | None) -> bytes:
+    """What the key that models are signed with is made of.
+
+    Raises:
+        ServiceError: FAILED_PRECONDITION (NO_MODEL_KEY).
+    """
     try:
         if key_file is None:
             raise ValueError("it is not that of a stack here")
-        return signer(key_file)
+        return read_secret(key_file)
     except ValueError as error:
         raise ServiceError(
             Kind.FAILED_PRECONDITION,

@@ -1,15 +1,15 @@
 """Options that many commands share, so that they are spelled and explained the same everywhere."""
 
-import getpass
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
 import typer
 from comity.common.v1 import types_pb2 as types_pb
 
+from cli.stack.state import DATA_DIR_VARIABLE
 from cli.standing import HERE, standing_folder
+from services.chassis.reads import this_user
 
-DATA_DIR_VARIABLE = "COMITY_DATA_DIR"
 # Of the file of the key that models are signed with, where it is not that of the stack here.
 MODEL_KEY_VARIABLE = "COMITY_MODEL_KEY_FILE"
 
@@ -89,12 +89,4 @@ def signals(
 
 def access(read_as: str, reason: str) -> types_pb.Access:
     """Who reads personal data, and why; the user of this shell where nobody is named."""
-    return types_pb.Access(accessor=read_as or _user(), reason=reason)
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):
-        # A container's user has no name.
-        return "command_line"
+    return types_pb.Access(accessor=read_as or this_user(), reason=reason)

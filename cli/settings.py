@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping
 import typer
 
 from cli.failures import show
-from cli.options import DATA_DIR_VARIABLE, MODEL_KEY_VARIABLE
+from cli.options import MODEL_KEY_VARIABLE
 from cli.stack.external import VARIABLES
 from cli.stack.programs import COMMON_SETTINGS
 from cli.stack.provision import SERVICES
-from cli.stack.state import JOURNAL_VARIABLE
+from cli.stack.state import DATA_DIR_VARIABLE, JOURNAL_VARIABLE
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.settings import ServiceSettings, unknown_among
 

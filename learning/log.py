@@ -1,7 +1,6 @@
 """The log as feedback gives it out again."""
 
 import asyncio
-import getpass
 from collections.abc import AsyncIterator
 
 import grpc
@@ -10,7 +9,7 @@ from comity.feedback.v1.feedback_service_pb2_grpc import FeedbackServiceStub
 
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.ports import Access
-from services.chassis.reads import new_operation, operation_to_pb
+from services.chassis.reads import new_operation, operation_to_pb, this_user
 from services.chassis.rpc_client import call_name, tried_again
 from services.chassis.status import from_call_error
 
@@ -28,7 +27,7 @@ async def replay_log(
     Raises:
         ServiceError: DEADLINE (REPLAY_SILENT), after some tries; else as feedback raised it.
     """
-    asked = pb.ReplayEventsRequest(operation=operation_to_pb(new_operation(Access(_reader(), "replay of the log"))))
+    asked = pb.ReplayEventsRequest(operation=operation_to_pb(new_operation(Access(this_user(), "replay of the log"))))
     asked.MergeFrom(request)
     reading = _Reading(stub, asked)
     # Tries are counted anew for each page.
@@ -98,12 +97,3 @@ def _key(event: pb.ReplayedEvent) -> Key:
     if event.WhichOneof("payload") == "decision":
         return 0, event.decision.decided_at.ToNanoseconds(), event.decision.decision_id
     return 1, event.position.epoch, event.position.xid, event.position.position
-
-
-def _reader() -> str:
-    """The user of this process, as the log's readers are recorded."""
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):
-        # A container's user has no name.
-        return "command_line"

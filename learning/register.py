@@ -1,14 +1,12 @@
 """Hands a model to the platform: registered whole or not at all, then made the one that decides."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 
 from comity.decision.v1 import decision_service_pb2 as pb
 from comity.decision.v1.decision_service_pb2_grpc import ReleaseServiceStub
 
 from learning.export import Exported
 from services.chassis.rpc_client import call, call_again, tried_again
-from services.chassis.settings import read_secret
 from services.chassis.signing import signing_key
 from services.decision.domain.release import signed_text
 
@@ -24,13 +22,9 @@ ACTIVATE_TIMEOUT_S = 30.0
 Sign = Callable[[str], bytes]
 
 
-def signer(key_file: Path) -> Sign:
-    """Signs with the key in the file.
-
-    Raises:
-        ValueError: the file cannot be read, or holds no key.
-    """
-    key = signing_key("models", read_secret(key_file))
+def signer(secret: bytes) -> Sign:
+    """Signs with the site's model key, which is made of the secret."""
+    key = signing_key("models", secret)
     return lambda version: key.sign(signed_text(version))
 
 

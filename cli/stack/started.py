@@ -14,12 +14,10 @@ from cli.stack.binaries import versions
 from cli.stack.processes import ProcessRecord
 from cli.stack.replicas import service_of
 from cli.stack.servers import SERVERS
-from cli.stack.state import SUPERVISOR
+from cli.stack.state import DATA_DIR_VARIABLE, SUPERVISOR
 from cli.stack.version import code_version
 
 DIGEST_LETTERS = 16
-# What a supervisor is told by its argument instead.
-DATA_DIR_VARIABLE = "COMITY_DATA_DIR"
 
 
 @dataclass(frozen=True, slots=True)

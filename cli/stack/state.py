@@ -20,7 +20,7 @@ from cli.stack.replicas import in_order, service_of, target
 from cli.stack.restarts import Restarts
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.settings import read_secret
-from services.chassis.signing import signing_key
+from services.chassis.signing import public_hex
 from services.consent.domain.journal import file_name, key_of, lock_name
 
 # Raised when state.json changes its meaning; an older CLI then refuses instead of guessing.
@@ -34,6 +34,8 @@ HOLD_PATIENCE_S = 1.0
 HOLD_POLL_S = 0.02
 # Where root's Postgres keeps its files when its unprivileged user cannot pass through to the data directory.
 ROOT_HOME = Path("/var/lib/comity")
+# Names the data directory; a process of a stack is told it otherwise.
+DATA_DIR_VARIABLE = "COMITY_DATA_DIR"
 # Where consent's journal is kept, if not beside the data directory.
 JOURNAL_VARIABLE = "COMITY_JOURNAL_DIR"
 
@@ -346,8 +348,7 @@ class Secrets:
     def model_public_key(self) -> Path:
         """The file with the public half of the key that models are signed with: decision checks, and cannot sign."""
         file = self._folder / "model_public_key"
-        key = signing_key("models", read_secret(self.file("model_key"))).public_key()
-        self._write(file, key.public_bytes_raw().hex())
+        self._write(file, public_hex("models", read_secret(self.file("model_key"))))
         return file
 
     def _write(self, file: Path, text: str) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cli.stack.programs import ROOT
+from cli.stack.state import DATA_DIR_VARIABLE
 
 # Longer than a stop may take: each of the servers and services has twenty seconds before it is killed.
 STOP_TIMEOUT_S = 120
@@ -52,7 +53,7 @@ def environment_file(variables: Mapping[str, str]) -> str:
     return "".join(
         f"{name}={_escaped(value)}\n"
         for name, value in sorted(variables.items())
-        if name.startswith("COMITY_") and name != "COMITY_DATA_DIR"
+        if name.startswith("COMITY_") and name != DATA_DIR_VARIABLE
     )
 
 

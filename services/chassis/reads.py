@@ -3,6 +3,7 @@
 The call that begins an operation carries it to the services that it asks, which know it again.
 """
 
+import getpass
 import uuid
 from contextvars import ContextVar
 
@@ -18,6 +19,15 @@ _running: ContextVar[Operation | None] = ContextVar("comity_operation", default=
 def access_of(message: types_pb.Access) -> Access:
     """Who reads, and why, as a request says it."""
     return Access(message.accessor or UNSTATED, message.reason or UNSTATED)
+
+
+def this_user() -> str:
+    """Who reads where a command does not say: the user of this process."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        # A container's user has no name.
+        return "command_line"
 
 
 def new_operation(access: Access) -> Operation:

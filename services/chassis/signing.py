@@ -17,6 +17,11 @@ def signing_key(use: str, secret: bytes) -> Ed25519PrivateKey:
     return Ed25519PrivateKey.from_private_bytes(hashlib.sha256(f"comity.{use}|".encode() + secret).digest())
 
 
+def public_hex(use: str, secret: bytes) -> str:
+    """The public half of the key for this use: 64 hex digits, as public_keys_of reads them."""
+    return signing_key(use, secret).public_key().public_bytes_raw().hex()
+
+
 def is_signed(message: bytes, signature: bytes, public_key: bytes) -> bool:
     """Whether the signature is this key's, over exactly this message.
 

@@ -114,3 +114,11 @@ def test_a_file_is_signed_by_the_key_whose_public_half_is_printed(tmp_path: Path
     code, told = models("sign", str(file), "--name=ranker", f"--key={tmp_path / 'none'}")
     assert (code, json.loads(told)["error"]["reason"]) == (1, "NO_MODEL_KEY")
     assert "COMITY_MODEL_KEY_FILE" in told
+
+
+def test_public_half_of_a_key_that_is_elsewhere_is_not_at_hand(tmp_path: Path) -> None:
+    """Where the services are, the key of a stack here is not theirs; it is told as when something is to be signed."""
+    shell = {"COMITY_DECISION_ADDRESS": "elsewhere:7070", "COMITY_MODEL_KEY_FILE": ""}
+    told = CliRunner().invoke(app, ["models", "key", f"--data-dir={tmp_path}"], env=shell).stderr
+    assert "it is not that of a stack here" in told
+    assert "COMITY_MODEL_KEY_FILE" in told
