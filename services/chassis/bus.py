@@ -11,6 +11,7 @@ from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 import nats
 import structlog
@@ -57,7 +58,17 @@ REBUILD_PAUSE_S = 0.2
 SCAN_BATCH = 256
 
 # Each stands for a right that services need; with no body none of it has an effect.
-RIGHTS = ("$JS.API.STREAM.CREATE.EV_CHECK", "$JS.API.CONSUMER.DURABLE.CREATE.EV_CHECK.check", "ev.v1.0.check.Check")
+RIGHTS = (
+    "$JS.API.STREAM.CREATE.EV_CHECK",
+    "$JS.API.CONSUMER.DURABLE.CREATE.EV_CHECK.check",
+    "$JS.API.CONSUMER.MSG.NEXT.EV_CHECK.check",
+    "$JS.ACK.EV_CHECK.check.1.1.1.0.0",
+    "ev.v1.0.check.Check",
+)
+ADDRESS_INVALID = (
+    "NATS_URL: give every server as nats://host:port, with commas between them, and percent-encode what is special in "
+    "a password."
+)
 JETSTREAM_OFF = "NATS has no JetStream for the account that NATS_URL names: switch it on."
 
 MESSAGE_ID = js.Header.MSG_ID.value
@@ -134,6 +145,8 @@ class NatsBus:
         if wrong := files.problems():
             raise _refused(" ".join(f"{name.upper()} {problem}." for name, problem in wrong.items()))
         servers, client = addresses_in(url), _Client()
+        if not all(map(_is_address, servers)):
+            raise _refused(ADDRESS_INVALID)
         errors = _Errors(with_credentials=files.credentials is not None)
         try:
             async with asyncio.timeout(timeout_s) as bound:
@@ -405,6 +418,15 @@ def _limits(config: js.StreamConfig) -> tuple[object, ...]:
         config.max_msg_size,
         config.duplicate_window,
     )
+
+
+def _is_address(url: str) -> bool:
+    """Whether it has a scheme, a host and, if any, a port that is a number."""
+    try:
+        parts = urlsplit(url)
+        return bool(parts.scheme and parts.hostname and parts.port != 0)
+    except ValueError:
+        return False
 
 
 class _Errors:

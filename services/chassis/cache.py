@@ -85,15 +85,20 @@ async def try_cache(url: str, *, prefix: str, timeout_s: float = 5.0) -> None:
 
 
 def _client(url: str, *, timeout_s: float, connections_max: int) -> Redis:
-    pool = BlockingConnectionPool.from_url(
-        url,
-        max_connections=connections_max,
-        timeout=timeout_s,
-        socket_connect_timeout=timeout_s,
-        # What is tried again, and for how long, is the caller's business: it has a deadline.
-        retry=Retry(NoBackoff(), 0),
-        protocol=2,
-    )
+    try:
+        pool = BlockingConnectionPool.from_url(
+            url,
+            max_connections=connections_max,
+            timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            # What is tried again, and for how long, is the caller's business: it has a deadline.
+            retry=Retry(NoBackoff(), 0),
+            protocol=2,
+        )
+    except ValueError:
+        # Without what the client says: it quotes a part of the address.
+        sentence = "REDIS_URL is no address: correct it, and percent-encode what is special in its password."
+        raise ServiceError(Kind.UNAVAILABLE, "CACHE_REFUSED", sentence) from None
     return Redis.from_pool(pool)
 
 

@@ -195,6 +195,8 @@ def run(service: str, settings_class: type[S], build: Callable[[S, App], Awaitab
         "--connect", action="store_true", help="with --check: also try Postgres, NATS and Redis as the service will"
     )
     asked = parser.parse_args()
+    if asked.connect and not asked.check:
+        parser.error("--connect goes with --check")
     try:
         settings = load(settings_class)
     except ValueError as error:

@@ -77,7 +77,7 @@ async def create_pool(
                 retry_after_s=RETRY_AFTER_S,
             )
 
-    with translated():
+    with _connecting():
         pool: Pool = await asyncpg.create_pool(
             url,
             min_size=1,
@@ -107,7 +107,7 @@ async def try_database(url: str, *, provisions: bool = False) -> None:
     Raises:
         ServiceError: UNAVAILABLE, with the setting to correct.
     """
-    with translated():
+    with _connecting():
         connection = await asyncpg.connect(url, timeout=CONNECT_TIMEOUT_S)
         try:
             in_recovery, _ = await connection.fetchrow(CHECK_SQL) or (True, "")
@@ -156,7 +156,7 @@ async def transaction(pool: Pool, *, verify: Verify | None = None) -> AsyncItera
                 await _roll_back(connection, running)
                 raise
             lost = await _commit(connection, running)
-            _room.there()
+            wrote()
     if lost is not None and not (verify is not None and await _verified(pool, verify)):
         raise outcome_unknown() from lost
 
@@ -218,6 +218,22 @@ def translated() -> Iterator[None]:
         if known is None:
             raise
         raise known from error
+
+
+@contextmanager
+def _connecting() -> Iterator[None]:
+    """The same of a block that connects; of an address that is none the client's words quote a part."""
+    try:
+        with translated():
+            yield
+    except (ValueError, OverflowError):
+        sentence = "DATABASE_URL is no address: correct it, and percent-encode what is special in its password."
+        raise ServiceError(Kind.UNAVAILABLE, "DATABASE_REFUSED", sentence) from None
+
+
+def wrote() -> None:
+    """Say that the database took a write, where it was no `transaction`: it has room again."""
+    _room.there()
 
 
 async def to_the_end(connection: Connection, work: Coroutine[Any, Any, T], *, timeout_s: float) -> T:

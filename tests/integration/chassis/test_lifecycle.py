@@ -235,6 +235,15 @@ async def test_check_validates_the_settings_and_exits(tmp_path: Path) -> None:
     assert said.startswith(b"COMITY_TRACE_RATIO: ")
 
 
+async def test_connect_goes_with_check_alone(tmp_path: Path) -> None:
+    """Whoever only wanted to try the servers does not start a service."""
+    async with asyncio.timeout(30):
+        process = await start(tmp_path, "--connect", **COMPLETE)
+        _, said = await process.communicate()
+    assert process.returncode == lifecycle.EXIT_SETTINGS
+    assert b"--connect goes with --check" in said
+
+
 async def test_misspelled_setting_is_refused_by_check_and_told_by_the_process(tmp_path: Path) -> None:
     """`--check` fails and says what is meant; a process serves all the same, with an alarm and the name in its log."""
     misspelled = {**COMPLETE, "COMITY_TRACE_RATE": "0.1"}

@@ -152,7 +152,9 @@ async def test_a_server_without_tls_is_told_nothing_where_tls_is_asked_for(serve
     assert "does not speak TLS" in await told(connecting(servers.nats.url.replace("nats://", "tls://")))
 
 
-@pytest.mark.parametrize("denied", ["$JS.API.STREAM.CREATE.>", "$JS.API.>", "ev.>"])
+@pytest.mark.parametrize(
+    "denied", ["$JS.API.STREAM.CREATE.>", "$JS.API.CONSUMER.MSG.NEXT.>", "$JS.ACK.>", "$JS.API.>", "ev.>"]
+)
 async def test_a_missing_right_is_found_before_it_is_missed(tmp_path: Path, denied: str) -> None:
     """A user that connects, and may not do what the services do, is told by the try."""
     rights = f'permissions: {{ publish: {{ deny: "{denied}" }} }}'
@@ -273,6 +275,33 @@ async def test_a_service_tries_its_servers_before_it_runs(
         "REDIS_URL",
     ]
     assert len(problems) == 3
+
+
+@pytest.mark.parametrize("password", ["right-and#secret", "right-and/secret", "right-and[secret", "right-and?secret"])
+async def test_a_password_that_is_not_encoded_is_no_address(password: str) -> None:
+    """The setting and what to do are named, and no part of the password, by a try as by the start."""
+    urls = f"postgresql://comity:{password}@h/x", f"redis://:{password}@h/0", f"nats://comity:{password}@h:4222"
+    postgres, valkey, bus = urls
+    problems = await try_servers("features", settings(database_url=SecretStr(postgres), redis_url=valkey, nats_url=bus))
+    assert [problem.split()[0].rstrip(":") for problem in problems] == ["DATABASE_URL", "NATS_URL", "REDIS_URL"]
+    for problem in [*problems, await told(create_pool(postgres, size=1))]:
+        assert "percent-encode" in problem
+        assert "right" not in problem
+        assert "secret" not in problem
+    with pytest.raises(ServiceError, match="REDIS_URL"):
+        RedisCache(valkey, prefix="test:")
+
+
+async def test_a_database_url_that_cannot_be_read_is_told() -> None:
+    """Also where a parameter of it is none, or the port is beyond what there is."""
+    for url in ("garbage", "postgresql://u@127.0.0.1/x?sslmode=bogus", "postgresql://u@127.0.0.1:99999/x"):
+        assert "DATABASE_URL is no address" in await told(try_database(url))
+
+
+@pytest.mark.parametrize("url", ["", "garbage", "localhost:4222", "nats://a:4222,b:4222", "nats://:4222", "nats://a:x"])
+async def test_a_nats_url_that_is_none_is_told_before_it_is_dialed(url: str) -> None:
+    """No outage that nobody can explain: how every server is to be given is said at once."""
+    assert "nats://host:port" in await told(connecting(url))
 
 
 def settings(**values: Any) -> ServiceSettings:

@@ -47,6 +47,15 @@ def test_what_is_logged_holds_no_secret(environment: Path) -> None:
     assert "host:4222" in shown
 
 
+@pytest.mark.parametrize("special", "#/?[@")
+def test_what_is_logged_holds_no_part_of_a_password_that_is_not_encoded(
+    environment: Path, monkeypatch: pytest.MonkeyPatch, special: str
+) -> None:
+    """A URL that cannot be read as one is masked all the same."""
+    monkeypatch.setenv("COMITY_SAMPLE_NATS_URL", f"nats://user:hun{special}ter@one:4222,nats://user:x@two:4222")
+    assert load(Settings).public()["nats_url"] == "nats://***@one:4222,nats://***@two:4222"
+
+
 def test_every_wrong_variable_is_named_and_no_value_shown(environment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A person sees what to set, and a log never what was set."""
     monkeypatch.delenv("COMITY_SAMPLE_NATS_URL")
