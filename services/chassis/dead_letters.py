@@ -194,6 +194,8 @@ class Rows:
         self._pool = pool
         self._place = source, consumer, table, *keys
         self._unread: dict[str, tuple[Any, ...]] = {}
+        # Those of `_unread` whose letters are stored.
+        self._told: set[str] = set()
 
     @property
     def unread(self) -> list[tuple[Any, ...]]:
@@ -215,7 +217,7 @@ class Rows:
         rows = list(rows)
         _, _, table, *keys = self._place
         found, letters = read_rows(rows, read, *self._place)
-        fresh = [letter for letter in letters if letter.channel not in self._unread]
+        fresh = [letter for letter in letters if letter.channel not in self._told]
         failed = {letter.channel for letter in letters}
         for key in again:
             self._unread.pop("/".join((table, *map(str, key))), None)
@@ -225,7 +227,9 @@ class Rows:
                 self._unread[place] = tuple(row[key] for key in keys)
             else:
                 self._unread.pop(place, None)
-        await put_aside(self._pool, fresh)
+        self._told &= self._unread.keys()
+        if await put_aside(self._pool, fresh):
+            self._told.update(letter.channel for letter in fresh)
         return found
 
     def lacks(self, letter: Letter) -> bool:
@@ -272,8 +276,12 @@ async def put_aside_in(connection: Connection, letter: Letter) -> None:
     )
 
 
-async def put_aside(pool: Pool, letters: Iterable[Letter]) -> None:
-    """Store letters of rows that stay where they are; a reader goes on also where that cannot be done now."""
+async def put_aside(pool: Pool, letters: Iterable[Letter]) -> bool:
+    """Store letters of rows that stay where they are; a reader goes on also where that cannot be done now.
+
+    Returns:
+        Whether all are stored; where not, whoever reads the rows again is to try again.
+    """
     try:
         for letter in letters:
             async with transaction(pool) as connection:
@@ -281,6 +289,8 @@ async def put_aside(pool: Pool, letters: Iterable[Letter]) -> None:
     except ServiceError as outage:
         # The row is there, and the next reader says it.
         _log.warning("not_put_aside", reason=outage.reason)
+        return False
+    return True
 
 
 class DeadLetters:

@@ -39,6 +39,7 @@ from services.chassis.postgres import (
     outcome_unknown,
     to_the_end,
     transaction,
+    wrote,
 )
 
 __all__ = [
@@ -237,9 +238,11 @@ class PostgresEventStore:
         if len(appends) <= APPENDS_MAX and _is_one_wave(appends):
             async with acquire(self._pool) as connection:
                 # A single statement commits itself: no BEGIN and COMMIT to pay for.
-                return await to_the_end(
+                results = await to_the_end(
                     connection, _record(connection, appends, again=again), timeout_s=BATCH_TIMEOUT_S
                 )
+                wrote()
+                return results
         async with transaction(self._pool) as connection:
             return await _record(connection, appends, again=again)
 

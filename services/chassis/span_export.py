@@ -11,8 +11,9 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import structlog
 from google.protobuf.json_format import MessageToDict
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.trace import Event, ReadableSpan
@@ -34,6 +35,8 @@ ALLOWED_NAMES = frozenset({"error.type", "exception.type", "net.peer.name", "net
 # Parameters are values.
 REFUSED_PREFIXES = ("db.statement.parameters", "db.query.parameter")
 
+_log = structlog.get_logger(__name__)
+
 
 class ScrubbingExporter(SpanExporter):
     """Hands on to another exporter only what may leave the process; what that does not take is counted, an alarm."""
@@ -46,7 +49,12 @@ class ScrubbingExporter(SpanExporter):
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Export the spans without what may be personal."""
         self.given_count += len(spans)
-        result = self._exporter.export([scrubbed(span) for span in spans])
+        try:
+            result = self._exporter.export([scrubbed(span) for span in spans])
+        except Exception as error:
+            # A bug; what is raised here would be counted nowhere.
+            _log.error("spans not exported", exc_info=error)
+            result = SpanExportResult.FAILURE
         is_lost = result is not SpanExportResult.SUCCESS
         if is_lost:
             metrics.SPANS_LOST.labels("not_exported").inc(len(spans))
@@ -120,7 +128,7 @@ class FileExporter(SpanExporter):
         line = json.dumps(otlp_json(spans), separators=(",", ":")).encode() + b"\n"
         try:
             with self._lock:
-                if self._file.tell() + len(line) > self._file_bytes_max or self._is_of_yesterday():
+                if self._opened().tell() + len(line) > self._file_bytes_max or self._is_of_yesterday():
                     self._rotate()
                 self._file.write(line)
                 self._file.flush()
@@ -142,9 +150,15 @@ class FileExporter(SpanExporter):
     def _is_of_yesterday(self) -> bool:
         return not 0.0 <= self._clock() - self._begun_s < DAY_S
 
+    def _opened(self) -> BinaryIO:
+        """The file, opened again where a rotation failed halfway."""
+        if self._file.closed:
+            self._file = self._path.open("ab")
+        return self._file
+
     def _rotate(self) -> None:
         self._begun_s = self._clock()
-        if self._file.tell() == 0:
+        if self._opened().tell() == 0:
             return
         self._file.close()
         self._rotations += 1

@@ -10,8 +10,10 @@ from cli.stack.servers import Servers
 from services.chassis import postgres
 from services.chassis.alarms import Alarm, standing
 from services.chassis.errors import Kind, ServiceError
+from services.chassis.eventstore import PostgresEventStore
 from services.chassis.postgres import Connection, Pool, acquire, create_pool, leadership, transaction
 from tests.conftest import MakeDatabase
+from tests.contract.samples import new_append
 
 INSERT_SQL = "INSERT INTO dead_letters (source, consumer, channel, reason, payload) VALUES ($1, '', '', '', '')"
 SOURCES_SQL = "SELECT source FROM dead_letters ORDER BY id"
@@ -179,11 +181,19 @@ async def test_full_disk_is_an_alarm_until_writes_go_through_again(pool: Pool, m
     room = postgres._Room()
     monkeypatch.setattr(postgres, "_room", room)
     monkeypatch.setattr(postgres, "FULL_FOR_S", 0.0)
+    await fill_up(pool)
+    async with transaction(pool) as connection:
+        await connection.execute(INSERT_SQL, "here")
+    assert Alarm.DATABASE_FULL not in standing()
+    await fill_up(pool)
+    await PostgresEventStore(pool).append(new_append("stream"))
+    assert Alarm.DATABASE_FULL not in standing()
+
+
+async def fill_up(pool: Pool) -> None:
+    """Postgres says that there is no room."""
     with pytest.raises(ServiceError) as refused:
         async with transaction(pool) as connection:
             await connection.execute("DO $$ BEGIN RAISE EXCEPTION 'no space' USING ERRCODE = '53100'; END $$")
     assert (refused.value.kind, refused.value.reason) == (Kind.UNAVAILABLE, "DATABASE_FULL")
     assert Alarm.DATABASE_FULL in standing()
-    async with transaction(pool) as connection:
-        await connection.execute(INSERT_SQL, "here")
-    assert Alarm.DATABASE_FULL not in standing()

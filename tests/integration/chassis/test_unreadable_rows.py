@@ -145,6 +145,24 @@ async def test_mended_item_is_read_again(database: MakeDatabase) -> None:
         assert not catalog.has_unread
 
 
+async def test_row_is_told_also_where_its_letter_could_not_be_stored_at_first(database: MakeDatabase) -> None:
+    """A reader goes on without the letter, and stores it as soon as it can."""
+    pool = await create_pool(await database("decision"), size=4, statement_timeout_ms=200)
+    try:
+        entered = [DeclaredItem(item_from_pb(one), one.SerializeToString()) for one in items(2)]
+        await PostgresCatalog(pool, CLOCK).upsert(entered)
+        await pool.execute("UPDATE items SET item = 'no item' WHERE item_id = 'item-0'")
+        catalog = PostgresCatalog(pool, CLOCK)
+        async with pool.acquire() as other, other.transaction():
+            await other.execute("LOCK TABLE dead_letters")
+            assert [one.id for one in (await catalog.changed_since(0))[1]] == ["item-1"]
+        assert await places(pool) == []
+        assert (await catalog.changed_since(1))[1] == []
+        assert await places(pool) == ["items/item-0"]
+    finally:
+        await pool.close()
+
+
 async def published(books: Books, features: Sequence[feature_set_pb2.Feature]) -> str:
     feature_set = await books.named(checked_set(features_from_pb(features)))
     await books.publish(feature_set_to_pb(feature_set, features))

@@ -275,13 +275,17 @@ def test_process_is_on_what_it_exports() -> None:
     assert (resource["service.name"], resource["service.instance.id"]) == ("sample", "pod-7")
 
 
-def test_files_are_bounded(tmp_path: Path) -> None:
-    """A full file is put aside, and of all of them the newest are kept."""
+def one_span() -> list[ReadableSpan]:
     made = Traced()
     with tracing.root_span("call"):
         pass
-    spans = list(made.spans().values())
     made.telemetry.shutdown()
+    return list(made.spans().values())
+
+
+def test_files_are_bounded(tmp_path: Path) -> None:
+    """A full file is put aside, and of all of them the newest are kept."""
+    spans = one_span()
     (tmp_path / "other-1.jsonl").touch()
     exporter = FileExporter(tmp_path, "sample", file_bytes_max=2000, files_max=3)
     for _ in range(40):
@@ -294,13 +298,41 @@ def test_files_are_bounded(tmp_path: Path) -> None:
     assert (tmp_path / "other-1.jsonl").exists()
 
 
+def test_rotation_that_fails_halfway_is_made_up_for(tmp_path: Path) -> None:
+    """What could not be written is counted as lost, whatever was raised, and the next export is written again."""
+    spans = one_span()
+    files = FileExporter(tmp_path, "sample", file_bytes_max=1)
+    exporter = ScrubbingExporter(files)
+    assert exporter.export(spans) is SpanExportResult.SUCCESS
+    # A folder stands where the full file is to be put aside.
+    in_the_way = tmp_path / f"sample-{os.getpid()}.1.jsonl"
+    in_the_way.mkdir()
+    before = lost("not_exported")
+    assert exporter.export(spans) is SpanExportResult.FAILURE
+    assert lost("not_exported") - before == 1.0
+    in_the_way.rmdir()
+    assert exporter.export(spans) is SpanExportResult.SUCCESS
+    assert Alarm.SPANS_LOST not in standing()
+    exporter.shutdown()
+
+
+def test_spans_of_an_exporter_that_raises_are_lost() -> None:
+    """They are counted, and the alarm clears with the next export that succeeds."""
+
+    class Raising(Kept):
+        def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+            raise ValueError("closed")
+
+    before = lost("not_exported")
+    assert ScrubbingExporter(Raising()).export(one_span()) is SpanExportResult.FAILURE
+    assert lost("not_exported") - before == 1.0
+    assert Alarm.SPANS_LOST in standing()
+    assert ScrubbingExporter(Kept()).export([]) is SpanExportResult.SUCCESS
+
+
 def test_traces_of_two_weeks_ago_are_deleted(tmp_path: Path) -> None:
     """At the start and once a day, of earlier processes and of this one, whether or not anything is exported."""
-    made = Traced()
-    with tracing.root_span("call"):
-        pass
-    spans = list(made.spans().values())
-    made.telemetry.shutdown()
+    spans = one_span()
     now_s = [time.time()]
 
     def last_written(name: str, days_ago: float) -> Path:
