@@ -16,13 +16,14 @@ from comity.common.v1 import holdings_pb2 as holdings_pb
 from comity.common.v1 import types_pb2 as types_pb
 
 from services.chassis.clock import Clock
+from services.chassis.erasure import erased_in
 from services.chassis.errors import ServiceError
 from services.chassis.events import Append, NewEvent
 from services.chassis.eventstore import append_in
 from services.chassis.ids import uuid7
 from services.chassis.metrics import PERSONAL_DATA_ACCESSES
 from services.chassis.ports import Access, Operation
-from services.chassis.postgres import Pool, transaction
+from services.chassis.postgres import Pool, acquire, transaction
 from services.chassis.tracing import span, traceparent
 
 PERSONAL_DATA_ACCESSED = holdings_pb.PersonalDataAccessed.DESCRIPTOR.full_name
@@ -74,12 +75,16 @@ class PostgresAccessLog:
         if operation.id:
             await self._record_once(operation.id, fact)
             return
-        try:
-            await self._record(sorted(set(member_ids)) or (EVERYBODY,), fact)
-        except ServiceError as refusal:
-            if refusal.reason != "SUBJECT_ERASED":
-                raise
-            await self._record((EVERYBODY,), fact)
+        about = set(member_ids) or {EVERYBODY}
+        while True:
+            try:
+                await self._record(sorted(about), fact)
+                return
+            except ServiceError as refusal:
+                erased = await self._erased(about) if refusal.reason == "SUBJECT_ERASED" else ()
+                if not erased:
+                    raise
+            about = about.difference(erased) | {EVERYBODY}
 
     async def _record_once(self, operation_id: str, fact: holdings_pb.PersonalDataAccessed) -> None:
         if operation_id in self._known:
@@ -112,6 +117,10 @@ class PostgresAccessLog:
                 ]
                 await append_in(connection, appends)
         PERSONAL_DATA_ACCESSES.labels(fact.method.rpartition("/")[2]).inc()
+
+    async def _erased(self, member_ids: set[str]) -> set[str]:
+        async with acquire(self._pool) as connection:
+            return await erased_in(connection, member_ids)
 
     def _about(self, subject_id: str) -> str:
         return "" if self._outlives_erasure or subject_id == EVERYBODY else subject_id

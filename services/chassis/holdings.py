@@ -36,7 +36,7 @@ from services.chassis.erasure import POSTGRES, Counts, Erasure, Step, count_in, 
 from services.chassis.errors import ServiceError, invalid
 from services.chassis.events import RecordedEvent
 from services.chassis.log_rows import recorded
-from services.chassis.ports import AccessLog, Operation
+from services.chassis.ports import AccessLog
 from services.chassis.postgres import Pool, acquire, transaction
 from services.chassis.reads import carry, operation_of
 from services.chassis.tracing import COMITY_ERASURE_STEP, span
@@ -173,28 +173,23 @@ class HoldingsService(pb_grpc.HoldingsServiceServicer):
     async def ExportHoldings(  # noqa: N802
         self, request: pb.ExportHoldingsRequest, context: Context
     ) -> AsyncIterator[pb.ExportHoldingsResponse]:
-        """Everything held, page by page; what a page is about has been recorded before it is given."""
+        """Everything held, page by page; that it is given out has been recorded before, unless nothing is held."""
         page, size = pb.ExportHoldingsResponse(), 0
-        operation, told = carry(operation_of(request.operation)), set[str]()
+        operation, is_recorded = carry(operation_of(request.operation)), False
         with span("holdings.export"):
             async for record in self._holdings.export(tuple(dict.fromkeys(request.member_ids))):
+                if self._accesses is not None and not is_recorded:
+                    # About those who are asked for: a record may name nobody, and is somebody's all the same.
+                    await self._accesses.operated(operation, EXPORT_METHOD, member_ids=request.member_ids)
+                is_recorded = True
                 packed = _record_to_pb(record)
                 size += packed.ByteSize()
                 if page.records and (size > PAGE_BYTES_MAX or len(page.records) == PAGE_RECORDS_MAX):
-                    await self._record(operation, page, told)
                     yield page
                     page, size = pb.ExportHoldingsResponse(), packed.ByteSize()
                 page.records.append(packed)
             if page.records:
-                await self._record(operation, page, told)
                 yield page
-
-    async def _record(self, operation: Operation, page: pb.ExportHoldingsResponse, told: set[str]) -> None:
-        """That a page is given out, about those of whom none was before."""
-        member_ids = {record.member_id for record in page.records} - told
-        if self._accesses is not None and member_ids:
-            await self._accesses.operated(operation, EXPORT_METHOD, member_ids=sorted(member_ids))
-        told |= member_ids
 
     async def EraseHoldings(  # noqa: N802
         self, request: pb.EraseHoldingsRequest, context: Context

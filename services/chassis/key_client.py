@@ -1,7 +1,7 @@
 """Data keys from identity's KeyService; reads that wait leave as one call."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import grpc
 from comity.identity.v1 import identity_service_pb2 as pb
@@ -16,8 +16,6 @@ from services.chassis.sealing import DataKey
 
 # What one request may ask for (identity_service.proto).
 MEMBERS_MAX = 512
-# As many keys as are gathered at once may be of as many operations.
-OPERATIONS_MAX = 512
 
 
 class GrpcKeyReader:
@@ -35,22 +33,20 @@ class GrpcKeyReader:
     ) -> None:
         # What a process does by itself is one operation for as long as it runs.
         self._own = new_operation(Access(service, "what the service does by itself"))
-        # Of those whose keys wait to be asked for; a batch takes all that are there.
-        self._operations: dict[str, Operation] = {}
         self._stub = pb_grpc.KeyServiceStub(channel)
         self._timeout_s = timeout_s
         load = load or Load()
         # Apart, because a read that mints writes: it must not make keys for those that only wanted to look.
-        self._reads = Gatherer[str, DataKey](self._read, load, batch_max=MEMBERS_MAX, name="data_keys")
+        self._reads = Gatherer[tuple[str, Operation], DataKey](
+            self._read, load, batch_max=MEMBERS_MAX, name="data_keys"
+        )
         self._mints = Gatherer[str, DataKey](self._mint, load, batch_max=MEMBERS_MAX, name="data_keys_minted")
 
     async def keys(self, member_ids: Sequence[str], *, mint: bool) -> Mapping[str, DataKey]:
         """See sealing.KeyReader."""
-        gatherer = self._mints if mint else self._reads
-        if not mint:
-            operation = running() or self._own
-            self._operations[operation.id] = operation
-        found = await asyncio.gather(*(gatherer(member_id) for member_id in member_ids), return_exceptions=True)
+        operation = running() or self._own
+        asked = (self._mints(one) if mint else self._reads((one, operation)) for one in member_ids)
+        found = await asyncio.gather(*asked, return_exceptions=True)
         keys = {member_id: key for member_id, key in zip(member_ids, found, strict=True) if isinstance(key, DataKey)}
         for error in found:
             # Who is refused alone has no key, and that is no reason to withhold the others'. A fault that everybody
@@ -59,20 +55,18 @@ class GrpcKeyReader:
                 raise error
         return keys
 
-    async def _read(self, member_ids: list[str]) -> Sequence[DataKey]:
-        return await self._ask(member_ids, mint=False)
+    async def _read(self, asked: list[tuple[str, Operation]]) -> Sequence[DataKey]:
+        operations = {operation.id: operation for _, operation in asked}
+        return await self._ask([member_id for member_id, _ in asked], operations.values(), mint=False)
 
     async def _mint(self, member_ids: list[str]) -> Sequence[DataKey]:
-        return await self._ask(member_ids, mint=True)
+        return await self._ask(member_ids, (), mint=True)
 
-    async def _ask(self, member_ids: list[str], *, mint: bool) -> Sequence[DataKey]:
+    async def _ask(self, member_ids: list[str], operations: Iterable[Operation], *, mint: bool) -> Sequence[DataKey]:
         # Several callers may want the same member's key at once.
         distinct = list(dict.fromkeys(member_ids))
-        request = pb.GetDataKeysRequest(member_ids=distinct, mint=mint)
-        if not mint:
-            operations, self._operations = list(self._operations.values()), {}
-            stated = [operation_to_pb(operation) for operation in operations or [self._own]]
-            request.operations.extend(stated[:OPERATIONS_MAX])
+        stated = map(operation_to_pb, operations)
+        request = pb.GetDataKeysRequest(member_ids=distinct, mint=mint, operations=stated)
         response = await call(self._stub.GetDataKeys, request, self._timeout_s)
         keys = {key.member_id: DataKey(key.member_id, key.key_id, key.key, key.destroyed) for key in response.keys}
         if list(keys) != distinct:

@@ -11,8 +11,7 @@ from comity.identity.v1 import identity_service_pb2_grpc as pb_grpc
 
 from services.chassis.deadline import shave
 from services.chassis.errors import Kind, ServiceError, invalid
-from services.chassis.ports import Access
-from services.chassis.reads import new_operation, operation_to_pb, running
+from services.chassis.reads import operation_to_pb, running
 from services.chassis.rpc_client import SHAVE_S, call
 from services.chassis.status import from_call_error
 from services.consent import wire
@@ -88,7 +87,8 @@ class GrpcParticipant:
 
     async def export(self, member_ids: Sequence[str]) -> AsyncIterator[Any]:
         """See handlers.privacy_ports.Participant. A page is the records of one ExportHoldingsResponse."""
-        operation = running() or new_operation(Access("consent", "whether anything is held"))
+        operation = running()
+        assert operation is not None, "whatever asks what is held is an operation"
         request = holdings_pb.ExportHoldingsRequest(member_ids=member_ids, operation=operation_to_pb(operation))
         try:
             async for page in self._stub.ExportHoldings(request, timeout=min(self._export_timeout_s, shave(SHAVE_S))):

@@ -7,7 +7,7 @@ from comity.feedback.v1 import feedback_service_pb2 as pb
 from comity.feedback.v1.feedback_service_pb2_grpc import FeedbackServiceStub
 
 from services.chassis.ports import Access
-from services.chassis.reads import new_operation, operation_to_pb, running
+from services.chassis.reads import new_operation, operation_to_pb
 from services.chassis.rpc_client import stream
 from services.features.domain.members import Behavior
 from services.features.wire import replayed_from_pb
@@ -24,7 +24,7 @@ class FeedbackLog:
 
     async def behavior_of(self, member_ids: Sequence[str]) -> AsyncIterator[list[tuple[str, Behavior]]]:
         """See store.holdings.BehaviorLog."""
-        operation = running() or new_operation(Access("features", "what an erased person did is subtracted"))
+        operation = new_operation(Access("features", "what an erased person did is subtracted"))
         request = pb.ReplayEventsRequest(
             kinds=[pb.REPLAY_KIND_BEHAVIOR], member_ids=member_ids, operation=operation_to_pb(operation)
         )

@@ -95,6 +95,10 @@ async def test_a_read_about_who_is_being_erased_is_recorded_without_them(pool: P
     await log.operated(operation_of(types_pb.Operation()), METHOD, member_ids=[ALICE])
     assert await facts(pool, stream_of(ALICE)) == []
     assert await facts(pool, stream_of(EVERYBODY)) == [(UNSTATED, "", "")]
+    await log.operated(operation_of(types_pb.Operation()), METHOD, member_ids=[ALICE, BOB])
+    assert await facts(pool, stream_of(ALICE)) == []
+    assert await facts(pool, stream_of(BOB)) == [(UNSTATED, "", BOB)], "one who is erased hides nobody else"
+    assert await facts(pool, stream_of(EVERYBODY)) == [(UNSTATED, "", "")] * 2
 
 
 async def test_what_a_call_asks_of_others_is_part_of_its_operation() -> None:

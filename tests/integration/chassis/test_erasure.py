@@ -254,15 +254,18 @@ async def test_who_is_erased_between_two_tries_leaves_nothing_begun(pool: Pool) 
 class OneTable:
     """Holdings of a service that keeps notes about people."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, count: int = 250) -> None:
         self._pool = pool
+        self._count = count
 
     def describe(self) -> Sequence[Holding]:
         return [Holding("postgres", "events", "what they did", "deleted", sealed=True, purposes=("measurement",))]
 
     async def export(self, member_ids: Sequence[str]) -> AsyncIterator[HeldRecord]:
-        for number in range(250):
-            yield HeldRecord("postgres", "events", "note", member_ids[0], content={"number": number, "list": [1, "a"]})
+        # The first page is of records that name nobody, as identity's links are.
+        for number in range(self._count):
+            member_id = "" if number < 100 else member_ids[0]
+            yield HeldRecord("postgres", "events", "note", member_id, content={"number": number, "list": [1, "a"]})
 
     async def erase(self, step: Step, erasure: Erasure) -> None:
         if step is Step.DELETE:
@@ -342,14 +345,17 @@ async def test_export_comes_in_pages(pool: Pool) -> None:
 
 async def test_export_leaves_a_fact_about_whom_it_gives_out(pool: Pool) -> None:
     """Once a call, or once an operation; of whom nothing is held nothing is recorded either, or that would be held."""
-    service = HoldingsService(pool, OneTable(pool), PostgresAccessLog(pool, SystemClock()))
+    accesses = PostgresAccessLog(pool, SystemClock())
+    service, nothing = (HoldingsService(pool, OneTable(pool, count), accesses) for count in (250, 0))
     store, context = PostgresEventStore(pool), cast(Any, None)
-    unnamed = pb.ExportHoldingsRequest(member_ids=[KEPT, GONE])
+    unnamed = pb.ExportHoldingsRequest(member_ids=[KEPT])
+    assert not [page async for page in nothing.ExportHoldings(unnamed, context)]
     operation = new_operation(Access("officer", "a request of the person"))
     named = pb.ExportHoldingsRequest(member_ids=[GONE], operation=operation_to_pb(operation))
     for request in (unnamed, named, named):
         assert [page async for page in service.ExportHoldings(request, context)]
     assert [event.subject_id for event in await store.read_stream(stream_of(KEPT))] == [KEPT]
     assert await store.read_stream(stream_of(GONE)) == []
+    assert await store.read_stream(stream_of("")) == [], "records that name nobody are somebody's all the same"
     (once,) = await store.read_stream(f"access-op-{operation.id}")
     assert once.subject_id == ""

@@ -93,6 +93,21 @@ async def test_who_is_no_member_costs_the_others_no_key(service: tuple[Keys, Grp
     assert found.keys() == {"a", "b"}
 
 
+async def test_what_keys_are_opened_for_is_told_beside_a_refusal(service: tuple[Keys, GrpcKeyReader]) -> None:
+    """A batch that is refused leaves in parts, each with the operations of its own keys."""
+    keys, reader = service
+    keys.nobody = "not a member"
+
+    async def opened_for(member_id: str) -> str:
+        operation = begin(Access("officer", member_id))
+        await reader.keys([member_id, "not a member"], mint=False)
+        return operation.id
+
+    one, two = await asyncio.gather(*(asyncio.create_task(opened_for(member_id)) for member_id in ("a", "b")))
+    told = {tuple(request.member_ids): {operation.id for operation in request.operations} for request in keys.requests}
+    assert {members: told[members] for members in (("a",), ("b",))} == {("a",): {one}, ("b",): {two}}
+
+
 async def test_what_keys_are_opened_for_is_told(service: tuple[Keys, GrpcKeyReader]) -> None:
     """An operation by its own name, also where several leave together; the rest as the service's own, all its life."""
     keys, reader = service
