@@ -65,8 +65,8 @@ async def server_problems(name: str, url: str, databases: Mapping[str, str]) -> 
         databases: each service's address of its own database; empty where there is none yet.
     """
     # Only here: the clients of three servers take longer to load than most commands take.
-    from services.chassis.bus import try_bus
     from services.chassis.cache import try_cache
+    from services.chassis.nats_connection import try_bus
     from services.chassis.postgres import try_database
 
     if name == "postgres":

@@ -1,4 +1,4 @@
-"""NATS JetStream as a ports.Bus: durable, ordered channels that reconnect for ever.
+"""NATS JetStream as a ports.Bus: durable, ordered channels over a chassis.nats_connection.
 
 A channel is `ev.v1.<partition>.<service>.<TypeName>`; the stream of a service holds all of its channels. Streams are
 transport, not the record: what they lose is published again (chassis.reconciler).
@@ -10,36 +10,25 @@ from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
-from urllib.parse import urlsplit
 
 import nats
 import structlog
-from nats.aio.client import Client, Srv
+from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.aio.transport import TcpTransport
 from nats.js import JetStreamContext
 from nats.js import api as js
-from nats.js.errors import APIError, FetchTimeoutError, NoStreamResponseError, NotFoundError, ServiceUnavailableError
+from nats.js.errors import APIError, FetchTimeoutError, NoStreamResponseError, NotFoundError
 
+from services.chassis import nats_connection
 from services.chassis.errors import Kind, ServiceError, invalid
+from services.chassis.nats_connection import API_TIMEOUT_S, unavailable
 from services.chassis.nats_files import NatsFiles
 from services.chassis.ports import Delivery, Message
-from services.chassis.refused import by_nats
-from services.chassis.settings import addresses_in
-
-CONNECT_TIMEOUT_S = 10.0
-# So often each server may refuse us before the first connection is given up: who is refused twice is refused for good.
-REFUSALS_MAX = 2
-CLOSED_TIMEOUT_S = 0.5
-RECONNECT_WAIT_S = 0.25
-PING_INTERVAL_S = 5
 
 STREAM_AGE_S = 7 * 24 * 3600
 # NATS' own limit for a message with its headers (max_payload); larger events are refused by the log.
 MESSAGE_BYTES_MAX = 2**20
 DUPLICATE_WINDOW_S = 600.0
-API_TIMEOUT_S = 5.0
 
 PUBLISH_TIMEOUT_S = 2.0
 PUBLISH_ATTEMPTS = 2
@@ -57,20 +46,6 @@ HEARTBEAT_S = 0.5
 REBUILD_PAUSE_S = 0.2
 SCAN_BATCH = 256
 
-# Each stands for a right that services need; with no body none of it has an effect.
-RIGHTS = (
-    "$JS.API.STREAM.CREATE.EV_CHECK",
-    "$JS.API.CONSUMER.DURABLE.CREATE.EV_CHECK.check",
-    "$JS.API.CONSUMER.MSG.NEXT.EV_CHECK.check",
-    "$JS.ACK.EV_CHECK.check.1.1.1.0.0",
-    "ev.v1.0.check.Check",
-)
-ADDRESS_INVALID = (
-    "NATS_URL: give every server as nats://host:port, with commas between them, and percent-encode what is special in "
-    "a password."
-)
-JETSTREAM_OFF = "NATS has no JetStream for the account that NATS_URL names: switch it on."
-
 MESSAGE_ID = js.Header.MSG_ID.value
 TOO_LARGE_CODE = 10054
 
@@ -87,19 +62,6 @@ def channels_of(service: str) -> str:
     return f"ev.v1.*.{service}.>"
 
 
-async def try_bus(url: str, files: NatsFiles) -> None:
-    """Do what a service does: connect, and have the rights that it needs.
-
-    Raises:
-        ServiceError: UNAVAILABLE, with the setting to correct.
-    """
-    bus = await NatsBus.connect(url, name="comity-check", files=files, timeout_s=API_TIMEOUT_S)
-    try:
-        await bus.try_rights()
-    finally:
-        await bus.close()
-
-
 @dataclass(frozen=True, slots=True)
 class StreamState:
     """What a stream holds, for those who know what it should."""
@@ -114,9 +76,8 @@ class StreamState:
 class NatsBus:
     """ports.Bus over JetStream; made by `await NatsBus.connect(url)`."""
 
-    def __init__(self, client: Client, errors: "_Errors", *, ack_wait_s: float) -> None:
+    def __init__(self, client: Client, *, ack_wait_s: float) -> None:
         self._client = client
-        self._errors = errors
         self._jetstream = client.jetstream(timeout=API_TIMEOUT_S)
         self._ack_wait_s = ack_wait_s
 
@@ -128,63 +89,15 @@ class NatsBus:
         name: str = "comity",
         files: NatsFiles | None = None,
         ack_wait_s: float = ACK_WAIT_S,
-        timeout_s: float = CONNECT_TIMEOUT_S,
+        timeout_s: float = nats_connection.CONNECT_TIMEOUT_S,
     ) -> "NatsBus":
-        """A connected bus.
+        """A connected bus: see nats_connection.connect.
 
         Args:
-            url: of the servers of one cluster, with commas between them.
-            name: of the connection, for the server's own reports.
-            files: certificates and credentials; a server is then asked nothing before it speaks TLS.
             ack_wait_s: after which a message whose consumer died is delivered again.
-
-        Raises:
-            ServiceError: UNAVAILABLE when no server let us in in time; where one said why not, with that.
         """
-        files = files or NatsFiles()
-        if wrong := files.problems():
-            raise _refused(" ".join(f"{name.upper()} {problem}." for name, problem in wrong.items()))
-        servers, client = addresses_in(url), _Client()
-        if not all(map(_is_address, servers)):
-            raise _refused(ADDRESS_INVALID)
-        errors = _Errors(with_credentials=files.credentials is not None)
-        try:
-            async with asyncio.timeout(timeout_s) as bound:
-                errors.give_up_after(REFUSALS_MAX * len(servers), bound)
-                await client.connect(
-                    servers,
-                    name=name,
-                    max_reconnect_attempts=-1,
-                    ping_interval=PING_INTERVAL_S,
-                    error_cb=errors.note,
-                    **{"reconnect_time_wait": RECONNECT_WAIT_S, **files.options()},
-                )
-        except (TimeoutError, OSError, nats.errors.Error) as error:
-            await client.give_up()
-            raise (errors.refusal or _unavailable("connect")) from error
-        finally:
-            errors.give_up_after(0, None)
-        return cls(client, errors, ack_wait_s=ack_wait_s)
-
-    async def try_rights(self) -> None:
-        """Ask for what services need: JetStream, streams, consumers, channels. Nothing is made or stored.
-
-        Raises:
-            ServiceError: UNAVAILABLE (BUS_REFUSED) when something of it is not allowed, or JetStream is off.
-        """
-        self._errors.is_raised = True
-        try:
-            for subject in RIGHTS:
-                await self._client.publish(subject, b"")
-            # Behind them in the same buffer, which a flush is not: what was refused has been told when it is answered.
-            await self._jetstream.account_info()
-        except (TimeoutError, OSError, nats.errors.Error) as error:
-            off = isinstance(error, ServiceUnavailableError | APIError)
-            raise (
-                self._errors.refusal or (_refused(JETSTREAM_OFF) if off else _unavailable("check the rights"))
-            ) from error
-        if self._errors.refusal is not None:
-            raise self._errors.refusal
+        client = await nats_connection.connect(url, name=name, files=files, timeout_s=timeout_s)
+        return cls(client, ack_wait_s=ack_wait_s)
 
     async def ensure_stream(self, service: str) -> None:
         """Create the service's stream, or bring its limits up to date; publishers and consumers both may call it."""
@@ -320,13 +233,7 @@ class NatsBus:
 
     async def close(self) -> None:
         """Hand over what is buffered and close the connection."""
-        if self._client.is_closed:
-            return
-        try:
-            async with asyncio.timeout(API_TIMEOUT_S):
-                await self._client.drain()
-        except (TimeoutError, OSError, nats.errors.Error):
-            await self._client.close()
+        await nats_connection.close(self._client)
 
     async def _subscribe(self, channels: str, durable: str) -> JetStreamContext.PullSubscription:
         service = _service_in(channels)
@@ -420,77 +327,6 @@ def _limits(config: js.StreamConfig) -> tuple[object, ...]:
     )
 
 
-def _is_address(url: str) -> bool:
-    """Whether it has a scheme, a host and, if any, a port that is a number."""
-    try:
-        parts = urlsplit(url)
-        return bool(parts.scheme and parts.hostname and parts.port != 0)
-    except ValueError:
-        return False
-
-
-class _Errors:
-    """What the client tells of its connection, logged once there was one, and the last refusal among it.
-
-    Lost connections are told, not raised: the client connects again by itself.
-    """
-
-    def __init__(self, *, with_credentials: bool) -> None:
-        self._with_credentials = with_credentials
-        self.refusal: ServiceError | None = None
-        self._refusals_left = 0
-        self._bound: asyncio.Timeout | None = None
-        # Whoever waits raises the refusal: it is not logged, too.
-        self.is_raised = False
-
-    def give_up_after(self, refusals: int, bound: asyncio.Timeout | None) -> None:
-        """End the bound early when so many tries were refused; None: try for ever, as after the first connection."""
-        self._refusals_left, self._bound = refusals, bound
-
-    async def note(self, error: Exception) -> None:
-        """The callback."""
-        sentence = by_nats(error, with_credentials=self._with_credentials)
-        if sentence is not None:
-            self.refusal = _refused(sentence)
-            self._refusals_left -= 1
-            if self._bound is not None and self._refusals_left == 0:
-                self._bound.reschedule(0.0)
-        if self._bound is None and not self.is_raised:
-            _log.warning("nats_error", cause=type(error).__name__, remedy=sentence)
-
-
-class _Client(Client):
-    """nats-py's client, mended.
-
-    It would tell a server that offers no TLS the password although TLS was asked for; and after a handshake that
-    failed, wait for ever for the end of a connection that is closed, and ask no server any more.
-    """
-
-    async def give_up(self) -> None:
-        """Close what is half open where no connection came about."""
-        with suppress(Exception):
-            await self.close()
-        if self._transport is not None:
-            self._transport.close()  # type: ignore[no-untyped-call]
-
-    async def _connect_to_server(self, s: Srv) -> None:
-        await super()._connect_to_server(s)
-        closed = TcpTransport.wait_closed
-
-        async def wait_closed(transport: Any = self._transport) -> None:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(CLOSED_TIMEOUT_S):
-                    await closed(transport)  # type: ignore[no-untyped-call]
-
-        self._transport.wait_closed = wait_closed  # type: ignore[method-assign, union-attr]
-
-    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
-        wanted = "tls" in self.options or (self._current_server and self._current_server.uri.scheme == "tls")
-        if initial_connection and wanted and not info.get("tls_required"):
-            raise nats.errors.SecureConnWantedError
-        await super()._process_info(info, initial_connection)
-
-
 @contextmanager
 def _outages(doing: str) -> Iterator[None]:
     """NATS errors of the block in our words; a cancellation that NATS forgot is raised."""
@@ -500,9 +336,9 @@ def _outages(doing: str) -> Iterator[None]:
     except nats.errors.MaxPayloadError as error:
         raise _too_large() from error
     except APIError as error:
-        raise (_too_large() if error.err_code == TOO_LARGE_CODE else _unavailable(doing)) from error
+        raise (_too_large() if error.err_code == TOO_LARGE_CODE else unavailable(doing)) from error
     except (TimeoutError, OSError, nats.errors.Error) as error:
-        raise _unavailable(doing) from error
+        raise unavailable(doing) from error
 
 
 def _heed_cancellation() -> None:
@@ -518,13 +354,3 @@ def _heed_cancellation() -> None:
 
 def _too_large() -> ServiceError:
     return invalid("payload", f"a message may hold {MESSAGE_BYTES_MAX} bytes", reason="MESSAGE_TOO_LARGE")
-
-
-def _refused(sentence: str) -> ServiceError:
-    return ServiceError(Kind.UNAVAILABLE, "BUS_REFUSED", sentence, retry_after_s=0.5)
-
-
-def _unavailable(doing: str) -> ServiceError:
-    return ServiceError(
-        Kind.UNAVAILABLE, "BUS_UNAVAILABLE", f"The message bus did not answer ({doing}). Try again.", retry_after_s=0.5
-    )

@@ -50,11 +50,11 @@ from pydantic import ValidationError
 
 from services.chassis import metrics, telemetry
 from services.chassis.alarms import Alarm, set_alarm
-from services.chassis.bus import try_bus
 from services.chassis.cache import try_cache
 from services.chassis.dead_letters import DeadLetters
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.logs import setup_logs
+from services.chassis.nats_connection import try_bus
 from services.chassis.old_files import DAY_S
 from services.chassis.operations import OperationsService
 from services.chassis.postgres import try_database

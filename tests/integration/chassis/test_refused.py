@@ -15,10 +15,11 @@ from pydantic import SecretStr
 from cli.stack.provision import ensure_role, url_for
 from cli.stack.server import exchange
 from cli.stack.servers import NatsServer, Servers
-from services.chassis.bus import NatsBus, try_bus
+from services.chassis.bus import NatsBus
 from services.chassis.cache import RedisCache, try_cache
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.lifecycle import load, try_servers
+from services.chassis.nats_connection import try_bus
 from services.chassis.nats_files import NatsFiles
 from services.chassis.postgres import create_pool, try_database
 from services.chassis.settings import ServiceSettings
