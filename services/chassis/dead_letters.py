@@ -20,6 +20,7 @@ from services.chassis.alarms import Alarm, set_alarm
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.events import RecordedEvent
 from services.chassis.postgres import Connection, Pool, acquire, transaction, translate
+from services.chassis.uncancelled import uncancelled
 
 T = TypeVar("T")
 
@@ -326,9 +327,14 @@ class DeadLetters:
     async def retry(self, letter_id: int) -> ServiceError | None:
         """Give a letter its effect and drop it; why it stays, where it has to.
 
+        It is a task of its own: a caller that is cancelled leaves neither the effect nor what follows it halfway.
+
         Raises:
             ServiceError: UNAVAILABLE.
         """
+        return await uncancelled(self._retry(letter_id))
+
+    async def _retry(self, letter_id: int) -> ServiceError | None:
         try:
             async with transaction(self._pool) as connection:
                 row = await connection.fetchrow(TAKE_SQL, letter_id)

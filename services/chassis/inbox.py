@@ -305,12 +305,7 @@ class Subscription:
         fresh = {row["event_id"] for row in rows}
         taken = [event for event, event_id in zip(events, ids, strict=True) if _take_out(fresh, event_id)]
         if taken:
-            try:
-                await self._handle(connection, taken)
-            except Exception:
-                if self._after_commit is not None:
-                    await self._after_commit([])
-                raise
+            await self._handle(connection, taken)
 
         async def after() -> None:
             if self._after_commit is not None and taken:

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from services.chassis.deadline import deadline_scope, remaining_s
 from services.chassis.errors import FieldProblem, Kind, ServiceError
@@ -270,19 +270,36 @@ class AwaitFolded:
 
 
 class Settled:
-    """Whether every effect that is committed is in the cache too; only of what this process takes in."""
+    """Whether every effect that is committed is in the cache too; only of what this process takes in.
+
+    An effect is its task's, and ends with it at the latest: a retry beside the consumer may be refused or cut short.
+    """
 
     def __init__(self) -> None:
+        self._under_way: set[asyncio.Task[Any]] = set()
         self._idle = asyncio.Event()
         self._idle.set()
 
     def begin(self) -> None:
-        """A message's effect is under way; the cache is behind from its commit on."""
+        """An effect of this task is under way; the cache is behind from its commit on."""
+        task = asyncio.current_task()
+        assert task is not None, "an effect has a task"
+        if task not in self._under_way:
+            self._under_way.add(task)
+            task.add_done_callback(self._end)
         self._idle.clear()
 
     def end(self) -> None:
         """The cache has caught up, or is passed over."""
-        self._idle.set()
+        task = asyncio.current_task()
+        assert task is not None, "an effect has a task"
+        task.remove_done_callback(self._end)
+        self._end(task)
+
+    def _end(self, task: "asyncio.Task[Any]") -> None:
+        self._under_way.discard(task)
+        if not self._under_way:
+            self._idle.set()
 
     async def wait(self, timeout_s: float) -> None:
         """Returns when the cache has caught up.

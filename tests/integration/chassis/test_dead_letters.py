@@ -101,23 +101,55 @@ async def test_letters_are_listed_retried_and_dropped(pool: Pool) -> None:
         assert await serving == 0
 
 
-async def test_retry_that_is_refused_ends_what_it_began(pool: Pool) -> None:
-    """Whoever waits for the effects of messages must not wait for one that was rolled back."""
-    told: list[int] = []
+class Slow(Consumer):
+    """One whose handler waits until it may go on; it notes how many events each commit is told of."""
 
-    async def after_commit(batch: list[RecordedEvent]) -> None:
-        told.append(len(batch))
+    def __init__(self, pool: Pool) -> None:
+        super().__init__(pool)
+        self.begun, self.goes_on = asyncio.Event(), asyncio.Event()
+        self.told: list[int] = []
+        subscription = Subscription(pool, self.bus, "source", "test", self.handle, self.after_commit)
+        self.letters.retried_by("source", "test", subscription.retry)
 
-    consumer = Consumer(pool)
+    async def handle(self, connection: Connection, batch: list[RecordedEvent]) -> None:
+        self.begun.set()
+        await self.goes_on.wait()
+        await super().handle(connection, batch)
+
+    async def after_commit(self, batch: list[RecordedEvent]) -> None:
+        self.told.append(len(batch))
+
+    async def left(self) -> int:
+        return (await self.letters.after(0, 0))[1]
+
+    async def retry_one(self, pool: Pool) -> "asyncio.Task[ServiceError | None]":
+        payload = envelope.encode_batch(events(1))
+        await put_aside(pool, [Letter("source", "test", "REFUSED", payload=payload)])
+        ((letter,), _) = await self.letters.after(0, 0)
+        retrying = asyncio.create_task(self.letters.retry(letter.id))
+        async with asyncio.timeout(20):
+            await self.begun.wait()
+        return retrying
+
+
+async def test_retry_that_is_refused_commits_nothing(pool: Pool) -> None:
+    """Its letter stays, and nobody is told of an effect."""
+    consumer = Slow(pool)
     consumer.refused = {1}
-    subscription = Subscription(pool, consumer.bus, "source", "test", consumer.handle, after_commit)
-    consumer.letters.retried_by("source", "test", subscription.retry)
-    payload = envelope.encode_batch(events(1))
-    await put_aside(pool, [Letter("source", "test", "REFUSED", payload=payload)])
-    ((letter,), _) = await consumer.letters.after(0, 0)
-    refusal = await consumer.letters.retry(letter.id)
-    assert (refusal is not None, told) == (True, [0])
-    assert (await consumer.letters.after(0, 0))[1] == 1
+    consumer.goes_on.set()
+    assert await (await consumer.retry_one(pool)) is not None
+    assert (consumer.told, await consumer.left()) == ([], 1)
+
+
+async def test_retry_whose_caller_has_gone_is_finished(pool: Pool) -> None:
+    """Neither the effect nor what follows its commit is left halfway."""
+    consumer = Slow(pool)
+    retrying = await consumer.retry_one(pool)
+    retrying.cancel()
+    consumer.goes_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await retrying
+    assert (consumer.taken, consumer.told, await consumer.left()) == ([1], [1], 0)
 
 
 async def test_service_that_does_not_serve_is_a_finding() -> None:

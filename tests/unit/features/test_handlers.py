@@ -134,3 +134,24 @@ async def test_waiting_for_a_position_waits_for_the_cache_too() -> None:
     waiting = asyncio.create_task(await_folded(Source.FEEDBACK, at, 20.0))
     settled.end()
     assert await waiting == Standing().behavior
+
+
+async def test_what_a_retry_began_ends_with_it_alone() -> None:
+    """However it ends; and what the consumer has under way beside it is another effect."""
+    settled, begun, goes_on = Settled(), asyncio.Event(), asyncio.Event()
+
+    async def retry() -> None:
+        settled.begin()
+        begun.set()
+        await goes_on.wait()
+        raise ServiceError(Kind.INVALID, "REFUSED", "it is refused")
+
+    retrying = asyncio.create_task(retry())
+    await begun.wait()
+    settled.begin()
+    settled.end()
+    with pytest.raises(ServiceError, match="has not caught up"):
+        await settled.wait(0.0)
+    goes_on.set()
+    await asyncio.gather(retrying, return_exceptions=True)
+    await settled.wait(20.0)
