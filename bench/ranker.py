@@ -36,7 +36,8 @@ def noise_booster(columns: Sequence[str], *, trees_count: int = TREES_COUNT) -> 
         "min_data_in_leaf": 20,
         "verbose": -1,
         "seed": 1,
-        "num_threads": 2,
+        # Two would wait for each other where the machine does something else beside.
+        "num_threads": 1,
     }
     return lgb.train(params, data, num_boost_round=trees_count)
 

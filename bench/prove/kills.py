@@ -20,6 +20,7 @@ from comity.decision.v1 import decision_events_pb2 as events_pb
 from comity.features.v1 import features_service_pb2 as features_pb
 from comity.feedback.v1 import feedback_service_pb2 as feedback_pb
 
+from bench.variants.probe import EFFECTS_TABLE_SQL
 from bench.world import Requests, World
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.migrations import CHASSIS, migrate
@@ -30,6 +31,8 @@ CALL_TIMEOUT_S = 1.0
 ACKS_BETWEEN_KILLS = 120
 QUIET_TIMEOUT_S = 120.0
 POLL_S = 0.05
+# Far shorter than the probe waits between an effect and its acknowledgement.
+LOOK_S = 0.005
 # Longer than anything waits before it is tried again: a delivery whose consumer was killed, a relay, a channel.
 STILL_S = 60.0
 
@@ -50,6 +53,7 @@ CREATE OR REPLACE FUNCTION forget() RETURNS trigger LANGUAGE plpgsql AS
 $$ BEGIN DELETE FROM inbox WHERE event_id = NEW.event_id; RETURN NULL; END $$;
 CREATE OR REPLACE TRIGGER forget AFTER INSERT ON inbox FOR EACH ROW EXECUTE FUNCTION forget();
 """
+EFFECTS_COUNT_SQL = "SELECT count(*) FROM effects"
 STORED_DECISIONS = "SELECT stream_id FROM events WHERE type = 'comity.decision.v1.DecisionMade'"
 STORED_BEHAVIOR_COUNT = "SELECT count(*) FROM events WHERE type = 'comity.feedback.v1.BehaviorRecorded'"
 STORED_EVENTS = "SELECT count(*) FROM events"
@@ -149,6 +153,7 @@ class Probe:
         finally:
             await admin.close()
         await migrate(self.url, CHASSIS)
+        await _execute(self.url, EFFECTS_TABLE_SQL)
         if self._script:
             await _execute(self.url, self._script)
         self._start()
@@ -157,10 +162,24 @@ class Probe:
     async def __aexit__(self, *_: object) -> None:
         self._end()
 
-    def kill(self) -> None:
-        """End it at once, and start it again."""
+    async def kill(self) -> None:
+        """End it between an effect and its acknowledgement, and start it again."""
+        async with asyncio.timeout(QUIET_TIMEOUT_S):
+            await self._until_effect()
         self._end()
         self._start()
+
+    async def _until_effect(self) -> None:
+        """Returns just after it had one; traffic must flow."""
+        connection = await asyncpg.connect(self.url)
+        try:
+            before = await connection.fetchval(EFFECTS_COUNT_SQL)
+            now = before
+            while now == before:
+                await asyncio.sleep(LOOK_S)
+                now = await connection.fetchval(EFFECTS_COUNT_SQL)
+        finally:
+            await connection.close()
 
     async def counted(self) -> tuple[int, int]:
         """Effects, and events that had one."""
@@ -186,8 +205,8 @@ async def _kill_all(world: World, told: Acknowledged, victims: tuple[str, ...], 
     for victim in victims:
         for _ in range(kills):
             await _more_acknowledged(told, ACKS_BETWEEN_KILLS)
-            # While traffic flows: then it is nearly always between an effect and its acknowledgement.
-            probe.kill()
+            # While traffic flows: it must have something to do.
+            await probe.kill()
             await world.stack.kill(victim)
             await world.stack.restart(victim)
     await _more_acknowledged(told, ACKS_BETWEEN_KILLS)

@@ -13,10 +13,10 @@ from services.chassis.bus import NatsBus
 from services.chassis.errors import ServiceError
 from services.chassis.events import RecordedEvent
 from services.chassis.inbox import Subscription
-from services.chassis.migrations import CHASSIS, migrate
 from services.chassis.postgres import Connection, create_pool
 
-EFFECTS_TABLE_SQL = "CREATE TABLE IF NOT EXISTS effects (event_id uuid NOT NULL)"
+# Made by the proof, beside the inbox.
+EFFECTS_TABLE_SQL = "CREATE TABLE effects (event_id uuid NOT NULL)"
 EFFECT_SQL = "INSERT INTO effects (event_id) SELECT unnest($1::uuid[])"
 # Between effect and acknowledgement: long, so that kills fall into it.
 PAUSE_S = 0.05
@@ -24,10 +24,7 @@ PAUSE_S = 0.05
 
 async def count(database_url: str, nats_url: str, source: str) -> None:
     """Consume until killed."""
-    await migrate(database_url, CHASSIS)
     pool = await create_pool(database_url, size=4, name="probe")
-    async with pool.acquire() as connection:
-        await connection.execute(EFFECTS_TABLE_SQL)
     bus = await NatsBus.connect(nats_url, name="probe")
     await bus.ensure_stream(source)
     await Subscription(pool, bus, source, "probe", _effect, _linger).run()
