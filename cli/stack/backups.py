@@ -18,8 +18,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from cli.stack.binaries import UNPRIVILEGED_UID, is_root
 from cli.stack.state import DataDir, State, discard, require_stopped
+from cli.stack.users import POSTGRES_UID, give, is_root
 from services.chassis.errors import Kind, ServiceError
 from services.consent.domain.journal import ERASED, JournalBrokenError, Mark, file_name, read
 
@@ -203,7 +203,7 @@ def put_in_place(fresh: DataDir, data_dir: Path, known: Known) -> Path:
     state = folder.adopt()
     if is_root():
         # Its user cannot be root, and a move to another disk made the files root's.
-        _give(folder.postgres(state.stack_id), UNPRIVILEGED_UID)
+        give(folder.postgres(state.stack_id), POSTGRES_UID)
     place = folder.journal()
     if known.journal is not None:
         _put_journal(known, place)
@@ -322,11 +322,6 @@ def _removed_unless_done(folder: Path) -> Iterator[None]:
         for name in (ARCHIVE, MANIFEST):
             (folder / name).unlink(missing_ok=True)
         raise
-
-
-def _give(folder: Path, uid: int) -> None:
-    for path in (folder, *folder.rglob("*")):
-        os.chown(path, uid, uid, follow_symlinks=False)
 
 
 def _refusal(reason: str, message: str) -> ServiceError:

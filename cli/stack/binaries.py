@@ -12,16 +12,10 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
+from cli.stack.users import POSTGRES_UID, is_root
 from services.chassis.errors import Kind, ServiceError
 
-# Postgres refuses to be root. 65534 is `nobody` on every Linux; the number works where no name is known.
-UNPRIVILEGED_UID = 65534
 SHARED_CACHE = Path("/var/cache/comity")
-
-
-def is_root() -> bool:
-    """Whether this process may become another user."""
-    return os.geteuid() == 0
 
 
 @cache
@@ -88,8 +82,8 @@ def _runs_unprivileged(binary: Path) -> bool:
     try:
         done = subprocess.run(
             [binary, "--version"],
-            user=UNPRIVILEGED_UID,
-            group=UNPRIVILEGED_UID,
+            user=POSTGRES_UID,
+            group=POSTGRES_UID,
             extra_groups=[],
             cwd="/",
             capture_output=True,

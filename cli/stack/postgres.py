@@ -10,9 +10,10 @@ from pathlib import Path
 import asyncpg
 import psutil
 
-from cli.stack.binaries import UNPRIVILEGED_UID, is_root, postgres_bin, postgres_version
+from cli.stack.binaries import postgres_bin, postgres_version
 from cli.stack.processes import Command, Process, start_time
 from cli.stack.server import Server, plain_environment
+from cli.stack.users import POSTGRES_UID, is_root
 from services.chassis.errors import Kind, ServiceError
 
 SUPERUSER = "postgres"
@@ -92,7 +93,7 @@ class PostgresServer(Server):
         if not is_root():
             return None
         owner = self.data.stat().st_uid if self.data.exists() else 0
-        return owner or UNPRIVILEGED_UID
+        return owner or POSTGRES_UID
 
     def command(self) -> Command:
         """The server itself, not pg_ctl: its pid is the one to watch and stop."""

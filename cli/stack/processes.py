@@ -13,9 +13,9 @@ from pathlib import Path
 
 import psutil
 
+from cli.stack.users import give, launcher
 from services.chassis.errors import Kind, ServiceError
 
-LAUNCHER = Path(__file__).with_name("launch.py")
 POLL_S = 0.02
 STOP_SIGNALS = ((signal.SIGTERM, 20.0), (signal.SIGKILL, 5.0))
 LOG_TAIL_BYTES = 2_000
@@ -35,6 +35,8 @@ class Command:
 
     Args:
         uid: user to run as; None for the user who asks.
+        reads_all: whether that user may read whatever the one who asks may.
+        writes: folders that are to be that user's.
         stop_signals: what to send in turn, each with the seconds to wait before the next.
     """
 
@@ -44,6 +46,8 @@ class Command:
     log: Path
     cwd: Path
     uid: int | None = None
+    reads_all: bool = False
+    writes: tuple[Path, ...] = ()
     stop_signals: tuple[tuple[signal.Signals, float], ...] = STOP_SIGNALS
 
 
@@ -93,12 +97,14 @@ class Process:
         Must be called on the main thread: the kernel ties a process to the thread that started it.
         """
         death_signal = command.stop_signals[0][0] if self._tied else 0
-        uid = -1 if command.uid is None else command.uid
-        launcher = [sys.executable, "-I", "-S", str(LAUNCHER), str(uid), str(os.getpid()), str(int(death_signal))]
+        before = launcher(command.uid, reads_all=command.reads_all, death_signal=death_signal)
+        if command.uid is not None:
+            for folder in command.writes:
+                give(folder, command.uid)
         command.log.parent.mkdir(parents=True, exist_ok=True)
         with command.log.open("ab") as log:
             self._child = subprocess.Popen(
-                [*launcher, *command.argv],
+                [*before, *command.argv],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -11,6 +11,7 @@ from cli.stack.external import nats_files
 from cli.stack.processes import Command
 from cli.stack.replicas import service_of
 from cli.stack.state import SUPERVISOR, DataDir
+from cli.stack.users import service_uid
 
 # A log that has grown past this is set aside at the next start of its service; one older one is kept.
 LOG_BYTES_MAX = 16 * 1024 * 1024
@@ -95,6 +96,9 @@ def command(name: str, listen: str, around: Surroundings, overrides: Mapping[str
         env={**environment(service, listen, around), **overrides},
         log=around.logs / f"{name}.log",
         cwd=ROOT,
+        uid=service_uid(),
+        reads_all=True,
+        writes=(around.traces, *([around.journal] if service == "consent" else [])),
     )
 
 

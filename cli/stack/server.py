@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cli.stack.ports import free_port, is_free
 from cli.stack.processes import POLL_S, Command, Process, ProcessRecord, log_bytes, log_tail
+from cli.stack.users import service_uid
 from services.chassis.errors import Kind, ServiceError
 
 # Crash recovery of Postgres is what can take long.
@@ -62,6 +63,19 @@ class Server(ABC):
     def prepare(self) -> None:
         """Write its configuration; called before every start."""
         self.folder.mkdir(parents=True, exist_ok=True)
+
+    def unprivileged(self, *argv: str) -> Command:
+        """How a program is started that writes into its own folder alone."""
+        return Command(
+            name=self.name,
+            argv=argv,
+            env=plain_environment(),
+            log=self.log,
+            cwd=self.folder,
+            uid=service_uid(),
+            reads_all=True,
+            writes=(self.folder,),
+        )
 
     async def start(self, on_spawn: Callable[[ProcessRecord], None] | None = None, *, may_move: bool = True) -> None:
         """Start it and wait until it answers.

@@ -10,7 +10,7 @@ from typing import Any, Self
 from cli.stack.binaries import nats_server, valkey_server
 from cli.stack.postgres import PostgresServer
 from cli.stack.processes import Command
-from cli.stack.server import Server, exchange, plain_environment
+from cli.stack.server import Server, exchange
 
 SERVERS = ("postgres", "nats", "valkey")
 
@@ -44,8 +44,7 @@ class NatsServer(Server):
 
     def command(self) -> Command:
         """The server with its configuration file."""
-        argv = (str(nats_server()), "-c", str(self._config))
-        return Command(name=self.name, argv=argv, env=plain_environment(), log=self.log, cwd=self.folder)
+        return self.unprivileged(str(nats_server()), "-c", str(self._config))
 
     async def ready(self) -> bool:
         """Whether it greets as a NATS server with JetStream does."""
@@ -78,8 +77,7 @@ class ValkeyServer(Server):
 
     def command(self) -> Command:
         """The server with its configuration file."""
-        argv = (str(valkey_server()), str(self._config))
-        return Command(name=self.name, argv=argv, env=plain_environment(), log=self.log, cwd=self.folder)
+        return self.unprivileged(str(valkey_server()), str(self._config))
 
     async def ready(self) -> bool:
         """Whether it takes the password and answers."""

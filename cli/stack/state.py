@@ -13,11 +13,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO
 
-from cli.stack.binaries import is_root
 from cli.stack.processes import ProcessRecord, start_time
 from cli.stack.provision import SERVICES
 from cli.stack.replicas import in_order, service_of, target
 from cli.stack.restarts import Restarts
+from cli.stack.users import is_root
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.settings import read_secret
 from services.chassis.signing import public_hex

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import asyncpg
 
-from cli.stack.binaries import UNPRIVILEGED_UID
 from cli.stack.disk import disk_alarms
 from cli.stack.external import is_known_here, reachable, server_problems, shown
 from cli.stack.postgres import accepts
@@ -22,6 +21,7 @@ from cli.stack.server import exchange
 from cli.stack.servers import SERVERS
 from cli.stack.started import StartedFile
 from cli.stack.state import SUPERVISOR, DataDir, State
+from cli.stack.users import POSTGRES_UID, is_root, service_uid
 from cli.stack.version import code_version
 from services.chassis.errors import Kind, ServiceError
 
@@ -94,9 +94,13 @@ class StackStatus:
             for part in self.parts
             if part.pid and part.version and part.name not in SERVERS and part.version != self.installed
         ]
+        if is_root() and service_uid() is None:
+            notes.append(
+                "services, NATS and Valkey are root: this machine does not let root give away the right to read"
+            )
         if self.postgres_dir is not None:
             notes.append(
-                f"the files of Postgres are in {self.postgres_dir}: run by root, it is user {UNPRIVILEGED_UID}, who "
+                f"the files of Postgres are in {self.postgres_dir}: run by root, it is user {POSTGRES_UID}, who "
                 f"may not pass through to {self.data_dir}"
             )
         return notes

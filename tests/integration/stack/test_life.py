@@ -14,6 +14,7 @@ import pytest
 from cli.stack import SERVICES, Stack, addresses, discard, look
 from cli.stack.probe import is_serving
 from cli.stack.processes import wait_until
+from cli.stack.users import service_uid
 from services.chassis.errors import ServiceError
 
 ALONE = """
@@ -32,13 +33,14 @@ asyncio.run(main())
 
 
 async def test_whole_stack_answers_and_leaves_nothing_behind(data_dir: Path) -> None:
-    """All servers and services answer at the addresses given; after the end none of their processes runs."""
+    """All servers and services answer at the addresses given, none as root; after the end no process of them runs."""
     async with Stack(data_dir, disposable=True) as stack:
         assert set(stack.addresses) == set(SERVICES)
         assert all([await is_serving(stack.address(service)) for service in SERVICES])
         assert (await look(data_dir)).summary == "up"
         assert addresses(data_dir) == stack.addresses
         processes = [psutil.Process(stack.pid(name)) for name in ("postgres", "nats", "valkey", *SERVICES)]
+        assert service_uid() is None or not any(0 in process.uids() for process in processes)
     assert not any(process.is_running() for process in processes)
     assert (await look(data_dir)).summary == "down"
     with pytest.raises(ServiceError, match="comity up"):
