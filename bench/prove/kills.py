@@ -92,7 +92,9 @@ async def write_while(world: World, during: Callable[[Acknowledged], Awaitable[N
     finally:
         for writer in writers:
             writer.cancel()
-        await asyncio.gather(*writers, return_exceptions=True)
+        for ended in await asyncio.gather(*writers, return_exceptions=True):
+            if isinstance(ended, Exception):
+                raise ended
     return told
 
 
