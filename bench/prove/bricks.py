@@ -126,6 +126,7 @@ class Brick:
         mend: those that put it right; empty where the service does by itself.
         alarm: that has to stand until it is mended; empty where a dead letter says it.
         place: that a dead letter has to begin with; empty where an alarm alone says it, or nothing is lost.
+        hides: tables of which nothing is read then.
     """
 
     service: str
@@ -134,6 +135,7 @@ class Brick:
     mend: tuple[str, ...] = ()
     alarm: str = ""
     place: str = ""
+    hides: tuple[str, ...] = ()
 
 
 def ruined(service: str, table: str, column: str, keys: str, where: str, ruin: str, **told: str) -> Brick:
@@ -194,7 +196,7 @@ def bricks_of(ruin: str) -> tuple[Brick, ...]:
             ("CREATE TABLE saved_policy AS TABLE active_policy", "UPDATE active_policy SET policy_version = 'lost'"),
             ("UPDATE active_policy t SET policy_version = s.policy_version FROM saved_policy s",
              "DROP TABLE saved_policy"),
-            alarm=UNUSABLE,
+            alarm=UNUSABLE, hides=("policy_jurisdictions", "policy_notices", "policy_terms"),
         ),
         Brick("consent", "journal_position", (f"UPDATE journal_position SET number = 7, size_bytes = -5, {far}",)),
         ruined("feedback", "event_schemas", "schema", "type", "type = 'exposure'", ruin, alarm=UNUSABLE,
@@ -286,15 +288,19 @@ async def _try_all(ready: World, ruin: str, *, apart: bool) -> Tried:
 
 
 def rounds(bricks: Iterable[Brick]) -> list[list[Brick]]:
-    """The bricks in as few rounds as hold each table once."""
+    """The bricks in few rounds, each of which holds each table once, and none that another of it hides."""
     made: list[list[Brick]] = []
     for brick in bricks:
-        free = next((one for one in made if brick.table not in {other.table for other in one}), None)
+        free = next((one for one in made if not any(_clash(brick, other) for other in one)), None)
         if free is None:
             made.append([brick])
         else:
             free.append(brick)
     return made
+
+
+def _clash(one: Brick, other: Brick) -> bool:
+    return one.table in (other.table, *other.hides) or other.table in one.hides
 
 
 async def try_bricks(stack: Stack, services: Services, bricks: Sequence[Brick], *, within_s: float = WITHIN_S) -> Tried:
