@@ -398,6 +398,9 @@ async def _untold(services: Services, service: str, bricks: Sequence[Brick]) -> 
 
 async def _kept(services: Services, service: str, bricks: Sequence[Brick]) -> int:
     """Bricks that are still told of: mended rows are read again, and a letter's retry says that they are."""
+    for ask, question in _questions(services):
+        # Some things are read when somebody asks.
+        await _answered(ask, question)
     alarms, letters = await _told(services, service)
     if letters:
         request = operations_pb.RetryDeadLettersRequest(ids=[letter.id for letter in letters])

@@ -133,6 +133,8 @@ class PostgresPolicies:
 
         What cannot be read of it allows nothing: a purpose is as if undeclared, a jurisdiction as strict as there is.
         """
+        if self._again_at_s:
+            self._drop_lost(version)
         known = self._known.get(version)
         if known is not None and (not self._again_at_s or time.monotonic() < self._again_at_s.get(version, math.inf)):
             return known
@@ -147,6 +149,13 @@ class PostgresPolicies:
             del self._known[oldest]
             self._again_at_s.pop(oldest, None)
         return policy
+
+    def _drop_lost(self, asked: str) -> None:
+        """Forget versions of which there is nothing, once another is asked for: then they are not the active one."""
+        for version in self._again_at_s.keys() - {asked}:
+            if not (self._known[version].purposes or self._known[version].unread_purposes):
+                del self._known[version], self._again_at_s[version]
+        set_alarm(Alarm.STORED_UNUSABLE, bool(self._again_at_s))
 
     async def _read(self, connection: Connection, version: str) -> tuple[Policy, bool]:
         """The version as far as it can be read, and whether that is all of it."""

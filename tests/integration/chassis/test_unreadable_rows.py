@@ -289,11 +289,17 @@ async def test_policy_that_cannot_be_read_is_still_checked_against(
 
 @pytest.mark.usefixtures("none_stands")
 async def test_policy_without_its_rows_is_told(database: MakeDatabase) -> None:
-    """It allows nothing, and would pass for a site that asks nobody."""
+    """It allows nothing, and would pass for a site that asks nobody; when another one holds it is told of no more."""
     async with pool_of(database, "consent") as pool:
+        policies = PostgresPolicies(pool, CLOCK)
+        await policies.publish(lambda now: declare(now, DECLARED, lambda _: "v1"))
+        declared = await policies.policy()
         await pool.execute("UPDATE active_policy SET policy_version = 'lost'")
-        assert not (await PostgresPolicies(pool, CLOCK).policy()).purposes
+        assert not (await policies.policy()).purposes
         assert stands()
+        await pool.execute("UPDATE active_policy SET policy_version = 'v1'")
+        assert await policies.policy() == declared
+        assert not stands()
 
 
 @pytest.mark.usefixtures("none_stands")
