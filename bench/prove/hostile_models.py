@@ -149,6 +149,8 @@ async def _harm(ready: World, names: Sequence[str]) -> tuple[Found, Witness]:
         await _store(stack, site, f"other_{name}", HOSTILE[name][0](len(site.columns)))
     await _store(stack, site, MODEL, HOSTILE["loop"][0](len(site.columns)))
     await stack.restart("decision")
+    # The connection to the process before fails once more, or for a while: no fault of this one.
+    found.wrong["no_answer_after_start"] = int(not await _is_back(ready))
     async with _witnessed(ready, witness):
         found.wrong["not_back_after_start"] = int(not await _is_back(ready, before))
         found.wrong["no_alarm"] = int("model_stopped" not in await _alarms(services))
@@ -328,12 +330,12 @@ async def _ranking(ready: World) -> str:
     raise AssertionError("nothing ranks")
 
 
-async def _is_back(ready: World, version: str) -> bool:
-    """Whether this model ranks before long."""
+async def _is_back(ready: World, version: str = "") -> bool:
+    """Whether this model ranks before long; empty: whether there is any answer."""
     until = time.monotonic() + BACK_WITHIN_S
     while time.monotonic() < until:
         decision = await _decide(ready)
-        if decision is not None and decision.versions.model == version:
+        if decision is not None and version in ("", decision.versions.model):
             return True
         await asyncio.sleep(EVERY_S)
     return False
