@@ -135,7 +135,7 @@ class Brick:
     mend: tuple[str, ...] = ()
     alarm: str = ""
     place: str = ""
-    hides: tuple[str, ...] = ()
+    hides: str = ""
 
 
 def ruined(service: str, table: str, column: str, keys: str, where: str, ruin: str, **told: str) -> Brick:
@@ -196,7 +196,7 @@ def bricks_of(ruin: str) -> tuple[Brick, ...]:
             ("CREATE TABLE saved_policy AS TABLE active_policy", "UPDATE active_policy SET policy_version = 'lost'"),
             ("UPDATE active_policy t SET policy_version = s.policy_version FROM saved_policy s",
              "DROP TABLE saved_policy"),
-            alarm=UNUSABLE, hides=("policy_jurisdictions", "policy_notices", "policy_terms"),
+            alarm=UNUSABLE, hides="policy_jurisdictions policy_notices policy_terms",
         ),
         Brick("consent", "journal_position", (f"UPDATE journal_position SET number = 7, size_bytes = -5, {far}",)),
         ruined("feedback", "event_schemas", "schema", "type", "type = 'exposure'", ruin, alarm=UNUSABLE,
@@ -300,7 +300,7 @@ def rounds(bricks: Iterable[Brick]) -> list[list[Brick]]:
 
 
 def _clash(one: Brick, other: Brick) -> bool:
-    return one.table in (other.table, *other.hides) or other.table in one.hides
+    return one.table in (other.table, *other.hides.split()) or other.table in one.hides.split()
 
 
 async def try_bricks(stack: Stack, services: Services, bricks: Sequence[Brick], *, within_s: float = WITHIN_S) -> Tried:
