@@ -18,6 +18,7 @@ from cli.output import console, errors, print_json, progress, styled
 from cli.settings import require_known_of_services
 from cli.stack import SERVICES, USUAL_PORTS, Part, Stack, StackStatus, addresses, look
 from cli.stack.figures import Figures, measure
+from cli.stack.launch import become
 from cli.standing import remember
 from services.chassis.errors import ServiceError
 from services.chassis.logs import setup_logs
@@ -138,6 +139,9 @@ def serve(
     with progress() as tell:
         command = run(Stack(data_dir, services=(), tied=False, progress=tell).take_over(service))
     os.chdir(command.cwd)
+    command.hand_over()
+    if command.uid is not None:
+        become(command.uid, reads_all=command.reads_all)
     # The process stays, so the pid that was written down is the service's.
     os.execve(command.argv[0], command.argv, dict(command.env))
 

@@ -50,6 +50,12 @@ class Command:
     writes: tuple[Path, ...] = ()
     stop_signals: tuple[tuple[signal.Signals, float], ...] = STOP_SIGNALS
 
+    def hand_over(self) -> None:
+        """Make the folders that it writes its user's."""
+        if self.uid is not None:
+            for folder in self.writes:
+                give(folder, self.uid)
+
 
 def start_time(pid: int) -> str | None:
     """When the process started, as an opaque string; None when no such process runs.
@@ -98,9 +104,7 @@ class Process:
         """
         death_signal = command.stop_signals[0][0] if self._tied else 0
         before = launcher(command.uid, reads_all=command.reads_all, death_signal=death_signal)
-        if command.uid is not None:
-            for folder in command.writes:
-                give(folder, command.uid)
+        command.hand_over()
         command.log.parent.mkdir(parents=True, exist_ok=True)
         with command.log.open("ab") as log:
             self._child = subprocess.Popen(

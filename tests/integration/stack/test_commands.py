@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from cli.failures import INTERRUPTED
 from cli.stack import DataDir, look
 from cli.stack.processes import start_time
 from cli.stack.state import SUPERVISOR
+from cli.stack.users import service_uid
 from tests.waiting import eventually
 
 STAND_IN = Path(__file__).with_name("stand_in.py")
@@ -183,6 +185,9 @@ async def test_serve_takes_the_place_of_the_background_service(data_dir: Path) -
 
             await eventually(is_up, within_s=60)
             assert parts["identity"].pid == serving.pid
+            assert psutil.Process(serving.pid).uids().effective == (
+                os.geteuid() if service_uid() is None else service_uid()
+            )
             assert parts["postgres"].state == "up"
         finally:
             serving.terminate()
