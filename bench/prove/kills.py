@@ -22,6 +22,7 @@ from comity.feedback.v1 import feedback_service_pb2 as feedback_pb
 
 from bench.variants.probe import EFFECTS_TABLE_SQL
 from bench.world import Requests, World
+from cli.stack.provision import database_name, of_database
 from services.chassis.errors import Kind, ServiceError
 from services.chassis.migrations import CHASSIS, migrate
 from services.chassis.rpc_client import call
@@ -329,7 +330,7 @@ async def _value(world: World, service: str, query: str) -> int:
 
 async def weaken(world: World, service: str, script: str) -> None:
     """Switch a protection off, in the service's database."""
-    await _execute(world.stack.database_url(service), script)
+    await _execute(of_database(world.stack.postgres_url, database_name(service)), script)
 
 
 async def _execute(url: str, script: str) -> None:

@@ -122,6 +122,11 @@ async def migrate_service(url: str, service: str) -> list[str]:
         raise ServiceError(Kind.FAILED_PRECONDITION, "MIGRATION_FAILED", f"{service}: {error}") from error
 
 
+def of_database(url: str, database: str) -> str:
+    """The address with another database."""
+    return urlunsplit(urlsplit(url)._replace(path=f"/{database}"))
+
+
 def url_for(admin_url: str, role: str, password: str, database: str | None = None) -> str:
     """The administrator's address with another role, and the database of the same name."""
     parts = urlsplit(admin_url)

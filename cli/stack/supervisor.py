@@ -27,9 +27,10 @@ from cli.stack.processes import (
     signal_all,
     start_time,
 )
-from cli.stack.provision import SERVICES, migrate_service, provision
+from cli.stack.provision import SERVICES, provision
 from cli.stack.replicas import check_replicas, in_order, replica_names, service_of
 from cli.stack.restarts import Restarts, after
+from cli.stack.rights import migrate_owned
 from cli.stack.servers import together
 from cli.stack.state import SUPERVISOR, DataDir
 from services.chassis.errors import Kind, ServiceError
@@ -404,7 +405,12 @@ class Stack:
         self._progress("databases: roles, migrations")
         passwords = {name: self._parts.secrets.text(f"{name}_database_password") for name in SERVICES if name in names}
         self._parts.state.databases = await provision(self.postgres_url, passwords)
-        await together(*(migrate_service(url, name) for name, url in self._parts.state.databases.items()))
+        await together(*(self._migrate(name, url) for name, url in self._parts.state.databases.items()))
+
+    async def _migrate(self, name: str, url: str) -> None:
+        why = await migrate_owned(self.postgres_url, url, name)
+        if why and why not in self.notes:
+            self.notes.append(why)
 
     async def _answers(self, name: str) -> bool:
         process = self._parts.processes[name]

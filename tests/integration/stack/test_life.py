@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import psutil
@@ -14,8 +15,11 @@ import pytest
 from cli.stack import SERVICES, Stack, addresses, discard, look
 from cli.stack.probe import is_serving
 from cli.stack.processes import wait_until
+from cli.stack.provision import of_database, provision, url_for
+from cli.stack.rights import migrate_owned
 from cli.stack.users import service_uid
 from services.chassis.errors import ServiceError
+from services.chassis.migrations import CHASSIS, migrate
 
 ALONE = """
 import asyncio, sys
@@ -85,8 +89,86 @@ async def test_a_service_reaches_its_own_database_only(data_dir: Path) -> None:
                 await connection.execute("CREATE DATABASE mine")
             assert await connection.fetchval("SHOW data_checksums") == "on"
             assert await connection.fetchval("SHOW synchronous_commit") == "on"
+            await _cannot_weaken_its_log(connection)
         finally:
             await connection.close()
+        await _takes_over_an_earlier_release(stack)
+        await _serves_an_administrator_that_is_no_superuser(stack)
+
+
+async def _cannot_weaken_its_log(connection: Any) -> None:
+    """What keeps the log append-only is not the service's to take away."""
+    await connection.execute("UPDATE log_epoch SET epoch = epoch")
+    # Without it the VACUUM after a destroyed key would be a warning and nothing else.
+    assert await connection.fetchval("SELECT has_table_privilege('data_keys', 'MAINTAIN')")
+    await connection.execute("CREATE TABLE IF NOT EXISTS schema_migrations ()")  # as every service does at its start
+    for statement in (
+        "ALTER TABLE events DISABLE TRIGGER ALL",
+        "DROP TRIGGER events_append_only ON events",
+        "CREATE TRIGGER mine BEFORE INSERT ON events FOR EACH ROW EXECUTE FUNCTION refuse_change()",
+        "CREATE RULE mine AS ON INSERT TO events DO INSTEAD NOTHING",
+        "CREATE OR REPLACE FUNCTION public.refuse_change() RETURNS trigger LANGUAGE plpgsql AS ''",
+        "ALTER TABLE events RENAME TO forgotten",
+        "ALTER TABLE events OWNER TO comity_identity",
+        "ALTER TABLE erased_members DROP CONSTRAINT erased_members_named",
+        "UPDATE events SET type = ''",
+        "DELETE FROM events",
+        "TRUNCATE events",
+        "DROP TABLE events",
+        "DROP SCHEMA public CASCADE",
+        "CREATE FUNCTION public.pg_advisory_lock(integer) RETURNS void LANGUAGE sql AS ''",
+        "CREATE OR REPLACE VIEW comity_identity.schema_migrations AS SELECT",
+        "CREATE SCHEMA comity_identity_owner",
+        "SET ROLE comity_identity_owner",
+        "SET session_replication_role = replica",
+        "UPDATE schema_migrations SET checksum = ''",
+        "DROP DATABASE comity_identity",
+    ):
+        try:
+            await connection.execute(statement)
+        except asyncpg.InsufficientPrivilegeError:
+            continue
+        raise AssertionError(f"{statement}: went through")
+
+
+async def _takes_over_an_earlier_release(stack: Stack) -> None:
+    """Tables that belong to the service's role, as an earlier release left them, are handed over at the next start."""
+    url = stack.database_url("identity")
+    admin = await asyncpg.connect(of_database(stack.postgres_url, "comity_identity"))
+    try:
+        await admin.execute("REASSIGN OWNED BY comity_identity_owner TO comity_identity")
+        assert await _owners(admin) == {"comity_identity"}
+        await admin.execute("CREATE ROLE other LOGIN CREATEROLE CREATEDB PASSWORD 'other'")
+        other = url_for(stack.postgres_url, "other", "other", "postgres")
+        refusal = await migrate_owned(other, url, "identity")
+        assert "may own their tables" in refusal
+        assert "superuser" in refusal
+        assert await _owners(admin) == {"comity_identity"}
+        assert await migrate_owned(stack.postgres_url, url, "identity") == ""
+        assert await _owners(admin) == {"comity_identity_owner"}
+        assert not await admin.fetchval("SELECT rolcanlogin FROM pg_roles WHERE rolname = 'comity_identity_owner'")
+    finally:
+        await admin.close()
+
+
+async def _serves_an_administrator_that_is_no_superuser(stack: Stack) -> None:
+    """Who may create roles and databases, as of a managed Postgres, can part those that it made."""
+    given = url_for(stack.postgres_url, "other", "other", "postgres")
+    urls = await provision(given, {"feedback": "secret"})
+    for _ in range(2):
+        assert await migrate_owned(given, urls["feedback"], "feedback") == ""
+    connection = await asyncpg.connect(urls["feedback"])
+    try:
+        assert await _owners(connection) == {"comity_feedback_owner"}
+        assert await connection.fetchval("SELECT count(*) FROM events") == 0
+        await migrate(urls["feedback"], CHASSIS)
+    finally:
+        await connection.close()
+
+
+async def _owners(connection: Any) -> set[str]:
+    rows = await connection.fetch("SELECT DISTINCT tableowner FROM pg_tables WHERE schemaname = 'public'")
+    return {row["tableowner"] for row in rows}
 
 
 async def test_untied_stack_outlives_its_starter_and_is_stopped_by_another(data_dir: Path) -> None:
