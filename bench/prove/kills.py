@@ -130,7 +130,7 @@ async def _write(world: World, told: Acknowledged, writer: int) -> None:
             if tracked.results[0].status == feedback_pb.TRACK_STATUS_ACCEPTED:
                 told.clicks.append(click)
         except ServiceError as error:
-            if error.kind not in (Kind.UNAVAILABLE, Kind.DEADLINE):
+            if error.kind not in (Kind.UNAVAILABLE, Kind.DEADLINE, Kind.EXHAUSTED):
                 raise
             told.unanswered_count += 1
             await asyncio.sleep(0.01)
