@@ -9,7 +9,7 @@ from services.chassis.rpc_server import RpcServer
 PAUSE_S = 0.01
 
 
-async def eventually(condition: Callable[[], Awaitable[bool]], *, within_s: float = 20.0) -> None:
+async def eventually(condition: Callable[[], Awaitable[bool]], *, within_s: float = 60.0) -> None:
     """Returns once the condition holds; fails the test when it does not in time."""
     name = getattr(condition, "func", condition).__name__
     give_up_at = time.monotonic() + within_s

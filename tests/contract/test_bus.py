@@ -30,7 +30,7 @@ async def take(bus: Bus, count: int, *, durable: str = "reader", channels: str =
     messages: list[Message] = []
     if count == 0:
         return messages
-    async with asyncio.timeout(20), aclosing(bus.consume(channels, durable=durable)) as deliveries:
+    async with asyncio.timeout(50), aclosing(bus.consume(channels, durable=durable)) as deliveries:
         async for delivery in deliveries:
             messages.append(delivery.message)
             await delivery.ack()
@@ -84,7 +84,7 @@ class BusContract:
         """A message to be tried again comes before those behind it, with its deliveries counted."""
         await publish(bus, "a", "b")
         seen: list[tuple[str, int]] = []
-        async with asyncio.timeout(20), aclosing(bus.consume(HELD, durable="reader")) as deliveries:
+        async with asyncio.timeout(50), aclosing(bus.consume(HELD, durable="reader")) as deliveries:
             async for delivery in deliveries:
                 seen.append((delivery.message.payload.decode(), delivery.message.deliveries_count))
                 if len(seen) < 3:
@@ -98,7 +98,7 @@ class BusContract:
     async def test_delivery_without_verdict_comes_again(self, bus: Bus) -> None:
         """What a consumer took and never acknowledged goes to the next one."""
         await publish(bus, "a", "b")
-        async with asyncio.timeout(20), aclosing(bus.consume(HELD, durable="reader")) as deliveries:
+        async with asyncio.timeout(50), aclosing(bus.consume(HELD, durable="reader")) as deliveries:
             assert (await anext(deliveries)).message.payload == b"a"
         again, behind = await take(bus, 2)
         assert (again.payload, behind.payload) == (b"a", b"b")
@@ -118,7 +118,7 @@ class BusContract:
             await bus.oldest_age_s(two, durable="reader")
         await publish(bus, "a", to=channel(0, "One"))
         await publish(bus, "b", "c", to=channel(1, "Two"))
-        async with asyncio.timeout(20), aclosing(bus.consume(two, durable="reader")) as deliveries:
+        async with asyncio.timeout(50), aclosing(bus.consume(two, durable="reader")) as deliveries:
             delivery = await anext(deliveries)
             held_s = await bus.oldest_age_s(two, durable="reader")
             assert held_s > 0.0
@@ -177,7 +177,7 @@ class TestNatsBus(BusContract):
         """A consumer that works longer than the acknowledgement may take keeps its message."""
         await publish(bus, "a")
         ended = asyncio.get_running_loop().time() + 2.5
-        async with asyncio.timeout(20), aclosing(bus.consume(HELD, durable="reader")) as deliveries:
+        async with asyncio.timeout(50), aclosing(bus.consume(HELD, durable="reader")) as deliveries:
             delivery = await anext(deliveries)
             other = asyncio.create_task(take(bus, 1))
             await asyncio.wait({other}, timeout=ended - asyncio.get_running_loop().time())

@@ -127,7 +127,7 @@ class Slow(Consumer):
         await put_aside(pool, [Letter("source", "test", "REFUSED", payload=payload)])
         ((letter,), _) = await self.letters.after(0, 0)
         retrying = asyncio.create_task(self.letters.retry(letter.id))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(50):
             await self.begun.wait()
         return retrying
 

@@ -196,7 +196,7 @@ async def test_kill_between_effect_and_ack_applies_once(pool: Pool, bus: NatsBus
     batch = events(1, 2, 3)
     await publish(bus, batch, message_id="a")
     async with running(pool, bus, after_commit=die):
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(50):
             await committed.wait()
     assert await effects(pool) == [1, 2, 3]
     last = events(4)
@@ -218,7 +218,7 @@ async def test_kill_within_the_effect_applies_once(pool: Pool, bus: NatsBus) -> 
     batch = events(1, 2, 3)
     await publish(bus, batch, message_id="a")
     async with running(pool, bus, die_half_way):
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(50):
             await half_way.wait()
     assert await effects(pool) == []
     async with running(pool, bus) as subscription:

@@ -98,7 +98,7 @@ async def test_a_loop_that_is_broken_is_an_alarm_and_the_process_goes_on(monkeyp
         app.background("relay", loop)
 
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(50):
             assert await serve("sample", SETTINGS, build, stop=stop) == 0
     finally:
         set_alarm(Alarm.LOOP_CRASHES, False)
@@ -125,7 +125,7 @@ async def test_a_signal_while_building_stops_at_once() -> None:
         stop.set()
         await asyncio.Event().wait()
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(50):
         assert await serve("sample", SETTINGS, build, stop=stop) == 0
     assert closed == ["pool"]
 
@@ -198,7 +198,7 @@ COMPLETE = {"COMITY_DATABASE_URL": "postgres://u:hunter2@h/d", "COMITY_NATS_URL"
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_process_drains_on_a_signal(tmp_path: Path, number: signal.Signals) -> None:
     """It closes what it opened and exits with 0; its log is JSON lines without secrets."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(50):
         process = await start(tmp_path, **COMPLETE)
         assert process.stdout is not None
         assert await process.stdout.readline() == b"ready\n"
@@ -213,7 +213,7 @@ async def test_a_process_drains_on_a_signal(tmp_path: Path, number: signal.Signa
 
 async def test_a_process_that_hangs_ends_all_the_same(tmp_path: Path) -> None:
     """Whatever blocks the loop on the way down, the time for it is bounded."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(50):
         process = await start(tmp_path, **COMPLETE, HANG="1")
         assert process.stdout is not None
         assert await process.stdout.readline() == b"ready\n"
@@ -225,7 +225,7 @@ async def test_a_process_that_hangs_ends_all_the_same(tmp_path: Path) -> None:
 
 async def test_check_validates_the_settings_and_exits(tmp_path: Path) -> None:
     """Nothing is started; what is wrong is named by its variable."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(50):
         process = await start(tmp_path, "--check", **COMPLETE)
         _, said = await process.communicate()
         assert (process.returncode, said) == (0, b"the settings are valid\n")
@@ -237,7 +237,7 @@ async def test_check_validates_the_settings_and_exits(tmp_path: Path) -> None:
 
 async def test_connect_goes_with_check_alone(tmp_path: Path) -> None:
     """Whoever only wanted to try the servers does not start a service."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(50):
         process = await start(tmp_path, "--connect", **COMPLETE)
         _, said = await process.communicate()
     assert process.returncode == lifecycle.EXIT_SETTINGS
@@ -247,7 +247,7 @@ async def test_connect_goes_with_check_alone(tmp_path: Path) -> None:
 async def test_misspelled_setting_is_refused_by_check_and_told_by_the_process(tmp_path: Path) -> None:
     """`--check` fails and says what is meant; a process serves all the same, with an alarm and the name in its log."""
     misspelled = {**COMPLETE, "COMITY_TRACE_RATE": "0.1"}
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(50):
         process = await start(tmp_path, "--check", **misspelled)
         _, said = await process.communicate()
         assert process.returncode == lifecycle.EXIT_SETTINGS

@@ -123,7 +123,7 @@ async def test_tailing_reader_sees_every_event_of_racing_writers(pool: Pool, sto
     reader = asyncio.create_task(read(done))
     await asyncio.gather(*(write(writer) for writer in range(writers_count)))
     done.set()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(50):
         await reader
     assert len(seen) == len(set(seen)) == writers_count * appends_count
 

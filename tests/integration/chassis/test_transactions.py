@@ -171,7 +171,7 @@ async def test_one_process_leads_until_it_stops(pool: Pool, database: MakeDataba
         assert order == []
         assert await connection.fetchval("SELECT 1") == 1
     released.set()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(50):
         await second
     assert order == ["second"]
 

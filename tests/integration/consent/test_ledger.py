@@ -181,7 +181,7 @@ async def test_revoke_waits_until_every_decide_before_it_has_ended(consent: Any)
     await consent.record("r1", who(ALICE), ads="GRANTED")
     consent.pauses.gate = asyncio.Event()
     call = asyncio.ensure_future(consent.revoke("r2", who(ALICE), "ads"))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(50):
         await consent.pauses.began.wait()
     assert await consent.states(member(ALICE), "ads") == ["REVOKED"]
     assert not call.done()

@@ -146,7 +146,7 @@ async def test_service_that_does_not_listen_is_given_up(data_dir: Path, monkeypa
     other = serve_health(stack.address("identity"))
     stack._parts.spawn(Command("identity", idle, os.environ, stack.log("identity"), data_dir))
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(50):
             with pytest.raises(ServiceError, match="identity is not ready"):
                 await stack._wait_service("identity")
     finally:

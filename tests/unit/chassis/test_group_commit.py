@@ -45,7 +45,7 @@ def group(commits: Commits, batch_max: int = 500, bytes_max: int = 10**9) -> Gro
 
 async def settle(commits: Commits, tasks: Sequence[asyncio.Task[int]]) -> list[int | BaseException]:
     """Let every commit go on until all callers have their answer."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(50):
         while not all(task.done() for task in tasks):
             commits.open()
             await asyncio.sleep(0.001)
@@ -150,6 +150,6 @@ async def test_drain_waits_for_all(commits: Commits) -> None:
     await turns()
     draining = asyncio.create_task(commit.drain())
     assert await settle(commits, tasks) == [item * 10 for item in range(9)]
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(50):
         await draining
     assert commits.in_flight == 0
