@@ -168,7 +168,8 @@ class Archive(Protocol):
     ) -> AsyncIterator[tuple[list[Replayed], Place]]:
         """The facts of kinds that share a log, in its order, a bounded page at a time, with where the page ends.
 
-        It ends where the log's readers could go when it began. What cannot be opened (erased people) is left out.
+        It ends where the log ended when it began, or earlier where what was being recorded then takes long. What cannot
+        be opened (erased people) is left out.
 
         Args:
             member_ids: only what is recorded under these; empty: everything.

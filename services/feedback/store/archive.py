@@ -1,5 +1,7 @@
 """The retained log in pages: keyset reads, so that the last page costs what the first did and memory stays flat."""
 
+import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 
@@ -10,6 +12,7 @@ from services.chassis.postgres import Pool, acquire
 from services.chassis.sealing import Sealer
 from services.chassis.turns import TURN, in_turns
 from services.feedback.domain.replay import Kind, Place, Range, Replayed
+from services.feedback.store.behavior import NEWEST_SQL
 from services.feedback.store.rows import DECISION_COLUMNS, EVENT_COLUMNS, decision_of, position_of
 from services.feedback.wire import DECISION_MADE, KIND_OF, TYPE_OF, decode_decided, placement_of
 
@@ -17,6 +20,9 @@ from services.feedback.wire import DECISION_MADE, KIND_OF, TYPE_OF, decode_decid
 DECISIONS_PAGE = 500
 EVENTS_PAGE = 2000
 
+# A replay waits so long for transactions that were open when it began, of any service on the same Postgres.
+OPEN_S_MAX = 5.0
+OPEN_POLL_S = 0.02
 _FIRST = datetime(1, 1, 1, tzinfo=UTC)
 _LAST = datetime(9999, 12, 31, tzinfo=UTC)
 
@@ -52,8 +58,7 @@ EVENT_IDS_SQL = """
 SELECT event_id FROM events
 WHERE subject_id = ANY($1::text[]) AND subject_id <> ''
   AND type = ANY($2::text[]) AND occurred_at >= $3 AND occurred_at < $4
-  AND (epoch, xid, position) > ($5, $6::xid8, $7)
-  AND (epoch < (SELECT epoch FROM log_epoch) OR xid < pg_snapshot_xmin(pg_current_snapshot()))
+  AND (epoch, xid, position) > ($5, $6::xid8, $7) AND (epoch, xid, position) <= ($8, $9::xid8, $10)
 ORDER BY epoch, xid, position
 """
 EVENTS_BY_ID_SQL = f"""
@@ -103,10 +108,7 @@ class PostgresArchive:
     async def _events(
         self, kinds: frozenset[Kind], within: Range, after: LogPosition
     ) -> AsyncIterator[list[RecordedEvent]]:
-        # Only what readers of the log can pass: of what lies beyond, some may still be committed before the rest.
-        async with acquire(self._pool) as connection:
-            head = await connection.fetchrow(HEAD_SQL)
-        end = ORIGIN if head is None else position_of(head)
+        end = await self._end()
         types = sorted(TYPE_OF[kind] for kind in kinds)
         while True:
             async with acquire(self._pool) as connection:
@@ -134,15 +136,34 @@ class PostgresArchive:
     async def _events_of(
         self, kinds: frozenset[Kind], within: Range, after: LogPosition, member_ids: Sequence[str]
     ) -> AsyncIterator[list[RecordedEvent]]:
-        types = sorted(TYPE_OF[kind] for kind in kinds)
+        end, types = await self._end(), sorted(TYPE_OF[kind] for kind in kinds)
+        bounds = (*_bounds(within), *_parts(after), *_parts(end))
         async with acquire(self._pool) as connection:
-            rows = await connection.fetch(EVENT_IDS_SQL, list(member_ids), types, *_bounds(within), *_parts(after))
+            rows = await connection.fetch(EVENT_IDS_SQL, list(member_ids), types, *bounds)
         ids = [row["event_id"] for row in rows]
         for start in range(0, len(ids), EVENTS_PAGE):
             async with acquire(self._pool) as connection:
                 page = await connection.fetch(EVENTS_BY_ID_SQL, ids[start : start + EVENTS_PAGE])
             if page:
                 yield [recorded(row) for row in page]
+
+    async def _end(self) -> LogPosition:
+        """Where the log ends now, once its readers can pass that: until then something before it may be committed.
+
+        Where a transaction stays open too long, where readers can go: what lies beyond is for the next replay.
+        """
+        give_up_at_s = time.monotonic() + OPEN_S_MAX
+        newest = await self._position(NEWEST_SQL)
+        while True:
+            head = await self._position(HEAD_SQL)
+            if head >= newest or time.monotonic() >= give_up_at_s:
+                return head
+            await asyncio.sleep(OPEN_POLL_S)
+
+    async def _position(self, newest_sql: str) -> LogPosition:
+        async with acquire(self._pool) as connection:
+            row = await connection.fetchrow(newest_sql)
+        return ORIGIN if row is None else position_of(row)
 
     async def _opened(self, events: Sequence[RecordedEvent], placement_id: str) -> list[Replayed]:
         """Those that can be read, of the placement where one is named; one that cannot costs the others nothing."""

@@ -17,9 +17,9 @@ from services.chassis.reads import new_operation, operation_to_pb
 from services.chassis.sealing import Sealer
 from services.feedback.domain.replay import BEGINNING, Kind, Range, Replayed
 from services.feedback.store import PostgresArchive
+from services.feedback.store import archive as archive_module
 from services.feedback.store.archive import DECISIONS_PAGE
 from tests.integration.feedback.conftest import Feedback, event, made, member
-from tests.waiting import eventually
 
 DECISION = pb.REPLAY_KIND_DECISION
 BEHAVIOR = pb.REPLAY_KIND_BEHAVIOR
@@ -213,30 +213,31 @@ async def test_replay_goes_on_where_an_earlier_one_ended(feedback: Feedback, mem
 
 
 @pytest.mark.parametrize("members", [[], ["ann"]])
-async def test_replay_passes_over_nothing_that_is_still_being_recorded(feedback: Feedback, members: list[str]) -> None:
+async def test_replay_passes_over_nothing_that_is_still_being_recorded(
+    feedback: Feedback, members: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What a transaction records that began before others and ends after them is given by whoever goes on."""
-    await feedback.track(event("1"))
 
     async def ids(after: pb.ReplayPlace | None) -> tuple[list[str], pb.ReplayPlace]:
         asked = pb.ReplayEventsRequest(kinds=[BEHAVIOR], member_ids=[member(name) for name in members], after=after)
         pages = [page async for page in feedback.stub.ReplayEvents(asked, timeout=60)]
         return [one.event_id for page in pages for one in page.events], pages[-1].end if pages else pb.ReplayPlace()
 
-    async def first_is_given() -> bool:
-        return len((await ids(None))[0]) == 1
-
-    await eventually(first_is_given)
+    await feedback.track(event("1"))
+    assert len((await ids(None))[0]) == 1
     async with feedback.pool.acquire() as connection, connection.transaction():
         late = str(await connection.fetchval(RECORD_AGAIN_SQL))
         await feedback.track(event("2"))
+        monkeypatch.setattr(archive_module, "OPEN_S_MAX", 0.0)
         before, end = await ids(None)
         assert len(before) == 1
-
-    async def rest_is_given() -> bool:
-        rest, _ = await ids(end)
-        return len(rest) == 2 and rest[0] == late
-
-    await eventually(rest_is_given)
+        monkeypatch.setattr(archive_module, "OPEN_S_MAX", 3600.0)
+        waiting = asyncio.ensure_future(ids(None))
+        done, _ = await asyncio.wait({waiting}, timeout=0.3)
+        assert not done
+    rest, _ = await ids(end)
+    assert (len(rest), rest[0]) == (2, late)
+    assert (await waiting)[0] == [*before, *rest]
 
 
 def ids_of(page: Sequence[Replayed]) -> set[str]:
