@@ -6,6 +6,7 @@ table which nobody thought of is missed by a test.
 """
 
 import asyncio
+import sys
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -322,6 +323,11 @@ async def try_bricks(stack: Stack, services: Services, bricks: Sequence[Brick], 
         # Only a start is left to it.
         await stack.restart(service)
     kept = await _until_none(lambda: _kept(services, service, bricks), within_s) if not untold else 0
+    if down or untold or kept:
+        print(
+            f"bricks: {service}: {', '.join(brick.table for brick in bricks)}: {down=} {untold=} {kept=}",
+            file=sys.stderr,
+        )
     return Tried(len(bricks), down, untold, kept)
 
 
