@@ -47,8 +47,8 @@ UNUSABLE = "stored_unusable"
 # What a caller gets of a service that does not serve.
 BROKEN = (Kind.UNAVAILABLE, Kind.DEADLINE, Kind.INTERNAL)
 
-# What becomes of bytes: noise, nothing, half of what it was.
-RUINS = ("'\\xff'", "''", "substring({column} for octet_length({column}) / 2)")
+# What becomes of bytes: noise, nothing, all but the last. A half may be a shorter message, which nothing can tell.
+RUINS = ("'\\xff'", "''", "substring({column} for octet_length({column}) - 1)")
 CHASSIS = {
     "events": "read in pages; what cannot be read is put aside (G19)",
     "commands": "asked for by the command that is repeated",
