@@ -5,3 +5,8 @@ GetDecision, Explain, Replay), CatalogService, ReleaseService and HoldingsServic
 CatalogChanged, ModelRegistered and ModelActivated. Consumes nothing: identity, consent and features are asked in each
 Decide.
 """
+
+import os
+
+# ONNX Runtime tells its maker of its use, unless it is told not to before it is loaded.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
